@@ -1,0 +1,285 @@
+"""Make a Stable Diffusion 1.x pipeline folder with random weights.
+
+    python scripts/make_pipeline.py --size tiny --out tiny     # 17 MB: tests, dry runs on a laptop
+    python scripts/make_pipeline.py --size sd15 --out sd15     # 4.3 GB: the real shapes, for timing
+
+The folder is what a hub repository of this family holds: `diffusers.StableDiffusionPipeline.from_pretrained`
+loads it and draws meaningless pictures. Weights and tokenizer are made here; nothing is downloaded.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+# The words that are one token each; everything else is spelled out in smaller pieces, down to single bytes.
+WORDS = """
+a an the of in on at by to for from with without and or is as under over near behind beside between inside
+front top photo picture image painting drawing sketch rendering illustration portrait close up closeup
+cropped good bad cool nice small large big tiny old new young clean dirty weird rare bright dark blurry
+detailed beautiful cute high low quality resolution style art oil watercolor pencil digital one two three
+four my your his her their this that it person man woman boy girl child face hand dog puppy cat kitten bird
+horse cow sheep bear fox rabbit lion tiger fish robot toy plush doll car truck bus train plane boat bike
+house building tower castle bridge street road city village tree flower grass leaf forest mountain hill
+beach sea ocean river lake sky cloud sun moon star snow rain fire water sand stone wood metal glass table
+chair bed sofa floor wall window door room kitchen garden park field farm backpack bag cup mug bowl plate
+bottle can candle clock vase book shoe boot sneaker hat shirt dress glasses sunglasses wearing sitting
+standing running walking sleeping jumping swimming looking holding playing eating red green blue yellow
+orange purple pink black white brown grey gold silver shiny wet
+""".split()  # noqa: SIM905
+
+_SD15_UNET = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "act_fn": "silu",
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+}
+_SD15_VAE = {
+    "sample_size": 512,
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "act_fn": "silu",
+    "scaling_factor": 0.18215,
+}
+_SD15_TEXT_ENCODER = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "bos_token_id": 0,  # these three are not the tokenizer's ids; the published model has them so
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+
+# size -> component -> constructor arguments
+SIZES = {
+    "sd15": {"unet": _SD15_UNET, "vae": _SD15_VAE, "text_encoder": _SD15_TEXT_ENCODER},
+    "tiny": {
+        "unet": _SD15_UNET
+        | {
+            "sample_size": 8,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "block_out_channels": (64, 128),
+            "layers_per_block": 1,
+            "cross_attention_dim": 64,
+        },
+        "vae": _SD15_VAE
+        | {
+            "sample_size": 64,
+            "block_out_channels": (32, 32, 64, 64),
+            "layers_per_block": 1,
+            "norm_num_groups": 16,
+        },
+        "text_encoder": _SD15_TEXT_ENCODER
+        | {
+            "vocab_size": 1024,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "projection_dim": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        },
+    },
+}
+
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "clip_sample": False,  # no argument of PNDM, but in the published scheduler_config.json
+}
+
+
+def make_pipeline(size: str, out: str | Path, seed: int = 0) -> Path:
+    """Write a pipeline folder with random float32 weights; returns its path.
+
+    `size` is a key of `SIZES`. The same size and seed give the same weights; torch's global generator is
+    left as it was.
+    """
+    out = Path(out)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = build_networks(size)
+        randomize(networks)
+    pipeline = StableDiffusionPipeline(
+        **networks,
+        tokenizer=build_tokenizer(SIZES[size]["text_encoder"]["vocab_size"]),
+        scheduler=PNDMScheduler.from_config(SCHEDULER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out)
+    complete_tokenizer(out / "tokenizer")
+    add_text_model_prefix(out / "text_encoder" / "model.safetensors")
+    for weights in out.glob("*/*.safetensors"):  # safetensors creates them 0600 whatever the umask
+        weights.chmod((out / "model_index.json").stat().st_mode)
+    return out
+
+
+def build_networks(size: str) -> dict[str, torch.nn.Module]:
+    """The three networks of a size, initialised as their libraries do it (or empty, under a meta device)."""
+    configs = SIZES[size]
+    return {
+        "unet": UNet2DConditionModel(**configs["unet"]).eval(),
+        "vae": AutoencoderKL(**configs["vae"]).eval(),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])).eval(),
+    }
+
+
+@torch.no_grad()
+def randomize(networks: dict[str, torch.nn.Module]) -> None:
+    """Make swapped weights visible and the VAE's output look like latents and pictures, in place."""
+    for network in networks.values():
+        for parameter in network.parameters():
+            if parameter.ndim == 1:  # norm scales start as ones, many biases as zeros: all would be alike
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+
+    vae = networks["vae"]
+    scale, channels = vae.config.scaling_factor, vae.config.latent_channels
+    smooth = torch.nn.functional.interpolate(torch.rand(4, 3, 8, 8) * 2 - 1, size=64, mode="bicubic")
+    moments_std = torch.tensor([1 / scale] * channels + [0.5] * channels)  # mean, then log variance
+    moments_mean = torch.tensor([0.0] * channels + [-4.0] * channels)
+    fit_output(vae.quant_conv, lambda: vae.quant_conv(vae.encoder(smooth)), moments_std, moments_mean)
+    latents = torch.randn(4, channels, 8, 8) / scale
+    fit_output(vae.decoder.conv_out, lambda: vae.decode(latents).sample, torch.full([3], 0.4), torch.zeros(3))
+
+
+def fit_output(
+    convolution: torch.nn.Conv2d, run: Callable[[], torch.Tensor], std: torch.Tensor, mean: torch.Tensor
+) -> None:
+    """Rescale a last convolution: each channel of `run()` [b, c, h, w] gets this std and mean [c]."""
+    measured_std, measured_mean = torch.std_mean(run(), dim=(0, 2, 3))
+    gain = std / measured_std
+    convolution.weight.mul_(gain[:, None, None, None])
+    convolution.bias.sub_(measured_mean).mul_(gain).add_(mean)
+
+
+def add_text_model_prefix(path: Path) -> None:
+    """Spell the text encoder's keys as the hub does: transformers 5 leaves `text_model.` out."""
+    tensors = {
+        f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in load_file(path).items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def learn_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, in order, that make one token of each (lower-case ASCII) word; `</w>` ends a word."""
+    merges = []
+    spellings = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
+    while pairs := Counter(pair for spelling in spellings for pair in pairwise(spelling)):
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        spellings = [merge(spelling, best) for spelling in spellings]
+    return merges
+
+
+def merge(spelling: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for token in spelling:
+        if merged and (merged[-1], token) == pair:
+            merged[-1] += token
+        else:
+            merged.append(token)
+    return merged
+
+
+def build_tokenizer(vocab_size: int) -> CLIPTokenizer:
+    """A CLIP tokenizer that knows `WORDS`, with exactly `vocab_size` entries."""
+    merges = learn_merges(WORDS)
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(byte + "</w>" for byte in alphabet), *dict.fromkeys(a + b for a, b in merges)]
+    # Unused entries fill up to the text encoder's vocabulary: start and end are its last two, as in any CLIP.
+    tokens += [f"<|unused{i}|>" for i in range(vocab_size - len(tokens) - 2)] + [START, END]
+    assert len(tokens) == vocab_size, f"{len(tokens)} tokens do not fit a vocabulary of {vocab_size}"
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+
+
+def complete_tokenizer(folder: Path) -> None:
+    """Add to transformers 5's tokenizer.json the files that published pipelines and transformers 4 have."""
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    write_json(folder / "vocab.json", model["vocab"])
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    special = {
+        "bos_token": {"content": START, **flags},
+        "eos_token": {"content": END, **flags},
+        "unk_token": {"content": END, **flags},
+        "pad_token": END,
+    }
+    write_json(folder / "special_tokens_map.json", special)
+    config = {
+        "add_prefix_space": False,
+        "bos_token": {"__type": "AddedToken", **special["bos_token"]},
+        "do_lower_case": True,
+        "eos_token": {"__type": "AddedToken", **special["eos_token"]},
+        "errors": "replace",
+        "model_max_length": 77,
+        "pad_token": END,
+        "tokenizer_class": "CLIPTokenizer",
+        "unk_token": {"__type": "AddedToken", **special["unk_token"]},
+    }
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(make_pipeline(arguments.size, arguments.out, arguments.seed))
