@@ -1,0 +1,275 @@
+"""The UNet of Stable Diffusion 1 and 2 (arXiv 2112.10752), module for module as diffusers names it.
+
+Shape suffixes as in `jaxbooth.models.layers`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from booth.errors import UserError
+from jaxbooth.models.attention import Transformer2DModel
+from jaxbooth.models.layers import (
+    Conv,
+    Downsample2D,
+    GroupNorm,
+    ResnetBlock2D,
+    TimestepEmbedding,
+    Upsample2D,
+    read_config,
+    sinusoidal_embedding,
+)
+
+_FREE = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "layers_per_block": 2,
+    "transformer_layers_per_block": 1,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 1280,
+    "use_linear_projection": False,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+}
+_FIXED = {
+    "act_fn": ("silu", "swish"),
+    "addition_embed_type": (None,),
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dropout": (0.0,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_attention_heads": (None,),
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "resnet_out_scale_factor": (1.0,),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+# Attention logits and softmax are float32 here whatever `upcast_attention` says; the last three belong to
+# embeddings that are refused above.
+_IGNORED = {
+    "sample_size",
+    "upcast_attention",
+    "addition_embed_type_num_heads",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+}
+
+Run = Callable[..., jax.Array]
+
+
+def _run(module: nnx.Module, *args: jax.Array) -> jax.Array:
+    return module(*args)  # type: ignore[operator]
+
+
+class DownBlock2D(nnx.Module):
+    """Resnets, each followed by a transformer where there are `attentions`, then a downsampler if any."""
+
+    def __init__(self, resnets: Sequence, attentions: Sequence, downsamplers: Sequence):
+        self.resnets = nnx.List(resnets)
+        self.attentions = nnx.List(attentions)
+        self.downsamplers = nnx.List(downsamplers)
+
+    def __call__(
+        self, run: Run, x_bhwc: jax.Array, time_bd: jax.Array, context_bsd: jax.Array
+    ) -> list[jax.Array]:
+        """Returns the output of every layer: the skip connections, the last of which goes on down."""
+        outputs = []
+        for i, resnet in enumerate(self.resnets):
+            x_bhwc = run(resnet, x_bhwc, time_bd)
+            if self.attentions:
+                x_bhwc = run(self.attentions[i], x_bhwc, context_bsd)
+            outputs.append(x_bhwc)
+        for downsample in self.downsamplers:
+            outputs.append(downsample(outputs[-1]))
+        return outputs
+
+
+class MidBlock2DCrossAttn(nnx.Module):
+    """A transformer between two resnets."""
+
+    def __init__(self, resnets: Sequence, attentions: Sequence):
+        self.attentions = nnx.List(attentions)
+        self.resnets = nnx.List(resnets)
+
+    def __call__(self, run: Run, x_bhwc: jax.Array, time_bd: jax.Array, context_bsd: jax.Array) -> jax.Array:
+        x_bhwc = run(self.resnets[0], x_bhwc, time_bd)
+        x_bhwc = run(self.attentions[0], x_bhwc, context_bsd)
+        return run(self.resnets[1], x_bhwc, time_bd)
+
+
+class UpBlock2D(nnx.Module):
+    """As `DownBlock2D`, with an upsampler, each resnet also taking the last skip connection left."""
+
+    def __init__(self, resnets: Sequence, attentions: Sequence, upsamplers: Sequence):
+        self.resnets = nnx.List(resnets)
+        self.attentions = nnx.List(attentions)
+        self.upsamplers = nnx.List(upsamplers)
+
+    def __call__(
+        self, run: Run, x_bhwc: jax.Array, skips: list[jax.Array], time_bd: jax.Array, context_bsd: jax.Array
+    ) -> jax.Array:
+        for i, resnet in enumerate(self.resnets):
+            x_bhwc = run(resnet, jnp.concatenate([x_bhwc, skips.pop()], axis=-1), time_bd)
+            if self.attentions:
+                x_bhwc = run(self.attentions[i], x_bhwc, context_bsd)
+        for upsample in self.upsamplers:
+            x_bhwc = upsample(x_bhwc, skips[-1].shape[1:3])
+        return x_bhwc
+
+
+def _attends(key: str, types: Sequence[str], attending: str, plain: str, levels: int) -> list[bool]:
+    """Which levels have transformers, from the names of their block types."""
+    if len(types) != levels or not set(types) <= {attending, plain}:
+        raise UserError(
+            f"unet config: {key}={list(types)!r} is not supported, only {levels} names (one for each of"
+            f" block_out_channels) out of {attending!r} and {plain!r} are"
+        )
+    return [name == attending for name in types]
+
+
+def _per_level(key: str, value: int | Sequence[int], levels: int) -> list[int]:
+    """One integer a level, where the config may give one for all."""
+    values = [value] * levels if isinstance(value, int) else list(value or ())
+    if len(values) != levels or not all(isinstance(item, int) for item in values):
+        raise UserError(
+            f"unet config: {key}={value!r} is not supported, only an integer or {levels} integers are"
+        )
+    return values
+
+
+class UNet2DConditionModel(nnx.Module):
+    """Predicts noise or velocity, as it was trained to, from noisy latents, the timestep and the text.
+
+    Args:
+        config: the content of diffusers' `unet/config.json`.
+        dtype: the compute dtype, float32 or bfloat16; parameters are cast to it at use.
+        remat: whether the backward pass computes the inside of every resnet and transformer once more instead
+            of keeping it: less memory, up to a third more time, the same gradients.
+
+    Raises:
+        UserError: where the config asks for something that Stable Diffusion 1 and 2 have not.
+    """
+
+    def __init__(self, config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32, remat: bool = False):
+        c = read_config("unet", config, free=_FREE, fixed=_FIXED, ignored=_IGNORED)
+        widths, levels = c.block_out_channels, len(c.block_out_channels)
+        down_attends = _attends(
+            "down_block_types", c.down_block_types, "CrossAttnDownBlock2D", "DownBlock2D", levels
+        )
+        up_attends = _attends("up_block_types", c.up_block_types, "CrossAttnUpBlock2D", "UpBlock2D", levels)
+        # In these models' configs attention_head_dim is the number of heads, not the size of one.
+        heads = _per_level("attention_head_dim", c.attention_head_dim, levels)
+        depths = _per_level("transformer_layers_per_block", c.transformer_layers_per_block, levels)
+        if any(width % count for width, count in zip(widths, heads, strict=True)):
+            raise UserError(
+                f"unet config: attention_head_dim={c.attention_head_dim!r} (the number of heads) is not"
+                f" supported, only divisors of block_out_channels={list(widths)!r} are"
+            )
+        time_features = 4 * widths[0]
+        resnet = partial(
+            ResnetBlock2D, groups=c.norm_num_groups, eps=c.norm_eps, time_features=time_features, dtype=dtype
+        )
+
+        def transformer(level: int) -> Transformer2DModel:
+            return Transformer2DModel(
+                widths[level],
+                heads=heads[level],
+                depth=depths[level],
+                context_features=c.cross_attention_dim,
+                groups=c.norm_num_groups,
+                linear_projection=c.use_linear_projection,
+                dtype=dtype,
+            )
+
+        self.dtype = dtype
+        self.remat = remat
+        self.sinusoids = {
+            "features": widths[0],
+            "flip_sin_to_cos": c.flip_sin_to_cos,
+            "freq_shift": c.freq_shift,
+        }
+        self.time_embedding = TimestepEmbedding(widths[0], time_features, dtype=dtype)
+        self.conv_in = Conv(c.in_channels, widths[0], dtype=dtype)
+
+        self.down_blocks: nnx.List[DownBlock2D] = nnx.List()
+        skip_widths = [widths[0]]
+        for level, width in enumerate(widths):
+            resnets = []
+            for _ in range(c.layers_per_block):
+                resnets.append(resnet(skip_widths[-1], width))
+                skip_widths.append(width)
+            downsamplers = []
+            if level < levels - 1:
+                downsamplers.append(Downsample2D(width, dtype=dtype))
+                skip_widths.append(width)
+            attentions = [transformer(level) for _ in resnets if down_attends[level]]
+            self.down_blocks.append(DownBlock2D(resnets, attentions, downsamplers))
+
+        width = widths[-1]
+        self.mid_block = MidBlock2DCrossAttn([resnet(width, width), resnet(width, width)], [transformer(-1)])
+
+        self.up_blocks: nnx.List[UpBlock2D] = nnx.List()
+        for level in reversed(range(levels)):
+            resnets = []
+            for _ in range(c.layers_per_block + 1):
+                resnets.append(resnet(width + skip_widths.pop(), widths[level]))
+                width = widths[level]
+            attentions = [transformer(level) for _ in resnets if up_attends[levels - 1 - level]]
+            upsamplers = [Upsample2D(width, dtype=dtype)] if level > 0 else []
+            self.up_blocks.append(UpBlock2D(resnets, attentions, upsamplers))
+
+        self.conv_norm_out = GroupNorm(c.norm_num_groups, width, eps=c.norm_eps, dtype=dtype)
+        self.conv_out = Conv(width, c.out_channels, dtype=dtype)
+
+    def __call__(self, latents_bhwc: jax.Array, timesteps_b: jax.Array, context_btd: jax.Array) -> jax.Array:
+        """Predicts from a batch of noisy latents.
+
+        Args:
+            latents_bhwc: noisy, scaled latents.
+            timesteps_b: timesteps, integer or floating.
+            context_btd: the text encoder's last hidden state.
+
+        Returns:
+            The prediction, [b, h, w, out_channels] float32.
+        """
+        # Rematerialisation is decided here for every block.
+        run = nnx.remat(_run) if self.remat else _run
+        context_btd = context_btd.astype(self.dtype)
+        time_bd = self.time_embedding(sinusoidal_embedding(timesteps_b, **self.sinusoids).astype(self.dtype))
+
+        x_bhwc = self.conv_in(latents_bhwc.astype(self.dtype))
+        skips = [x_bhwc]
+        for down_block in self.down_blocks:
+            skips += down_block(run, skips[-1], time_bd, context_btd)
+        x_bhwc = self.mid_block(run, skips[-1], time_bd, context_btd)
+        for up_block in self.up_blocks:
+            x_bhwc = up_block(run, x_bhwc, skips, time_bd, context_btd)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x_bhwc))).astype(jnp.float32)

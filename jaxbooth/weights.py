@@ -1,0 +1,137 @@
+"""THE weights mapping: diffusers <-> Flax, total and invertible.
+
+The modules are named as in diffusers, so only the last part of a name and the layout of its array differ:
+
+    diffusers                         Flax
+    linear  .weight [out, in]         .kernel [in, out]
+    conv    .weight [out, in, h, w]   .kernel [h, w, in, out]
+    norm    .weight [c]               .scale [c]
+    table   .weight [rows, d]         .embedding [rows, d]
+    all     .bias [c]                 .bias [c]
+
+Outside this file and the models, parameters are a flat dict: diffusers' name -> array in Flax's layout.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.typing import PathParts
+from jax.typing import DTypeLike
+
+from booth.errors import UserError
+
+_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+# By the kernel's number of dimensions: the order of its axes in diffusers.
+_KERNEL_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A model without its parameters.
+
+    Attributes:
+        shapes: diffusers' name -> shape (in Flax's layout) and dtype of every parameter.
+        axes: diffusers' name -> the axes of the Flax array in the order diffusers has them.
+    """
+
+    shapes: dict[str, jax.ShapeDtypeStruct]
+    axes: dict[str, tuple[int, ...]]
+    _paths: dict[str, PathParts]
+    _graphdef: nnx.GraphDef
+
+    @classmethod
+    def build(
+        cls, model: type[nnx.Module], config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32, **kw: Any
+    ) -> "Network":
+        """Builds `model(config, dtype=dtype, **kw)`; allocates nothing and compiles nothing.
+
+        Raises:
+            UserError: where the model does not support the config.
+        """
+        graphdef, state = nnx.split(model(config, dtype=dtype, **kw))  # type: ignore[call-arg]
+        network = cls({}, {}, {}, graphdef)
+        for path, parameter in nnx.to_flat_state(state):
+            name = ".".join(str(part) for part in (*path[:-1], _LEAF_NAMES[str(path[-1])]))
+            shape = parameter.get_value()
+            network.shapes[name] = shape
+            network.axes[name] = (
+                _KERNEL_AXES[len(shape.shape)] if path[-1] == "kernel" else tuple(range(len(shape.shape)))
+            )
+            network._paths[name] = path
+        return network
+
+    def bind(self, params: Mapping[str, jax.Array]) -> Any:
+        """Returns the model with these parameters, ready to be called.
+
+        Meant for the inside of a jitted function, where it costs trace time only:
+        `unet.bind(params)(latents_bhwc, timesteps_b, context_btd)`.
+
+        Args:
+            params: an array in Flax's layout for each name in `shapes`, of any floating dtype.
+        """
+        leaves: dict[PathParts, Any] = {path: params[name] for name, path in self._paths.items()}
+        return nnx.merge(self._graphdef, nnx.from_flat_state(leaves))
+
+
+def from_diffusers(
+    network: Network, tensors: Mapping[str, np.ndarray], component: str
+) -> dict[str, np.ndarray]:
+    """Converts all tensors of a component.
+
+    Args:
+        network: the model they are for.
+        tensors: diffusers' name -> array in diffusers' layout, of any floating dtype.
+        component: the name used in errors, such as `unet`.
+
+    Returns:
+        Name -> float32 array in Flax's layout, for `Network.bind`.
+
+    Raises:
+        UserError: where names are missing or left over, or a shape is not the expected one.
+    """
+    missing, left_over = network.shapes.keys() - tensors.keys(), tensors.keys() - network.shapes.keys()
+    if missing or left_over:
+        raise UserError(
+            f"{component} weights do not fit its config: missing {_listed(missing)};"
+            f" left over {_listed(left_over)}"
+        )
+    params, wrong = {}, []
+    for name, axes in network.axes.items():
+        tensor = tensors[name]
+        expected = tuple(network.shapes[name].shape[axis] for axis in axes)
+        if tensor.shape == (*expected, 1, 1):
+            tensor = tensor.reshape(
+                expected
+            )  # The attention of older VAEs: linear layers kept as 1x1 convolutions.
+        if tensor.shape != expected or not jnp.issubdtype(tensor.dtype, jnp.floating):
+            wrong.append(f"{name} is {tensor.dtype}{list(tensor.shape)} instead of float{list(expected)}")
+            continue
+        params[name] = np.ascontiguousarray(tensor.transpose(np.argsort(axes)), dtype=np.float32)
+    if wrong:
+        raise UserError(f"{component} weights do not fit its config: {_listed(wrong)}")
+    return params
+
+
+def to_diffusers(network: Network, name: str, array: np.ndarray) -> np.ndarray:
+    """Converts one tensor back: the inverse of `from_diffusers`, to the bit.
+
+    Args:
+        network: the model it is from.
+        name: its diffusers name.
+        array: it, or anything of its shape (a gradient, an average), in Flax's layout.
+
+    Returns:
+        The array in diffusers' layout, in its own dtype.
+    """
+    return np.ascontiguousarray(np.asarray(array).transpose(network.axes[name]))
+
+
+def _listed(items: Collection[str], shown: int = 4) -> str:
+    """The first few of many."""
+    some = ", ".join(sorted(items)[:shown]) or "none"
+    return some if len(items) <= shown else f"{some} and {len(items) - shown} more"
