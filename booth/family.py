@@ -1,0 +1,97 @@
+"""Model families: what a pipeline of each is made of, and how one is recognised.
+
+A new family is one more `Family` here. Supported: Stable Diffusion 1.x; 2.x, XL and 3 are to come.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from booth.errors import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str
+    title: str
+    pipeline_class: str
+    classes: Mapping[str, tuple[str, ...]]  # component -> the classes it may have in model_index.json
+    networks: tuple[str, ...]  # the components with weights that training and sampling use
+    trainable: tuple[str, ...]  # those of them that can train
+    features: Mapping[
+        tuple[str, str], Any
+    ]  # (component, config key) -> the value that tells the family from others
+
+
+SD1 = Family(
+    name="sd1",
+    title="Stable Diffusion 1.x",
+    pipeline_class="StableDiffusionPipeline",
+    classes={
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    },
+    networks=("unet", "vae", "text_encoder"),
+    trainable=("unet", "text_encoder"),
+    features={
+        # 2.x has the same pipeline class but differs in these. Widths say nothing: small models count too.
+        ("unet", "use_linear_projection"): False,
+        ("text_encoder", "hidden_act"): "quick_gelu",
+        # What the UNet is called with: latents, timestep and context, nothing else.
+        ("unet", "in_channels"): 4,
+        ("unet", "addition_embed_type"): None,
+        ("unet", "class_embed_type"): None,
+        ("unet", "encoder_hid_dim_type"): None,
+        ("unet", "time_cond_proj_dim"): None,
+    },
+)
+
+FAMILIES = (SD1,)
+
+# What diffusers and transformers assume where a config leaves the key out, as older ones do.
+_DEFAULTS = {
+    ("unet", "use_linear_projection"): False,
+    ("text_encoder", "hidden_act"): "quick_gelu",
+    ("unet", "in_channels"): 4,
+    ("unet", "addition_embed_type"): None,
+    ("unet", "class_embed_type"): None,
+    ("unet", "encoder_hid_dim_type"): None,
+    ("unet", "time_cond_proj_dim"): None,
+}
+
+
+def detect_family(
+    source: str, model_index: Mapping[str, Any], component_config: Callable[[str], Mapping[str, Any]]
+) -> Family:
+    """The family of a pipeline folder, from model_index.json and the components' configs.
+
+    Raises UserError, beginning with `source`, if no supported family fits; it names what differs.
+    """
+    supported = f"supported: {', '.join(f'{family.title} ({family.pipeline_class})' for family in FAMILIES)}"
+    pipeline_class = model_index.get("_class_name")
+    candidates = [family for family in FAMILIES if family.pipeline_class == pipeline_class]
+    if not candidates:
+        raise UserError(f"{source}: {pipeline_class} is not supported yet; {supported}")
+    differences = [_difference(family, model_index, component_config) for family in candidates]
+    for family, difference in zip(candidates, differences, strict=True):
+        if difference is None:
+            return family
+    raise UserError(f"{source}: {differences[0]}; {supported}")
+
+
+def _difference(
+    family: Family, model_index: Mapping[str, Any], component_config: Callable[[str], Mapping[str, Any]]
+) -> str | None:
+    """The first thing in which a pipeline is not of the family, or None."""
+    for component, classes in family.classes.items():
+        entry = model_index.get(component)
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if found not in classes:
+            return f"{component} is {found}, where {family.title} has {classes[0]}"
+    for (component, key), expected in family.features.items():
+        found = component_config(component).get(key, _DEFAULTS[component, key])
+        if found != expected:
+            return f"{component}/config.json has {key}={found!r}, where {family.title} has {expected!r}"
+    return None

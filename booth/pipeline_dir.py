@@ -1,0 +1,204 @@
+"""THE diffusers pipeline folder: model_index.json, component configs, safetensors weights as NumPy arrays.
+
+    model_index.json                        pipeline class, components and their classes
+    unet/ vae/ text_encoder/                config.json and weights, in one file or in shards with an index
+    tokenizer/ scheduler/                   vocabulary, noise schedule
+
+Weights are named here as current diffusers and transformers 4 name them, whatever spelling the files have.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from booth.errors import UserError
+from booth.family import Family, detect_family
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+_TEXT_MODEL_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
+_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    dtype: str  # as safetensors writes it: F32, F16, BF16, I64, ...
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A component's weight files, and the keys in each as the file spells them."""
+
+    index: Path | None  # of shards
+    specs: Mapping[Path, Mapping[str, TensorSpec]]
+
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(key as in the file, array) of all files, one at a time."""
+        for path, specs in self.specs.items():
+            with safe_open(path, framework="np") as file:
+                for key in specs:
+                    yield key, file.get_tensor(key)
+
+
+class PipelineDir:
+    """An opened pipeline folder; `open_pipeline` makes it."""
+
+    def __init__(self, path: Path, variant: str, model_index: Mapping[str, Any], family: Family) -> None:
+        self.path = path
+        self.variant = variant
+        self.model_index = model_index
+        self.family = family
+        self.weights = {component: self._find_weights(component) for component in family.networks}
+        self._hashes: dict[str, str] = {}
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / "tokenizer"
+
+    def component_config(self, component: str) -> dict[str, Any]:
+        """config.json of a component (scheduler_config.json of the scheduler). Raises UserError if broken."""
+        return _component_config(self.path, component)
+
+    def tensors(self, component: str) -> dict[str, np.ndarray]:
+        """All weights of a network by canonical name, in the dtype of the file (bfloat16 is ml_dtypes')."""
+        named = ((canonical_name(component, key), array) for key, array in self.weights[component].read())
+        return {name: array for name, array in named if name is not None}
+
+    def weights_hash(self, component: str) -> str:
+        """sha256 over the content of a network's weight files, in the order of their names; computed once."""
+        if component not in self._hashes:
+            digest = hashlib.sha256()
+            for path in self.weights[component].specs:
+                with path.open("rb") as file:
+                    while chunk := file.read(1 << 22):
+                        digest.update(chunk)
+            self._hashes[component] = digest.hexdigest()
+        return self._hashes[component]
+
+    def _find_weights(self, component: str) -> Weights:
+        folder = self.path / component
+        stem = "model" if self.model_index[component][0] == "transformers" else "diffusion_pytorch_model"
+        suffix = f".{self.variant}" if self.variant else ""
+        single = folder / f"{stem}{suffix}.safetensors"
+        index = folder / f"{stem}.safetensors.index{suffix}.json"
+        if single.is_file():
+            return Weights(None, {single: _read_specs(single)})
+        if index.is_file():
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
+                raise UserError(
+                    f"model.source={self.path}: {component}/{index.name} is broken; download it again"
+                )
+            shards = [folder / name for name in sorted(set(weight_map.values()))]
+            return Weights(index, {shard: _read_specs(shard) for shard in shards})
+        raise UserError(f"model.source={self.path}: {_why_no_weights(folder, single.name)}")
+
+
+def open_pipeline(source: str | Path, variant: str = "") -> PipelineDir:
+    """Opens a local pipeline folder and checks that it is complete, readable and of a supported family.
+
+    `variant` is the middle part of the weight files' names, such as `fp16`. Raises UserError.
+    """
+    path = Path(source).expanduser()
+    where = f"model.source={source}"
+    if path.is_file():
+        raise UserError(
+            f"{where}: single-file checkpoints are not supported; give a diffusers pipeline folder"
+        )
+    if not path.is_dir():
+        raise UserError(
+            f"{where}: no such folder; give a diffusers pipeline's local folder (hub ids are not supported yet)"
+        )
+    if not (path / "model_index.json").is_file():
+        raise UserError(f"{where}: no model_index.json in it; give the top folder of a diffusers pipeline")
+    model_index = _read_json(path / "model_index.json")
+    family = detect_family(where, model_index, lambda component: _component_config(path, component))
+    _component_config(path, "scheduler")
+    tokenizer = path / "tokenizer"
+    if not ((tokenizer / "tokenizer.json").is_file() or has_vocabulary(tokenizer)):
+        raise UserError(
+            f"{where}: tokenizer/ has neither vocab.json and merges.txt nor tokenizer.json; download it again"
+        )
+    return PipelineDir(path, variant, model_index, family)
+
+
+def has_vocabulary(tokenizer: Path) -> bool:
+    return (tokenizer / "vocab.json").is_file() and (tokenizer / "merges.txt").is_file()
+
+
+def canonical_name(component: str, key: str) -> str | None:
+    """The one name of a weight, whichever library version wrote it; None for a buffer that is no weight."""
+    if component == "text_encoder":
+        if key.endswith("position_ids"):
+            return None
+        # transformers 5 leaves the prefix out
+        return f"text_model.{key}" if key.startswith(_TEXT_MODEL_PARTS) else key
+    if component == "vae":
+        return re.sub(
+            r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda m: _OLD_VAE_ATTENTION[m[0]], key
+        )
+    return key
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name
+
+
+def _component_config(path: Path, component: str) -> dict[str, Any]:
+    return _read_json(
+        path / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); download it again") from error
+    except ValueError as error:  # not JSON, not UTF-8
+        raise UserError(f"{path} is no JSON ({' '.join(str(error).split())}); download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object; download it again")
+    return content
+
+
+def _read_specs(path: Path) -> dict[str, TensorSpec]:
+    """Keys, dtypes and shapes of a safetensors file, whose size is checked against them."""
+    try:
+        with safe_open(path, framework="np") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+            specs = {key: TensorSpec(s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        if path.is_file() and path.open("rb").read(12) == b"version http":
+            reason = "it is a Git LFS pointer; run `git lfs pull`"
+        raise UserError(f"{path} is missing, truncated or broken ({reason}); download it again") from error
+    for key, spec in specs.items():
+        if spec.dtype not in FLOATS and not key.endswith("position_ids"):
+            raise UserError(
+                f"{path}: {key} has type {spec.dtype}, not a float type; use the model without quantization"
+            )
+    return specs
+
+
+def _why_no_weights(folder: Path, wanted: str) -> str:
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    where = f"{folder.name}/ has no {wanted}"
+    if found := [name for name in names if ".safetensors" in name]:
+        return f"{where} but {', '.join(found)}; set model.variant to the part between (empty if none)"
+    if any(name.endswith((".bin", ".ckpt", ".pt")) for name in names):
+        return (
+            f"{where}, only PyTorch pickles (.bin); use the model's safetensors files, or convert it to them"
+        )
+    if any(name.endswith(".msgpack") for name in names):
+        return (
+            f"{where}, only Flax weights (.msgpack), which are not readable; use the same model's safetensors"
+        )
+    return f"{where}; download the model completely"
