@@ -1,0 +1,92 @@
+"""The whole contract between the core and a backend.
+
+The core (`booth`) decides what happens: which images, which noise, which weights on which rows, when to save. A
+backend (`jaxbooth`, `torchbooth`) only computes. Everything that crosses the line is NumPy, made by the core, and equal
+on both backends to the bit; models and training state belong to the backend and are opaque to the core.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from booth.pipeline_dir import PipelineDir
+from booth.schedule import DDIMTable
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one update trains on; rows are instance rows first, then class rows, float32 unless said otherwise."""
+
+    latents: np.ndarray  # [rows, h, w, c], sampled from the VAE posterior, shifted and scaled
+    noise: np.ndarray  # [rows, h, w, c]
+    timestep: np.ndarray  # [rows] int32
+    signal: np.ndarray  # [rows]: z_t = signal * latents + sigma * noise
+    sigma: np.ndarray  # [rows]
+    target_latent: np.ndarray  # [rows]: target = target_latent * latents + target_noise * noise
+    target_noise: np.ndarray  # [rows]
+    weight: np.ndarray  # [rows]: loss = sum(weight * mean((prediction - target)**2))
+    is_prior: np.ndarray  # [rows], 1 for class rows
+    prompt_index: np.ndarray  # [rows] int32, into `context`
+    context: np.ndarray  # [unique prompts, tokens, width], the text encoder's output
+    learning_rate: np.ndarray  # []
+
+
+Models = TypeVar("Models")
+State = TypeVar("State")
+Metrics = dict[str, Any]  # 0-d device arrays by name; float(value) waits for the device
+
+
+class Backend(Protocol[Models, State]):
+    """One instance is made for a run from its config; it owns the devices it computes on."""
+
+    name: str  # "jax" or "torch"
+    capabilities: frozenset[str]
+
+    def __init__(self, config: Any) -> None: ...
+
+    def load(self, pipeline: PipelineDir) -> Models:
+        """Reads all networks of the pipeline and places them: enough to sample and to encode."""
+        ...
+
+    def encode_images(self, models: Models, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [b, H, W, 3] in [-1, 1] -> mean and standard deviation of the VAE posterior, [b, h, w, c] each."""
+        ...
+
+    def encode_prompts(self, models: Models, token_ids: np.ndarray) -> np.ndarray:
+        """int32 [n, tokens] -> context, float32 [n, tokens, width]."""
+        ...
+
+    def sample(self, models: Models, noise: np.ndarray, context: np.ndarray, negative_context: np.ndarray,
+               table: DDIMTable, guidance: float) -> np.ndarray:  # fmt: skip
+        """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1]."""
+        ...
+
+    def init(self, models: Models) -> State:
+        """Trainable tensors and optimizer states at step 0. The models' own trained weights may be taken over."""
+        ...
+
+    def models(self, state: State) -> Models:
+        """The networks with the weights as trained so far, for sampling."""
+        ...
+
+    def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """One update; the given state must not be used again.
+
+        Metrics: loss, instance_loss, prior_loss, and grad_norm (the global norm before clipping).
+        """
+        ...
+
+    def save(self, state: State, folder: Path) -> None:
+        """Writes trainable tensors and optimizer states into an existing empty folder."""
+        ...
+
+    def restore(self, state: State, folder: Path) -> State:
+        """The state saved in `folder`, bit for bit, in the shape and placement of `state` (which is consumed)."""
+        ...
+
+    def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:
+        """(component, diffusers name, float32 array in diffusers layout) of everything trained, for export."""
+        ...

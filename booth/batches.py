@@ -1,0 +1,101 @@
+"""step -> Batch, without state: which images, which views, which noise, which timesteps.
+
+A batch is a pure function of the run's inputs and the step, so a resumed run goes on where it stopped, also in the
+middle of an epoch, and batches can be made ahead on a thread.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from booth import randomness
+from booth.backend import Batch
+from booth.data import View
+from booth.schedule import NoiseSchedule
+
+Kind = str  # "instance" or "prior"
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What batches are made of.
+
+    views: for each kind, for each image, its views. moments: [2, h, w, c] of each view. weight: of each kind, spread
+    over its rows (lambda for the prior). context: [unique prompts, tokens, width]; prompt_index: prompt of each kind.
+    """
+
+    views: Mapping[Kind, Sequence[Sequence[View]]]
+    moments: Mapping[View, np.ndarray]
+    weight: Mapping[Kind, float]
+    context: np.ndarray
+    prompt_index: Mapping[Kind, int]
+    schedule: NoiseSchedule
+    latent_scale: float
+    latent_shift: float
+    batch_size: int
+    seed: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch, instance and class rows alike."""
+        return len(self.views) * self.batch_size
+
+    def __call__(self, step: int, learning_rate: float) -> Batch:
+        """The batch of update number `step` (0 for the first): batch_size rows of each kind, instances first."""
+        rows = [(kind, place) for kind in self.views for place in range(self.batch_size)]
+        latents = [self._latents(step, row, kind, place) for row, (kind, place) in enumerate(rows)]
+        shape = latents[0].shape
+        timestep = np.array([self._timestep(step, row) for row in range(len(rows))], np.int32)
+        target_latent, target_noise = self.schedule.target(timestep)
+        return Batch(
+            latents=np.stack(latents),
+            noise=np.stack([randomness.normal(self.seed, "noise", step, row, shape) for row in range(len(rows))]),
+            timestep=timestep,
+            signal=self.schedule.signal(timestep).astype(np.float32),
+            sigma=self.schedule.sigma(timestep).astype(np.float32),
+            target_latent=target_latent.astype(np.float32),
+            target_noise=target_noise.astype(np.float32),
+            weight=np.array([self.weight[kind] / self.batch_size for kind, _ in rows], np.float32),
+            is_prior=np.array([kind == "prior" for kind, _ in rows], np.float32),
+            prompt_index=np.array([self.prompt_index[kind] for kind, _ in rows], np.int32),
+            context=self.context,
+            learning_rate=np.array(learning_rate, np.float32),
+        )
+
+    def _latents(self, step: int, row: int, kind: Kind, place: int) -> np.ndarray:
+        """A sample of the VAE posterior, shifted and scaled: float32 [h, w, c]."""
+        images = self.views[kind]
+        epoch, position = divmod(step * self.batch_size + place, len(images))
+        choices = images[_order(self.seed, kind, len(images), epoch)[position]]
+        view = choices[int(randomness.generator(self.seed, "view", step, row).integers(len(choices)))]
+        mean, std = self.moments[view]
+        # A stream of its own: the posterior sample and the diffusion noise must not be the same numbers.
+        sample = mean + std * randomness.normal(self.seed, "posterior", step, row, mean.shape)
+        return (sample - np.float32(self.latent_shift)) * np.float32(self.latent_scale)
+
+    def _timestep(self, step: int, row: int) -> int:
+        return int(randomness.generator(self.seed, "timestep", step, row).integers(self.schedule.timesteps))
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, kind: Kind, count: int, epoch: int) -> np.ndarray:
+    """The order of the images in an epoch; kinds of different sizes have epochs of different lengths."""
+    return randomness.generator(seed, f"{kind} order", epoch).permutation(count)
+
+
+def made_ahead(make: Callable[[int], Batch], start: int, stop: int, depth: int = 3) -> Iterator[tuple[int, Batch]]:
+    """Yields (step, make(step)) in order while a thread works up to `depth` batches ahead."""
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+    try:
+        pending = deque(pool.submit(make, step) for step in range(start, min(start + depth, stop)))
+        for step in range(start, stop):
+            batch = pending.popleft().result()
+            if step + depth < stop:
+                pending.append(pool.submit(make, step + depth))
+            yield step, batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

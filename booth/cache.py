@@ -1,0 +1,40 @@
+"""Computed once: the VAE moments of every view of every image, kept in the run folder by content.
+
+Moments (mean and standard deviation) are kept, not one sample of them: each step draws its own latents.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from booth.backend import Backend
+from booth.data import View, pixels
+from booth.rundir import publish
+
+
+def moments(folder: Path, backend: Backend, models: Any, views: Sequence[View], vae_hash: str,
+            batch_size: int) -> dict[View, np.ndarray]:  # fmt: skip
+    """{view: float32 [2, h, w, c], mean and standard deviation}; encodes what the folder does not hold yet.
+
+    View i always sits in slot i % batch_size of a full batch, so an interrupted run continues to the same bits.
+    """
+    files = [folder / f"{_key(view, vae_hash)}.npy" for view in views]
+    groups = range(0, len(views), batch_size)
+    missing = [first for first in groups if not all(file.exists() for file in files[first : first + batch_size])]
+    for first in tqdm(missing, desc="encoding images", unit="batch", disable=not missing, leave=False):
+        images = [pixels(view) for view in views[first : first + batch_size]]
+        images += [np.zeros_like(images[0])] * (batch_size - len(images))
+        mean, std = backend.encode_images(models, np.stack(images))
+        for slot, file in enumerate(files[first : first + batch_size]):
+            with publish(file) as staging, staging.open("wb") as handle:
+                np.save(handle, np.stack([mean[slot], std[slot]]))
+    return {view: np.load(file) for view, file in zip(views, files, strict=True)}
+
+
+def _key(view: View, vae_hash: str) -> str:
+    name = f"{view.example.sha256} {vae_hash} {view.resolution} {view.left} {view.top} {view.flip}"
+    return hashlib.sha256(name.encode()).hexdigest()[:32]

@@ -1,0 +1,76 @@
+"""Checkpoints on disk: found, written whole, rotated only after the next one is complete."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from booth.backend import Backend
+from booth.errors import UserError
+from booth.rundir import STAGING_PREFIX, publish, remove
+
+log = logging.getLogger("booth")
+
+_STEP = re.compile(r"step-(\d{6,})$")
+_RECORD = "checkpoint.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run in `folder`; `run_id` tells them from another run's in a shared folder."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.folder = folder
+        self._run_id = run_id
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending."""
+        found = [_STEP.match(path.name) for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+    def find(self, step: int | None = None) -> int | None:
+        """The step asked for, else the newest, else None. UserError if it is not there or of another run."""
+        steps = self.steps()
+        if step is None and not steps:
+            return None
+        if step is None:
+            step = steps[-1]
+        if step not in steps:
+            have = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"step {step} has no checkpoint in {self.folder}; there are: {have}")
+        record = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8"))
+        if record["run_id"] != self._run_id:
+            raise UserError(
+                f"checkpoint.dir={str(self.folder)!r} holds checkpoints of another run; give an empty folder"
+            )
+        return step
+
+    def save(self, backend: Backend, state: Any, step: int, keep: int) -> None:
+        """Writes the checkpoint of a step, then deletes all but the newest `keep`: never the other way round."""
+        with publish(self.path(step)) as staging:
+            staging.mkdir()
+            backend.save(state, staging)
+            (staging / _RECORD).write_text(json.dumps({"step": step, "run_id": self._run_id}), encoding="utf-8")
+        for old in self.steps()[:-keep]:
+            # Renamed first: half a deleted folder must not carry a checkpoint's name.
+            doomed = self.folder / f"{STAGING_PREFIX}deleted-{old:06d}"
+            remove(doomed)
+            self.path(old).rename(doomed)
+            remove(doomed)
+
+    def restore(self, backend: Backend, state: Any, step: int) -> Any:
+        """The state saved at a step, as `Backend.restore` gives it."""
+        return backend.restore(state, self.path(step))
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves newer checkpoints out of the way, so that the run goes on from `step`; deletes nothing."""
+        for newer in (found for found in self.steps() if found > step):
+            target, number = self.folder / f"superseded-{newer:06d}", 1
+            while target.exists():
+                number += 1
+                target = target.with_name(f"superseded-{newer:06d}-{number}")
+            self.path(newer).rename(target)
+            log.warning("step %d was trained before; its checkpoint is now %s", newer, target)

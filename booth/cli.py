@@ -1,0 +1,226 @@
+"""One command line for both backends: train, sample, export."""
+
+import argparse
+import importlib
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from booth import config as settings
+from booth import loop, pictures
+from booth.backend import Backend
+from booth.checkpoints import Checkpoints
+from booth.errors import UserError
+from booth.export import export
+from booth.pipeline_dir import open_pipeline
+from booth.preparation import load_tokenizer
+from booth.rundir import publish, read_record
+from booth.sampling import ImageRequest, Sampler
+
+log = logging.getLogger("booth")
+
+INTERRUPTED = 130  # as shells report Ctrl-C
+
+
+def main(package: str, argv: Sequence[str] | None = None) -> int:
+    """Runs a command of `jaxbooth` or `torchbooth`; returns the exit code. 2: something the user can mend."""
+    _log_to_stderr()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = _parse(package, arguments)
+        options.run(package, options)
+    except UserError as error:
+        print(f"{package}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{package}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def load_backend(package: str) -> type[Backend]:
+    """The Backend class of `jaxbooth` or `torchbooth`; UserError if its framework is not installed."""
+    try:
+        return importlib.import_module(f"{package}.backend").Backend
+    except ImportError as error:
+        extra = package.removesuffix("booth")
+        raise UserError(
+            f"{package} cannot be loaded ({error}); install it with: pip install 'booth[{extra}]'"
+        ) from error
+
+
+def _log_to_stderr() -> None:
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Format())
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+class _Format(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return prefix + record.getMessage()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}; {self.prog} --help shows how it is used")
+
+
+_OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
+
+
+def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog=package, description="DreamBooth fine-tuning of Stable Diffusion")
+    commands = parser.add_subparsers(required=True, metavar="train|sample|export")
+
+    train = commands.add_parser(
+        "train", help="photos -> tuned pipeline; the same command again resumes",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="fields, each overridden with --config.NAME=VALUE:\n" + settings.describe(),
+    )  # fmt: skip
+    train.add_argument("--config", required=True, help=".py with get_config(), .yaml or .json")
+    train.add_argument("--workdir", help="the run folder")
+    train.add_argument("--from-step", type=int, help="continue from this checkpoint instead of the newest")
+    train.add_argument("--dry-run", action="store_true", help="check everything, print the resolved config, stop")
+    train.set_defaults(run=_train)
+
+    sample = commands.add_parser("sample", help="prompts -> PNGs and a grid")
+    _add_source(sample)
+    sample.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    sample.add_argument("--negative-prompt", default="", help="what the images should not show")
+    sample.add_argument("--steps", type=int, default=50, help="DDIM steps")
+    sample.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance scale; 1 turns it off")
+    sample.add_argument("--seeds", type=int, nargs="+", default=[0], help="one image for every prompt and seed")
+    sample.add_argument("--size", help="512 or WIDTHxHEIGHT; default: the size the model was made for")
+    sample.add_argument("--batch-size", type=int, default=4, help="images sampled at once")
+    sample.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="compute type")
+    sample.add_argument("--out", required=True, help="folder for the images")
+    sample.set_defaults(run=_sample)
+
+    write = commands.add_parser("export", help="checkpoint -> diffusers pipeline folder")
+    write.add_argument("--run", dest="run_dir", required=True, help="the run folder")
+    write.add_argument("--step", type=int, help="checkpoint; default: the newest")
+    write.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
+    write.add_argument("--out", required=True, help="folder of the pipeline")
+    write.set_defaults(run=_export)
+
+    overrides = [match for argument in arguments if (match := _OVERRIDE.match(argument))]
+    options = parser.parse_args([argument for argument in arguments if not _OVERRIDE.match(argument)])
+    for override in overrides:
+        if options.run is not _train or override[2] is None:
+            raise UserError(f"{override[0]} must be written --config.NAME=VALUE and belongs to train")
+    options.overrides = [(match[1], match[2]) for match in overrides]
+    return options
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="folder of a diffusers pipeline")
+    source.add_argument(
+        "--run", dest="run_dir", help="a run folder: samples from its newest checkpoint, or from --step"
+    )
+    parser.add_argument("--step", type=int, help="checkpoint of --run")
+
+
+def _train(package: str, options: argparse.Namespace) -> None:
+    config = settings.load_config(options.config, options.overrides)
+    if not options.dry_run and not options.workdir:
+        raise UserError("--workdir is missing; give the folder the run is to live in")
+    backend_class = load_backend(package)
+    if options.dry_run:
+        settings.validate(config, backend_class.name, backend_class.capabilities)
+        loop.check_inputs(config)
+        print(config.to_json_best_effort(indent=1))
+        return
+    loop.train(backend_class, config, options.workdir, options.from_step)
+
+
+def _sample(package: str, options: argparse.Namespace) -> None:
+    if min(options.seeds) < 0 or options.batch_size < 1:
+        raise UserError("--seeds must be at least 0 and --batch-size at least 1")
+    backend_class = load_backend(package)
+    if options.run_dir:
+        backend, pipeline, state = _restore(backend_class, options.run_dir, options.step, options.precision)
+        models = backend.models(state)
+    elif options.step is not None:
+        raise UserError("--step names a checkpoint of --run; with --model leave it out")
+    else:
+        pipeline = open_pipeline(options.model)
+        backend = backend_class(_inference_config(options.precision))
+        models = None
+    sampler = Sampler(pipeline, load_tokenizer(pipeline), _size(options.size, pipeline), options.steps, options.guidance,
+                      options.batch_size)  # fmt: skip
+    sampler.check()
+    models = models if models is not None else backend.load(pipeline)
+    requests = [
+        ImageRequest(prompt, seed, options.negative_prompt) for prompt in options.prompt for seed in options.seeds
+    ]
+    out, images = Path(options.out), []
+    for index, image in sampler.images(backend, models, requests):
+        request = requests[index]
+        name = re.sub(r"\W+", "-", request.prompt).strip("-")[:60]
+        _save_picture(Image.fromarray(image), out / f"{index:03d}-{name}-seed{request.seed}.png")
+        images.append(image)
+    captions = [f"{request.prompt} (seed {request.seed})" for request in requests]
+    _save_picture(pictures.grid(images, captions, columns=len(options.seeds)), out / "grid.png")
+    log.info("%d images and grid.png written to %s", len(images), out)
+
+
+def _export(package: str, options: argparse.Namespace) -> None:
+    backend, pipeline, state = _restore(load_backend(package), options.run_dir, options.step, "fp32")
+    step = _checkpoints(options.run_dir).find(options.step)
+    export(pipeline, Path(options.out), backend.tensors(state), options.precision, step=step)
+    log.info("pipeline of step %d written to %s", step, options.out)
+
+
+def _restore(backend_class: type[Backend], run_dir: str, step: int | None, precision: str) -> tuple[Backend, Any, Any]:
+    """(backend, source pipeline, state) of a run's checkpoint."""
+    record = read_record(run_dir)
+    if record.backend != backend_class.name:
+        raise UserError(f"--run {run_dir} was trained with {record.backend}booth; use that command for its checkpoints")
+    step = _checkpoints(run_dir).find(step)
+    if step is None:
+        raise UserError(f"--run {run_dir} has no checkpoint yet")
+    config = _inference_config(precision)
+    for name, value in record.config.items():
+        settings.set_field(config, name, value)
+    config.train.precision = precision
+    pipeline = open_pipeline(config.model.source, config.model.variant)
+    backend = backend_class(config)
+    state = backend.init(backend.load(pipeline))
+    return backend, pipeline, _checkpoints(run_dir).restore(backend, state, step)
+
+
+def _checkpoints(run_dir: str) -> Checkpoints:
+    record = read_record(run_dir)
+    return Checkpoints(Path(record.config["checkpoint.dir"] or Path(run_dir) / "checkpoints"), record.run_id)
+
+
+def _inference_config(precision: str) -> Any:
+    config = settings.default_config()
+    config.train.precision = precision
+    return config
+
+
+def _size(text: str | None, pipeline: Any) -> tuple[int, int]:
+    if text is None:
+        unet, vae = pipeline.component_config("unet"), pipeline.component_config("vae")
+        side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+        return side, side
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not match:
+        raise UserError(f"--size {text!r} must be a number such as 512, or WIDTHxHEIGHT such as 768x512")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _save_picture(picture: Image.Image, path: Path) -> None:
+    with publish(path) as staging:
+        picture.save(staging, format="PNG")

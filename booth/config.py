@@ -1,0 +1,295 @@
+"""Every setting of a run, once: its name, default, rule and meaning.
+
+`default_config()` builds the locked ConfigDict, `load_config()` reads a file and command-line overrides onto it,
+`validate()` checks values and how they go together before any work is done. Nothing else in the project knows a
+default. The defaults are the recipe that is known to work for one object with Stable Diffusion 1.5.
+"""
+
+import difflib
+import importlib.util
+import json
+import re
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ml_collections import ConfigDict
+
+from booth.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A check on one value; `text` completes the sentence "it must be ..."."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Rule:
+    return Rule(f"at least {low}", lambda value: value >= low)
+
+
+def above(low: float) -> Rule:
+    return Rule(f"greater than {low}", lambda value: value > low)
+
+
+def below_one() -> Rule:
+    return Rule("at least 0 and less than 1", lambda value: 0 <= value < 1)
+
+
+def one_of(*choices: Any) -> Rule:
+    return Rule("one of " + ", ".join(repr(choice) for choice in choices), lambda value: value in choices)
+
+
+def only(value: Any, missing: str) -> Rule:
+    """The field has its final name and place, but one value only: what it will switch on is not built yet."""
+    return Rule(f"{value!r}: {missing} not available yet", lambda given: given == value)
+
+
+SEED = Rule("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
+ANY = Rule("anything", lambda value: True)
+
+
+@dataclass(frozen=True)
+class Field:
+    name: str
+    default: Any
+    meaning: str
+    rule: Rule = ANY
+    may_change: bool = False  # on resume: the run stays the same run, only longer, slower or more talkative
+
+
+FIELDS = (
+    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, vae/, text_encoder/, ...)"),
+    Field("model.revision", "", "commit of a hub model", only("", "models from the hub are")),
+    Field("model.variant", "", "weight file variant, such as fp16"),
+    Field("instance.images", "", "folder with the photos of the subject"),
+    Field("instance.prompt", "", "prompt with identifier and class noun, such as 'a photo of sks dog'"),
+    Field("prior.weight", 1.0, "lambda, the weight of the class images in the loss; 0 trains without them", at_least(0)),
+    Field("prior.prompt", "", "prompt of the class, such as 'a photo of dog'"),
+    Field("prior.images", "", "folder of class images, used first and filled up; empty: RUN/class_images"),
+    Field("prior.count", 200, "class images to train with", at_least(1), may_change=True),
+    Field("prior.inference_steps", 50, "DDIM steps for a class image", at_least(1)),
+    Field("prior.guidance", 7.5, "classifier-free guidance scale of class images", at_least(0)),
+    Field("prior.seed", 0, "seed of class images; apart from train.seed, so that runs can share them", SEED),
+    Field("prior.batch_size", 4, "class images sampled at once", at_least(1)),
+    Field("train.steps", 800, "optimizer updates", at_least(1), may_change=True),
+    Field("train.batch_size", 1, "instance images an update, over all devices; as many class images join", at_least(1)),
+    Field("train.accumulation", 1, "pieces an update is computed in", only(1, "accumulation is")),
+    Field("train.learning_rate", 5e-6, "peak learning rate", above(0), may_change=True),
+    Field("train.lr_schedule", "constant", "shape of the learning rate", only("constant", "other schedules are")),
+    Field("train.lr_warmup_steps", 0, "updates of linear warmup", only(0, "warmup is")),
+    Field("train.precision", "fp32", "compute type: float32 or bfloat16; weights stay float32", one_of("fp32", "bf16")),
+    Field("train.unet", True, "train the UNet", only(True, "training without the UNet is")),
+    Field("train.text_encoder", False, "train the text encoder", only(False, "training the text encoder is")),
+    Field("train.optimizer", "adamw", "optimizer", only("adamw", "other optimizers are")),
+    Field("train.adam_b1", 0.9, "decay of the first moment", below_one()),
+    Field("train.adam_b2", 0.999, "decay of the second moment", below_one()),
+    Field("train.adam_eps", 1e-8, "epsilon beside the root of the second moment", above(0)),
+    Field("train.weight_decay", 1e-2, "decoupled weight decay", at_least(0)),
+    Field("train.max_grad_norm", 1.0, "gradients are clipped jointly to this global norm; 0: not clipped", at_least(0)),
+    Field("train.min_snr_gamma", 0.0, "min-SNR-gamma loss weights", only(0.0, "min-SNR weights are")),
+    Field("train.noise_offset", 0.0, "noise offset", only(0.0, "noise offset is")),
+    Field("train.gradient_checkpointing", False, "recompute activations in the backward pass: less memory, slower"),
+    Field("train.seed", 0, "seed of everything else that is random", SEED),
+    Field("data.resolution", 512, "side of the square training images, in pixels", at_least(8)),
+    Field("data.crop", "center", "crop after the short side is resized", one_of("center", "random")),
+    Field("data.crop_variants", 4, "crops kept of each image when crop is random", at_least(1)),
+    Field("data.flip", False, "also train on mirrored images (not for faces or lettering)"),
+    Field("data.encode_batch_size", 4, "images the VAE encodes at once", at_least(1)),
+    Field("checkpoint.every_steps", 200, "updates between checkpoints; 0: only the last", at_least(0), may_change=True),
+    Field("checkpoint.keep", 2, "newest checkpoints kept", at_least(1), may_change=True),
+    Field("checkpoint.dir", "", "folder of the checkpoints; empty: RUN/checkpoints", may_change=True),
+    Field("samples.every_steps", 0, "updates between previews; 0: none", at_least(0), may_change=True),
+    Field("samples.prompts", (), "prompts of the previews; empty: instance.prompt and prior.prompt", may_change=True),
+    Field("samples.inference_steps", 30, "DDIM steps of a preview", at_least(1), may_change=True),
+    Field("samples.guidance", 7.5, "guidance scale of previews", at_least(0), may_change=True),
+    Field("samples.batch_size", 2, "previews sampled at once", at_least(1), may_change=True),
+    Field("export.precision", "source", "weights of RUN/pipeline: trained float32 and the rest as it was, or all in one",
+          one_of("source", "fp32", "fp16", "bf16"), may_change=True),
+    Field("log.every_steps", 10, "updates whose metrics are read from the device together", at_least(1), may_change=True),
+    Field("mesh.fsdp", 1, "jaxbooth: devices that share one copy of weights and optimizer states", at_least(1),
+          may_change=True),
+)  # fmt: skip
+_BY_NAME = {field.name: field for field in FIELDS}
+
+
+def default_config() -> ConfigDict:
+    """The locked ConfigDict with every field at its default."""
+    tree: dict[str, dict[str, Any]] = {}
+    for field in FIELDS:
+        section, _, key = field.name.partition(".")
+        tree.setdefault(section, {})[key] = field.default
+    return ConfigDict(tree).lock()
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """`{"train.steps": 800, ...}` in the order of FIELDS."""
+    return {field.name: get(config, field.name) for field in FIELDS}
+
+
+def get(config: ConfigDict, name: str) -> Any:
+    section, _, key = name.partition(".")
+    return config[section][key]
+
+
+def set_field(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets one field by its dotted name; UserError for an unknown name or a value of another type."""
+    if name not in _BY_NAME:
+        raise UserError(f"config field {name!r} does not exist{_suggestion(name)}")
+    section, _, key = name.partition(".")
+    config[section][key] = _typed(name, value)
+
+
+def _suggestion(name: str) -> str:
+    same_key = [field for field in _BY_NAME if field.rpartition(".")[2] == name.rpartition(".")[2]]
+    close = same_key or difflib.get_close_matches(name, _BY_NAME, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    section = name.partition(".")[0]
+    inside = [field for field in _BY_NAME if field.startswith(section + ".")]
+    return f"; {section} has: {', '.join(inside)}" if inside else "; --help lists the fields"
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value in the type of the field's default; lossless conversions only (1 -> 1.0, list -> tuple)."""
+    kind = type(_BY_NAME[name].default)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is tuple and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if type(value) is not kind or kind is tuple:
+        wanted = {tuple: "a list of strings", bool: "true or false"}.get(kind, f"of type {kind.__name__}")
+        raise UserError(f"{name}={value!r} must be {wanted}, as its default {_BY_NAME[name].default!r} is")
+    return value
+
+
+def parse_text(name: str, text: str) -> Any:
+    """A command-line value in the field's type: booleans are true/false, never "any text is true"."""
+    if name not in _BY_NAME:
+        raise UserError(f"config field {name!r} does not exist{_suggestion(name)}")
+    kind = type(_BY_NAME[name].default)
+    if kind is str:
+        return text
+    try:
+        if kind in (int, float):
+            return kind(text)
+        value = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        value = text
+    return (value,) if kind is tuple and isinstance(value, str) else value
+
+
+def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
+    """Reads a `.py` (get_config()), `.yaml` or `.json` config and applies (name, text) overrides in order.
+
+    A `.py` config is a program and is run; `.yaml` and `.json` are data only. Raises UserError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"--config {path} is not a file; give a .py, .yaml or .json config")
+    if path.suffix == ".py":
+        config = _run_config_file(path)
+    elif path.suffix in (".yaml", ".yml", ".json"):
+        config = default_config()
+        for name, value in _read_data_file(path).items():
+            set_field(config, name, value)
+    else:
+        raise UserError(f"--config {path} has suffix {path.suffix!r}; it must be .py, .yaml or .json")
+    for name, text in overrides:
+        set_field(config, name, parse_text(name, text))
+    return config
+
+
+def _run_config_file(path: Path) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location("booth_user_config", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        loaded = module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # the user's file may raise anything
+        unknown = re.match(r'Key "(\w+)" does not exist', str(error.args[0]) if error.args else "")
+        if unknown:  # the locked ConfigDict speaks; its message goes on with the whole section
+            field = _field_in_source(error, path, unknown[1])
+            raise UserError(f"--config {path}: {field!r} does not exist{_suggestion(field)}") from error
+        raise UserError(f"--config {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    config = default_config()
+    for name, value in _flat(loaded.to_dict()).items():
+        set_field(config, name, value)
+    return config
+
+
+def _field_in_source(error: Exception, path: Path, key: str) -> str:
+    """`train.step` from the line `config.train.step = 3` of the user's file; the bare key if it looks otherwise."""
+    lines = [frame.line or "" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    written = re.search(rf"\w+\.{key}\b", lines[-1]) if lines else None
+    return written[0] if written else key
+
+
+def _read_data_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"--config {path} must hold sections such as 'train:' with fields in them")
+    return {name: _as_number(name, value) for name, value in _flat(tree).items()}
+
+
+def _as_number(name: str, value: Any) -> Any:
+    # YAML 1.1 reads 5e-6 as text (it wants 5.0e-6); people mean the number.
+    if name in _BY_NAME and isinstance(_BY_NAME[name].default, float) and isinstance(value, str):
+        return parse_text(name, value)
+    return value
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+    """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
+    for field in FIELDS:
+        value = _typed(field.name, get(config, field.name))
+        if not (value == value and field.rule.holds(value)):  # NaN is unequal to itself
+            raise UserError(f"{field.name}={value!r} must be {field.rule.text}")
+    for name, example in (("model.source", "models/sd15"), ("instance.images", "photos/"),
+                          ("instance.prompt", "a photo of sks dog")):  # fmt: skip
+        if not get(config, name):
+            raise UserError(f"{name} is empty; set it in the config or with --config.{name}='{example}'")
+    if config.prior.weight > 0 and not config.prior.prompt:
+        raise UserError(
+            f"prior.weight={config.prior.weight} needs prior.prompt, such as 'a photo of dog';"
+            " give it, or set prior.weight=0 to train without prior preservation"
+        )
+    if config.mesh.fsdp > 1 and "sharding" not in capabilities:
+        raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: {backend} trains on one device")
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields whose values differ between two flat configs: {name: (before, after)}."""
+    names = [*after, *(name for name in before if name not in after)]
+    return {n: (before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)}
+
+
+def may_change(name: str) -> bool:
+    """Whether a resumed run may have another value of this field than the run began with."""
+    return name in _BY_NAME and _BY_NAME[name].may_change
+
+
+def describe() -> str:
+    """The table of fields for --help and the documentation."""
+    width = max(len(field.name) for field in FIELDS)
+    return "\n".join(f"  {field.name:<{width}}  {field.default!r:<10}  {field.meaning}" for field in FIELDS)

@@ -1,0 +1,92 @@
+"""THE training loop: from photos to a pipeline, the same lines for both backends."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from booth import pictures
+from booth.backend import Backend
+from booth.batches import made_ahead
+from booth.checkpoints import Checkpoints
+from booth.config import validate
+from booth.export import export, exported_step
+from booth.learning_rate import learning_rate
+from booth.metrics import Recorder, read_metrics
+from booth.preparation import Inputs, check_inputs, prepare
+from booth.rundir import RunDir, publish
+from booth.sampling import ImageRequest
+
+log = logging.getLogger("booth")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run left behind."""
+
+    path: Path
+    pipeline: Path  # the exported diffusers pipeline
+    metrics: list[dict[str, float]]  # one dict a step, as in metrics.jsonl
+
+
+def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_step: int | None = None) -> Run:
+    """Runs or resumes the whole job in `workdir`; called again on a finished run it trains no further step.
+
+    `from_step` continues from that checkpoint instead of the newest. Raises UserError for what the user can mend.
+    """
+    began = time.perf_counter()
+    validate(config, backend_class.name, backend_class.capabilities)
+    inputs = check_inputs(config)
+    with RunDir.open(workdir, backend_class.name, config) as run:
+        run.check_manifest(inputs.fingerprint())
+        checkpoints = Checkpoints(run.checkpoints, run.id)
+        start = checkpoints.find(from_step) or 0
+        if start >= config.train.steps and exported_step(run.pipeline) == start:
+            log.info("already at step %d of %d: nothing left to do", start, config.train.steps)
+            return Run(run.path, run.pipeline, read_metrics(run.metrics))
+
+        backend = backend_class(config)
+        models = backend.load(inputs.pipeline)
+        # Before init: the optimizer is not in memory yet, and class images must come from the untouched base.
+        batches = prepare(config, inputs, run, backend, models)
+        state = backend.init(models)
+        del models  # the state owns the weights from here on
+        if start:
+            state = checkpoints.restore(backend, state, start)
+            checkpoints.set_aside_after(start)
+            log.info("resumed from step %d", start)
+
+        with Recorder(run, start, config.train.steps, batches.rows, config.log.every_steps) as recorder:
+            stop = config.train.steps
+            for step, batch in made_ahead(lambda step: batches(step, learning_rate(config, step)), start, stop):
+                state, metrics = backend.train_step(state, batch)
+                done = step + 1
+                recorder.record(done, float(batch.learning_rate), metrics)
+                if step == start:
+                    log.info("first step finished %.1f s after the start", time.perf_counter() - began)
+                if _due(done, config.checkpoint.every_steps) or done == stop:
+                    with recorder.paused():
+                        checkpoints.save(backend, state, done, config.checkpoint.keep)
+                if _due(done, config.samples.every_steps):
+                    with recorder.paused():
+                        _preview(config, inputs, backend, state, run.samples / f"step-{done:06d}.png")
+
+        last = max(start, config.train.steps)
+        export(inputs.pipeline, run.pipeline, backend.tensors(state), config.export.precision, step=last)
+        log.info("pipeline written to %s", run.pipeline)
+        return Run(run.path, run.pipeline, read_metrics(run.metrics))
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _preview(config: Any, inputs: Inputs, backend: Backend, state: Any, path: Path) -> None:
+    """One grid of `samples.prompts` at fixed seeds, so that previews of different steps can be compared."""
+    prompts = config.samples.prompts or tuple(filter(None, (config.instance.prompt, config.prior.prompt)))
+    requests = [ImageRequest(prompt, seed) for prompt in prompts for seed in range(2)]
+    sampler = inputs.sampler(config, "samples")
+    images = [image for _, image in sampler.images(backend, backend.models(state), requests)]
+    with publish(path) as staging:
+        pictures.grid(images, [f"{r.prompt} (seed {r.seed})" for r in requests], columns=2).save(staging, format="PNG")

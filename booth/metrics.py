@@ -1,0 +1,90 @@
+"""What a run reports: console progress with ETA, metrics.jsonl (one object a step) and tensorboard.
+
+Metrics stay on the device and are read in blocks, so that the host never waits for a step before it sends the next.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from booth.errors import UserError
+from booth.rundir import RunDir, write_text
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """All complete lines of a metrics.jsonl; a line cut off by a crash is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+class Recorder:
+    """Collects the metrics of one training session. Steps count finished updates: the first update is step 1."""
+
+    def __init__(self, run: RunDir, start: int, stop: int, rows: int, every: int) -> None:
+        # Each step appears once: lines past the restored checkpoint belong to updates that are done again.
+        kept = [line for line in read_metrics(run.metrics) if line["step"] <= start]
+        write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        from tensorboardX import SummaryWriter  # imports torch where that is installed, so only when training
+
+        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start + 1, flush_secs=30)
+        self._file = run.metrics.open("a", encoding="utf-8")
+        self._progress = tqdm(total=stop, initial=start, desc="training", unit="step", smoothing=0.1)
+        self._rows, self._every = rows, every
+        self._pending: list[tuple[int, float, dict[str, Any]]] = []
+        self._block_began = time.perf_counter()
+
+    def record(self, step: int, learning_rate: float, metrics: dict[str, Any]) -> None:
+        """Takes the device metrics of a step; reads a whole block when `log.every_steps` have come together."""
+        self._pending.append((step, learning_rate, metrics))
+        # The very first step is read at once: it shows that training runs, and compiling stays out of the speeds.
+        if len(self._pending) >= self._every or self._progress.n == self._progress.initial:
+            self.flush()
+
+    def flush(self) -> None:
+        """Waits for the pending steps and writes them. UserError if a loss or gradient is no finite number."""
+        if not self._pending:
+            return
+        values = [(step, rate, {k: float(v) for k, v in metrics.items()}) for step, rate, metrics in self._pending]
+        seconds = time.perf_counter() - self._block_began
+        speed = self._rows * len(values) / seconds
+        for step, rate, metrics in values:
+            line = {"step": step, **metrics, "learning_rate": rate, "samples_per_s": round(speed, 3)}
+            self._file.write(json.dumps(line) + "\n")
+            for name, value in line.items():
+                self._tensorboard.add_scalar(f"train/{name}", value, step)
+            _check_finite(step, metrics)
+        self._file.flush()
+        self._progress.update(len(values))
+        self._progress.set_postfix_str(f"loss {values[-1][2]['loss']:.4f}, {speed:.3g} samples/s")
+        self._pending.clear()
+        self._block_began = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Reads what is pending first; what the block does (saving, sampling) does not count as training time."""
+        self.flush()
+        yield
+        self._block_began = time.perf_counter()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.close()
+        self._file.close()
+        self._tensorboard.close()
+
+
+def _check_finite(step: int, metrics: dict[str, float]) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name} is {value} at step {step}: training diverged; continue from an earlier checkpoint with"
+                " --from-step and a lower train.learning_rate"
+            )

@@ -1,0 +1,42 @@
+"""THE DreamBooth loss (arXiv 2208.12242, eq. 2), for NumPy, JAX and torch arrays alike.
+
+One forward pass covers instance and class rows. The prior is a weight on a row (1/B for instance rows, lambda/B for
+class rows), not a half of the batch: any shard of the batch is right alone, a padding row has weight 0, and the sum
+over all rows is mean(instance) + lambda * mean(class). Only operators and `mean`/`sum` are used.
+"""
+
+from typing import Any
+
+
+def noisy_latents(batch: Any) -> Any:
+    """z_t = alpha_t z + sigma_t eps, [rows, h, w, c]."""
+    return _column(batch.signal) * batch.latents + _column(batch.sigma) * batch.noise
+
+
+def dreambooth_loss(prediction: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+    """The loss of a batch and its parts, float32 scalars.
+
+    `prediction`: float32 [rows, h, w, c or 2c]; a model with learned variance predicts 2c channels, of which the first
+    half is the mean. Returns (loss, {"loss", "instance_loss", "prior_loss"}): the parts are means over their rows,
+    before lambda; prior_loss is 0 without class rows.
+    """
+    prediction = prediction[..., : batch.latents.shape[-1]]
+    target = _column(batch.target_latent) * batch.latents + _column(batch.target_noise) * batch.noise
+    row_loss = ((prediction - target) ** 2).mean(axis=(1, 2, 3))
+    loss = (batch.weight * row_loss).sum()
+    prior = batch.weight * batch.is_prior
+    instance = batch.weight - prior
+    return loss, {
+        "loss": loss,
+        "instance_loss": _weighted_mean(row_loss, instance),
+        "prior_loss": _weighted_mean(row_loss, prior),
+    }
+
+
+def _weighted_mean(values: Any, weights: Any) -> Any:
+    total = weights.sum()
+    return (weights * values).sum() / (total + (total == 0))
+
+
+def _column(rows: Any) -> Any:
+    return rows[:, None, None, None]

@@ -1,0 +1,104 @@
+"""What happens before the first update: inputs are checked, class images made, images and prompts encoded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from booth import cache, data, prior
+from booth.backend import Backend
+from booth.batches import Batches
+from booth.data import Example
+from booth.pipeline_dir import PipelineDir, open_pipeline
+from booth.prompts import Tokenizer
+from booth.rundir import RunDir
+from booth.sampling import Sampler, context_of, latent_shape
+from booth.schedule import ddim_table, noise_schedule
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the user gave, read and found usable."""
+
+    pipeline: PipelineDir
+    tokenizer: Tokenizer
+    instances: list[Example]
+
+    def fingerprint(self) -> dict[str, dict[str, str]]:
+        """sha256 of every photo and of the model's weights: what a resumed run must find unchanged."""
+        return {
+            "instance images": {example.path.name: example.sha256 for example in self.instances},
+            "model weights": {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks},
+        }
+
+    def sampler(self, config: Any, section: str) -> Sampler:
+        """The sampler that `prior` or `samples` of the config describes, at the training resolution."""
+        settings, side = config[section], config.data.resolution
+        return Sampler(self.pipeline, self.tokenizer, (side, side), settings.inference_steps, settings.guidance,
+                       settings.batch_size)  # fmt: skip
+
+
+def check_inputs(config: Any) -> Inputs:
+    """Looks at everything that can be refused, before anything is written and before a device starts. UserError."""
+    pipeline = open_pipeline(config.model.source, config.model.variant)
+    scheduler = pipeline.component_config("scheduler")
+    noise_schedule(scheduler)
+    latent_shape(pipeline, config.data.resolution, config.data.resolution)
+    instances = data.instance_examples(config.instance.images, config.instance.prompt)
+    data.warn_if_small(instances, config.data.resolution)
+    if config.prior.weight > 0:
+        ddim_table(scheduler, config.prior.inference_steps)
+        if config.prior.images and Path(config.prior.images).exists():
+            own = prior.own_images(Path(config.prior.images))
+            data.read_examples(own, config.prior.prompt, "prior", "prior.images")
+    if config.samples.every_steps:
+        ddim_table(scheduler, config.samples.inference_steps)
+    return Inputs(pipeline, load_tokenizer(pipeline), instances)
+
+
+def load_tokenizer(pipeline: PipelineDir) -> Tokenizer:
+    """The pipeline's tokenizer, padding to the text encoder's window (77 tokens)."""
+    return Tokenizer(pipeline.tokenizer_path, pipeline.component_config("text_encoder")["max_position_embeddings"])
+
+
+def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> Batches:
+    """Class images, VAE moments and prompt contexts, all from the untouched base: step -> Batch is ready then."""
+    examples = {"instance": inputs.instances}
+    weight, prompts = {"instance": 1.0}, {"instance": config.instance.prompt}
+    if config.prior.weight > 0:
+        files = prior.class_images(
+            Path(config.prior.images) if config.prior.images else run.class_images,
+            config,
+            inputs.sampler(config, "prior"),
+            backend,
+            models,
+            inputs.pipeline.weights_hash("unet"),
+        )
+        examples["prior"] = data.read_examples(files, config.prior.prompt, "prior", "prior.images")
+        data.warn_if_small(examples["prior"], config.data.resolution)
+        weight["prior"], prompts["prior"] = config.prior.weight, config.prior.prompt
+
+    shown = {kind: [_views(config, example) for example in images] for kind, images in examples.items()}
+    every_view = [view for images in shown.values() for views in images for view in views]
+    vae_config = inputs.pipeline.component_config("vae")
+    return Batches(
+        views=shown,
+        moments=cache.moments(run.cache, backend, models, every_view, inputs.pipeline.weights_hash("vae"),
+                              config.data.encode_batch_size),
+        weight=weight,
+        context=np.stack([context_of(backend, models, inputs.tokenizer, prompt) for prompt in prompts.values()]),
+        prompt_index={kind: index for index, kind in enumerate(prompts)},
+        schedule=noise_schedule(inputs.pipeline.component_config("scheduler")),
+        latent_scale=vae_config.get("scaling_factor", 0.18215),  # files older than the key are SD1's
+        latent_shift=vae_config.get("shift_factor") or 0.0,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+    )  # fmt: skip
+
+
+def _views(config: Any, example: Example) -> list[data.View]:
+    settings = config.data
+    return data.views(
+        example, settings.resolution, settings.crop, settings.crop_variants, settings.flip, config.train.seed
+    )

@@ -1,0 +1,74 @@
+"""Class images: counts what is there, has the frozen base model make what is missing, keeps a manifest.
+
+Image i has its own seed, derived from prior.seed, and its own slot in a batch: it is the same image whether 10 or 200
+are asked for, and making it takes nothing from training's randomness.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from booth import randomness
+from booth.backend import Backend
+from booth.data import find_images
+from booth.errors import UserError
+from booth.rundir import publish, write_text
+from booth.sampling import ImageRequest, Sampler
+
+MANIFEST = "class_images.json"
+_OURS = re.compile(r"class-\d{5,}\.png$")
+
+
+def own_images(folder: Path) -> list[Path]:
+    """The images in a class image folder that we did not make, in natural name order."""
+    images = find_images(folder, "prior.images") if folder.is_dir() else []
+    return [path for path in images if not _OURS.match(path.name)]
+
+
+def class_images(folder: Path, config: Any, sampler: Sampler, backend: Backend, models: Any,
+                 weights_hash: str) -> list[Path]:  # fmt: skip
+    """The `prior.count` images to train on, generated as far as they are missing: existing ones are used first.
+
+    `models` must be the untouched base. UserError if the folder's images were made for another prompt, base or size.
+    """
+    recipe = {
+        "prompt": config.prior.prompt,
+        "seed": config.prior.seed,
+        "resolution": config.data.resolution,
+        "inference_steps": config.prior.inference_steps,
+        "guidance": config.prior.guidance,
+        "base_sha256": weights_hash,
+    }
+    existing = own_images(folder)[: config.prior.count]
+    files = [folder / f"class-{index:05d}.png" for index in range(config.prior.count - len(existing))]
+    missing = {index for index, file in enumerate(files) if not file.exists()}
+    if len(missing) < len(files):
+        _check_recipe(folder, recipe)
+    if missing:
+        write_text(folder / MANIFEST, json.dumps(recipe, indent=1) + "\n")
+        requests = [
+            ImageRequest(config.prior.prompt, randomness.derive_seed(config.prior.seed, "class image", index))
+            for index in range(len(files))
+        ]
+        made = sampler.images(backend, models, requests, missing)
+        for index, pixels in tqdm(made, desc="class images", total=len(missing), unit="image"):
+            with publish(files[index]) as staging:
+                Image.fromarray(pixels).save(staging, format="PNG")
+    return existing + files
+
+
+def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
+    manifest = folder / MANIFEST
+    before = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    differing = [
+        f"{key} {before.get(key)!r} there, {value!r} here" for key, value in recipe.items() if before.get(key) != value
+    ]
+    if differing:
+        raise UserError(
+            f"prior.images={str(folder)!r} holds class images of another recipe ({'; '.join(differing)});"
+            " choose another folder, or delete its class-*.png"
+        )

@@ -1,0 +1,33 @@
+"""Prompts -> token ids, with the pipeline's own tokenizer."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+log = logging.getLogger("booth")
+
+
+class Tokenizer:
+    """The CLIP tokenizer of a pipeline folder; pads to `length` with the tokenizer's own pad token."""
+
+    def __init__(self, path: Path, length: int) -> None:
+        # transformers takes over a second to import; CLIPTokenizer (unlike AutoTokenizer) does not import torch.
+        from transformers import CLIPTokenizer
+
+        self._tokenizer = CLIPTokenizer.from_pretrained(path)
+        self._length = length
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        """int32 [prompts, length]. A prompt longer than the window is cut, with a warning that quotes what was lost."""
+        for prompt in prompts:
+            self._warn_if_cut(prompt)
+        encoded = self._tokenizer(list(prompts), padding="max_length", truncation=True, max_length=self._length)
+        return np.asarray(encoded["input_ids"], np.int32)
+
+    def _warn_if_cut(self, prompt: str) -> None:
+        ids = self._tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        lost = ids[self._length - 2 :]  # begin and end of text take two places
+        if lost:
+            log.warning("prompt longer than %d tokens, cut before %r", self._length - 2, self._tokenizer.decode(lost))

@@ -1,0 +1,192 @@
+"""The run folder: its layout, who owns it, and how anything gets its final name.
+
+    RUN/config.json            backend and resolved configuration, written before any work
+    RUN/manifest.json          sha256 of every photo and of the source weights, library versions
+    RUN/class_images/          generated class images and their manifest (prior.images may point elsewhere)
+    RUN/cache/                 VAE moments by content
+    RUN/checkpoints/step-000400/   (checkpoint.dir may point elsewhere)
+    RUN/samples/step-000400.png    previews
+    RUN/metrics.jsonl, RUN/tensorboard/
+    RUN/pipeline/              the exported diffusers pipeline
+
+Whatever exists under its final name is complete: files are staged beside it, synced to disk, and renamed.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from booth import config as settings
+from booth.errors import UserError
+
+log = logging.getLogger("booth")
+
+STAGING_PREFIX = ".staging-"
+
+
+@contextmanager
+def publish(path: Path) -> Iterator[Path]:
+    """Yields a staging path beside `path`; what was written there gets its final name only if the block succeeds.
+
+    The block makes a file or a folder at the staging path. An existing file is replaced; an existing folder is an error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(STAGING_PREFIX + path.name)
+    remove(staging)
+    try:
+        yield staging
+        for file in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
+            _sync(file)
+        staging.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        remove(staging)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file's content atomically."""
+    with publish(path) as staging:
+        staging.write_text(text, encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders for syncing
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class RunDir:
+    """One run's folder, locked while it is open."""
+
+    def __init__(self, path: Path, run_id: str, checkpoint_dir: str) -> None:
+        self.path = path
+        self.id = run_id
+        self.class_images = path / "class_images"
+        self.cache = path / "cache"
+        self.samples = path / "samples"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.pipeline = path / "pipeline"
+        self.checkpoints = Path(checkpoint_dir) if checkpoint_dir else path / "checkpoints"
+
+    @classmethod
+    @contextmanager
+    def open(cls, workdir: str | Path, backend: str, config: Any) -> Iterator["RunDir"]:
+        """Creates the folder, or takes up the same run again; holds its lock until the block ends.
+
+        UserError for a folder of another run, a folder that is no run, and a run that is training right now.
+        """
+        path = Path(workdir)
+        _check_ours(path)
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            # The operating system drops the lock with its process, so a crash leaves nothing to clean up.
+            with filelock.FileLock(path / ".lock", timeout=0):
+                run = cls(path, _record_config(path, backend, settings.flatten(config)), config.checkpoint.dir)
+                for folder in (path, run.cache, run.class_images, run.samples, run.checkpoints):
+                    for stale in folder.glob(STAGING_PREFIX + "*"):
+                        remove(stale)
+                yield run
+        except filelock.Timeout:
+            raise UserError(
+                f"--workdir {path}: another process is using this run; wait for it or choose another"
+            ) from None
+
+    def check_manifest(self, inputs: Mapping[str, Any]) -> None:
+        """Records what the run is made from, or compares it with what the run began with. UserError if it changed."""
+        path = self.path / "manifest.json"
+        if not path.exists():
+            write_text(path, json.dumps({**inputs, "versions": _versions()}, indent=1) + "\n")
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in inputs.items():
+            if before[name] != value:
+                changed = sorted(k for k in {*before[name], *value} if before[name].get(k) != value.get(k))
+                raise UserError(
+                    f"--workdir {self.path}: {name} changed since this run began ({', '.join(changed)});"
+                    " put them back, or start a new run in another --workdir"
+                )
+
+
+@dataclass(frozen=True)
+class Record:
+    """config.json: whose run this is."""
+
+    backend: str
+    run_id: str
+    config: dict[str, Any]  # flat, as `booth.config.flatten` gives it
+
+
+def read_record(workdir: str | Path) -> Record:
+    """The config.json of an existing run; UserError if the folder is none."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} is not a run folder: it has no config.json")
+    return Record(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def _check_ours(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--workdir {path} is a file; give a folder")
+    strangers = path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir())
+    if strangers and not (path / "config.json").is_file():
+        raise UserError(f"--workdir {path} holds other files and is no run folder; give a new or empty folder")
+
+
+def _record_config(workdir: Path, backend: str, config: Mapping[str, Any]) -> str:
+    """Writes config.json, or checks that the run it records is this one; returns the run's id."""
+    config = json.loads(json.dumps(config))  # tuples become lists, as they come back from the file
+    run_id = uuid.uuid4().hex
+    if (workdir / "config.json").exists():
+        before = read_record(workdir)
+        if before.backend != backend:
+            raise UserError(f"--workdir {workdir} is a run of {before.backend}booth; give {backend}booth another one")
+        changed = settings.changes(before.config, config)
+        fixed = [
+            f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items() if not settings.may_change(name)
+        ]
+        if fixed:
+            raise UserError(
+                f"--workdir {workdir} belongs to another run: {'; '.join(fixed)};"
+                " restore these values, or choose another --workdir"
+            )
+        for name, (old, new) in changed.items():
+            log.warning("resuming with %s=%r (was %r)", name, new, old)
+        run_id = before.run_id
+    record = {"backend": backend, "run_id": run_id, "config": config}
+    write_text(workdir / "config.json", json.dumps(record, indent=1) + "\n")
+    return run_id
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("booth", "numpy", "pillow", "transformers", "jax", "flax", "optax", "torch", "diffusers"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,14 @@
+"""The `jaxbooth` command."""
+
+import sys
+
+from booth import cli
+
+
+def main() -> int:
+    """Entry point of the console command."""
+    return cli.main("jaxbooth")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

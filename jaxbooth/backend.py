@@ -1,0 +1,90 @@
+"""The Backend protocol over JAX: wiring only."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from booth.backend import Batch, Metrics
+from booth.pipeline_dir import PipelineDir
+from booth.schedule import DDIMTable
+from jaxbooth import checkpoint, networks, optim, sample, step
+from jaxbooth.networks import Models
+from jaxbooth.sharding import make_mesh, place_batch, place_rows
+from jaxbooth.step import State
+from jaxbooth.weights import Network, to_diffusers
+
+
+class Backend:
+    """Trains on all local devices."""
+
+    name = "jax"
+    capabilities: frozenset[str] = frozenset({"sharding"})
+
+    def __init__(self, config: Any) -> None:
+        # float32 means float32 (TPUs and newer GPUs would multiply in less); bfloat16 arrays are not affected.
+        jax.config.update("jax_default_matmul_precision", "highest")
+        if jax.config.jax_compilation_cache_dir is None:  # compiling takes minutes at full size: a resumed run need not
+            jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "booth" / "jax"))
+        self._config = config
+        self._settings = optim.Settings.of(config)
+        self._mesh = make_mesh(config.mesh.fsdp)
+
+    def load(self, pipeline: PipelineDir) -> Models:
+        train = self._config.train
+        return networks.load(pipeline, self._mesh, train.precision, train.gradient_checkpointing)
+
+    def encode_images(self, models: Models, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        moments = _encode_images(models.of("vae"), place_rows(self._mesh, pixels), vae=models.vae)
+        mean, std = (np.asarray(part)[: len(pixels)] for part in moments)
+        return mean, std
+
+    def encode_prompts(self, models: Models, token_ids: np.ndarray) -> np.ndarray:
+        # SD1 trains and samples without an attention mask: padding tokens are part of the context.
+        return np.asarray(_encode_prompts(models.of("text_encoder"), token_ids, text_encoder=models.text_encoder))
+
+    def sample(self, models: Models, noise: np.ndarray, context: np.ndarray, negative_context: np.ndarray,
+               table: DDIMTable, guidance: float) -> np.ndarray:  # fmt: skip
+        return sample.sample(models, self._mesh, noise, context, negative_context, table, guidance)
+
+    def init(self, models: Models) -> State:
+        trainable = {name: value for name, value in models.params.items() if name.startswith("unet.")}
+        rest = {name: value for name, value in models.params.items() if name not in trainable}
+        # Adam's moments inherit the placement of the parameters they belong to.
+        return State(replace(models, params=rest), trainable, optim.adamw(self._settings).init(trainable))
+
+    def models(self, state: State) -> Models:
+        return replace(state.frozen, params=state.frozen.params | state.trainable)
+
+    def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        placed = place_batch(self._mesh, batch)
+        trainable, optimizer, metrics = step.train_step(
+            state.trainable, state.optimizer, placed, unet=state.frozen.unet, settings=self._settings
+        )
+        return State(state.frozen, trainable, optimizer), metrics
+
+    def save(self, state: State, folder: Path) -> None:
+        checkpoint.save(state, folder)
+
+    def restore(self, state: State, folder: Path) -> State:
+        return checkpoint.restore(state, folder)
+
+    def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:
+        for name, array in state.trainable.items():
+            component, _, key = name.partition(".")
+            yield component, key, to_diffusers(getattr(state.frozen, component), key, np.asarray(array))
+
+
+@partial(jax.jit, static_argnames="vae")
+def _encode_images(params: dict[str, jax.Array], pixels: jax.Array, *, vae: Network) -> tuple[jax.Array, jax.Array]:
+    return vae.bind(params).encode(pixels)
+
+
+@partial(jax.jit, static_argnames="text_encoder")
+def _encode_prompts(params: dict[str, jax.Array], token_ids: jax.Array, *, text_encoder: Network) -> jax.Array:
+    return text_encoder.bind(params)(token_ids)

@@ -1,0 +1,76 @@
+"""Loads the networks of a pipeline folder: what to compute (Network) and with what (a flat dict of arrays)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from booth.pipeline_dir import PipelineDir
+from jaxbooth.models.clip import CLIPTextModel
+from jaxbooth.models.unet import UNet2DConditionModel
+from jaxbooth.models.vae import AutoencoderKL
+from jaxbooth.sharding import place_parameters
+from jaxbooth.weights import Network, from_diffusers
+
+_CLASSES: dict[str, type[nnx.Module]] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+}
+
+
+@dataclass(frozen=True)
+class Models:
+    """`params`: float32 arrays in Flax layout by `component.name`; `vae_scale` and `vae_shift` as in the VAE's config."""
+
+    unet: Network
+    vae: Network
+    text_encoder: Network
+    params: dict[str, jax.Array]
+    vae_scale: float
+    vae_shift: float
+
+    def of(self, component: str) -> dict[str, jax.Array]:
+        """The parameters of one component, by their names inside it."""
+        return of(self.params, component)
+
+
+def of(params: Mapping[str, jax.Array], component: str) -> dict[str, jax.Array]:
+    """The parameters of one component, by their names inside it."""
+    prefix = component + "."
+    return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+
+
+def load(pipeline: PipelineDir, mesh: Mesh, precision: str, remat: bool) -> Models:
+    """Reads the safetensors weights and places them by the sharding rules. UserError if they do not fit the configs.
+
+    Only the UNet computes in `precision`; encoding is done once, and in float32.
+    """
+    networks: dict[str, Network] = {}
+    params: dict[str, jax.Array] = {}
+    for component in _CLASSES:
+        options = {"dtype": jnp.bfloat16 if precision == "bf16" else jnp.float32, "remat": remat}
+        config = json.dumps(pipeline.component_config(component), sort_keys=True)
+        network = _build(component, config, **(options if component == "unet" else {}))
+        tensors = from_diffusers(network, pipeline.tensors(component), component)
+        params |= place_parameters(mesh, {f"{component}.{name}": value for name, value in tensors.items()})
+        networks[component] = network
+    vae_config = pipeline.component_config("vae")
+    return Models(
+        **networks,
+        params=params,
+        vae_scale=vae_config.get("scaling_factor", 0.18215),
+        vae_shift=vae_config.get("shift_factor") or 0.0,
+    )
+
+
+@lru_cache
+def _build(component: str, config: str, **options: Any) -> Network:
+    # Cached: a Network is a static argument of the compiled functions, which are then found again in one process.
+    return Network.build(_CLASSES[component], json.loads(config), **options)

@@ -1,0 +1,28 @@
+"""DDIM sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over the core's table of coefficients."""
+
+import numpy as np
+import torch
+
+from booth.schedule import DDIMTable, ddim_step
+from torchbooth.models import Models
+
+
+@torch.inference_mode()
+def sample(models: Models, noise: np.ndarray, context: np.ndarray, negative_context: np.ndarray, table: DDIMTable,
+           guidance: float, precision: str) -> np.ndarray:  # fmt: skip
+    """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1]."""
+    device = models.unet.device
+    latents = torch.from_numpy(noise).to(device).permute(0, 3, 1, 2)
+    guided = guidance > 1  # at 1 the negative prompt cancels out
+    contexts = torch.from_numpy(np.concatenate([negative_context, context]) if guided else context).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for row in zip(*(column.tolist() for column in table.columns), strict=True):
+            rows = torch.cat([latents, latents]) if guided else latents
+            prediction = models.unet(rows, row[0], contexts, return_dict=False)[0].float()
+            if guided:
+                negative, positive = prediction.chunk(2)
+                prediction = negative + guidance * (positive - negative)
+            latents = ddim_step(table.rule, latents, prediction, row)
+    config = models.vae.config
+    pixels = models.vae.decode(latents / config.scaling_factor + (config.shift_factor or 0.0), return_dict=False)[0]
+    return pixels.permute(0, 2, 3, 1).float().cpu().numpy()

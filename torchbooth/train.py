@@ -1,0 +1,19 @@
+"""Train with PyTorch: `python -m torchbooth.train --config FILE --workdir RUN`, or `train(config, workdir)` from Python."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from booth import cli, loop
+
+
+def train(config: Any, workdir: str | Path, from_step: int | None = None) -> loop.Run:
+    """Runs or resumes the whole job in `workdir`; returns the run with its pipeline path and metrics.
+
+    `config` is `booth.config.default_config()` with its fields set, or what `load_config` read. Raises UserError.
+    """
+    return loop.train(cli.load_backend("torchbooth"), config, workdir, from_step)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main("torchbooth", ["train", *sys.argv[1:]]))
