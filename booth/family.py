@@ -18,9 +18,7 @@ class Family:
     classes: Mapping[str, tuple[str, ...]]  # component -> the classes it may have in model_index.json
     networks: tuple[str, ...]  # the components with weights that training and sampling use
     trainable: tuple[str, ...]  # those of them that can train
-    features: Mapping[
-        tuple[str, str], Any
-    ]  # (component, config key) -> the value that tells the family from others
+    features: Mapping[tuple[str, str], Any]  # (component, config key) -> the value that tells the family from others
 
 
 SD1 = Family(

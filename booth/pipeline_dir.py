@@ -9,6 +9,7 @@ Weights are named here as current diffusers and transformers 4 name them, whatev
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,14 +23,22 @@ from booth.errors import UserError
 from booth.family import Family, detect_family
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-_TEXT_MODEL_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
-_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_VAE_ATTENTION = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
+_NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     dtype: str  # as safetensors writes it: F32, F16, BF16, I64, ...
     shape: tuple[int, ...]
+
+    @property
+    def itemsize(self) -> int:
+        return int(self.dtype.lstrip("BFIU")) // 8
+
+    @property
+    def nbytes(self) -> int:
+        return self.itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,10 @@ class Weights:
             with safe_open(path, framework="np") as file:
                 for key in specs:
                     yield key, file.get_tensor(key)
+
+    def tensor(self, path: Path, key: str) -> np.ndarray:
+        with safe_open(path, framework="np") as file:
+            return file.get_tensor(key)
 
 
 class PipelineDir:
@@ -93,9 +106,7 @@ class PipelineDir:
         if index.is_file():
             weight_map = _read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
-                raise UserError(
-                    f"model.source={self.path}: {component}/{index.name} is broken; download it again"
-                )
+                raise UserError(f"model.source={self.path}: {component}/{index.name} is broken; download it again")
             shards = [folder / name for name in sorted(set(weight_map.values()))]
             return Weights(index, {shard: _read_specs(shard) for shard in shards})
         raise UserError(f"model.source={self.path}: {_why_no_weights(folder, single.name)}")
@@ -109,12 +120,10 @@ def open_pipeline(source: str | Path, variant: str = "") -> PipelineDir:
     path = Path(source).expanduser()
     where = f"model.source={source}"
     if path.is_file():
-        raise UserError(
-            f"{where}: single-file checkpoints are not supported; give a diffusers pipeline folder"
-        )
+        raise UserError(f"{where}: single-file checkpoints are not supported; give a diffusers pipeline folder")
     if not path.is_dir():
         raise UserError(
-            f"{where}: no such folder; give a diffusers pipeline's local folder (hub ids are not supported yet)"
+            f"{where}: no such folder; give a local diffusers pipeline folder (hub ids are not supported yet)"
         )
     if not (path / "model_index.json").is_file():
         raise UserError(f"{where}: no model_index.json in it; give the top folder of a diffusers pipeline")
@@ -136,15 +145,19 @@ def has_vocabulary(tokenizer: Path) -> bool:
 def canonical_name(component: str, key: str) -> str | None:
     """The one name of a weight, whichever library version wrote it; None for a buffer that is no weight."""
     if component == "text_encoder":
-        if key.endswith("position_ids"):
-            return None
-        # transformers 5 leaves the prefix out
-        return f"text_model.{key}" if key.startswith(_TEXT_MODEL_PARTS) else key
+        return None if key.endswith("position_ids") else written_key(component, key)
     if component == "vae":
-        return re.sub(
-            r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda m: _OLD_VAE_ATTENTION[m[0]], key
-        )
+        return _OLD_VAE_ATTENTION.sub(lambda match: _NEW_VAE_ATTENTION[match[0]], key)
     return key
+
+
+def written_key(component: str, key: str) -> str:
+    """The key an export uses: the source's own, but text encoders always have the `text_model.` prefix.
+
+    transformers 5 leaves it out; transformers 4 takes weights without it for missing and makes up random ones.
+    """
+    bare = component == "text_encoder" and key.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+    return f"text_model.{key}" if bare else key
 
 
 def _is_file_name(name: Any) -> bool:
@@ -152,9 +165,7 @@ def _is_file_name(name: Any) -> bool:
 
 
 def _component_config(path: Path, component: str) -> dict[str, Any]:
-    return _read_json(
-        path / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
-    )
+    return _read_json(path / component / ("scheduler_config.json" if component == "scheduler" else "config.json"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -194,11 +205,7 @@ def _why_no_weights(folder: Path, wanted: str) -> str:
     if found := [name for name in names if ".safetensors" in name]:
         return f"{where} but {', '.join(found)}; set model.variant to the part between (empty if none)"
     if any(name.endswith((".bin", ".ckpt", ".pt")) for name in names):
-        return (
-            f"{where}, only PyTorch pickles (.bin); use the model's safetensors files, or convert it to them"
-        )
+        return f"{where}, only PyTorch pickles (.bin); use the model's safetensors files, or convert it to them"
     if any(name.endswith(".msgpack") for name in names):
-        return (
-            f"{where}, only Flax weights (.msgpack), which are not readable; use the same model's safetensors"
-        )
+        return f"{where}, only Flax weights (.msgpack), which are not readable; use the same model's safetensors"
     return f"{where}; download the model completely"

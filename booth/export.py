@@ -1,0 +1,300 @@
+"""Export: a diffusers pipeline folder with what was trained; all else is the source's, byte for byte.
+
+Keys, shapes and file names of the weights are the source's too. Where a file must differ from the source's (trained,
+converted, renamed, made anew), export.json says so and why. The folder appears under its name only when complete.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from booth.errors import UserError
+from booth.pipeline_dir import (
+    PipelineDir,
+    TensorSpec,
+    canonical_name,
+    has_vocabulary,
+    open_pipeline,
+    written_key,
+)
+from booth.rundir import publish, remove
+
+RECORD = "export.json"
+Precision = Literal["source", "fp32", "fp16", "bf16"]
+
+_CODES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}  # as safetensors writes them
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+def export(
+    source: PipelineDir,
+    out: Path,
+    trained: Iterable[tuple[str, str, np.ndarray]],
+    precision: Precision = "source",
+    step: int | None = None,
+) -> None:
+    """Writes the pipeline with its trained weights to `out`; an earlier export there is replaced when all is done.
+
+    `trained` yields (component, canonical name, float32 array), components whole, in any order; one array is held at
+    a time. Precision "source": trained weights are float32 and the rest stays as it is; else all weights get that type.
+    `step`, the training step, is only recorded.
+
+    Raises UserError if `out` holds something else or cannot be written, or if fp16 cannot hold a weight; RuntimeError
+    if a trained component's tensors are not exactly the source's.
+    """
+    out = Path(out)
+    fresh, aside = out.with_name(f".new-{out.name}"), out.with_name(f".old-{out.name}")
+    _check_target(source, out)
+    try:
+        if aside.exists() and not out.exists():  # a crash between the two renames below
+            aside.rename(out)
+        remove(aside)
+        remove(fresh)
+        with publish(fresh) as staging:
+            record = _write_pipeline(source, staging, trained, precision)
+            _write_json(staging / RECORD, {"step": step, **record})
+        if out.exists():
+            out.rename(aside)
+        fresh.rename(out)
+        remove(aside)
+    except OSError as error:
+        raise UserError(
+            f"export to {out} failed: {error.strerror} ({error.filename}); mend that, export again"
+        ) from error
+
+
+def exported_step(folder: Path) -> int | None:
+    """The step an exported pipeline was recorded with; None if there is no export or no step."""
+    record = folder / RECORD
+    return json.loads(record.read_text(encoding="utf-8"))["step"] if record.is_file() else None
+
+
+def _check_target(source: PipelineDir, out: Path) -> None:
+    if source.path.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"export to {out} would replace the source pipeline {source.path}; choose another folder")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"export to {out}: it is a file; choose another name for the folder")
+    if out.exists() and any(out.iterdir()) and not (out / RECORD).is_file():
+        raise UserError(f"export to {out}: it holds other files (no {RECORD}); choose a new or empty folder")
+
+
+def _write_pipeline(
+    source: PipelineDir, out: Path, trained: Iterable[tuple[str, str, np.ndarray]], precision: Precision
+) -> dict[str, Any]:
+    """Fills a new folder; returns what there is to say about it."""
+    out.mkdir()
+    changes: dict[str, str] = {}  # file -> why it is no copy of the source's file of that name
+    components = [name for name, entry in source.model_index.items() if isinstance(entry, list) and entry[1]]
+    present = [name for name in components if name.isidentifier() and (source.path / name).is_dir()]
+    for component in present:
+        (out / component).mkdir()
+
+    writers: dict[str, _ComponentWriter] = {}
+    for component, name, array in trained:
+        if component not in writers:
+            assert component in source.family.trainable, f"{component} cannot have been trained"
+            writers[component] = _ComponentWriter(source, component, out, _CODES.get(precision, "F32"))
+        writers[component].add(name, array)
+    for component in source.family.networks:
+        shutil.copyfile(source.path / component / "config.json", out / component / "config.json")
+        if component in writers:
+            writers[component].finish("trained", changes)
+        elif _is_as_wanted(source, component, _CODES.get(precision)):
+            _copy_weights(source, component, out, changes)
+        else:
+            _convert_weights(source, component, out, precision, changes)
+
+    for component in present:
+        if component not in source.family.networks:
+            _copy_files(source, component, out, changes)
+    _complete_tokenizer(out / "tokenizer", changes)
+    _write_model_index(source, out, set(components) - set(present), changes)
+    return {
+        "family": source.family.name,
+        "source": {"path": str(source.path), "variant": source.variant, "weights_sha256": _hashes(source)},
+        "trained": sorted(writers),
+        "precision": precision,
+        "weights_sha256": _hashes(open_pipeline(out)),  # which also shows that the folder can be read
+        "changed_files": changes,
+    }
+
+
+class _ComponentWriter:
+    """Writes a network's weights, given in any order, under the source's keys into files of the source's names."""
+
+    def __init__(self, source: PipelineDir, component: str, out: Path, code: str | None) -> None:
+        """`code` is the dtype to write; None keeps each tensor's own."""
+        self._component = component
+        self._weights = source.weights[component]
+        self._index = out / component / _plain_name(self._weights.index, source) if self._weights.index else None
+        self._files: dict[Path, _SafetensorsFile] = {}  # by the source's file
+        self._places: dict[str, tuple[_SafetensorsFile, str]] = {}  # by canonical name: file and key
+        for path, specs in self._weights.specs.items():
+            keys = {key: written_key(component, key) for key in specs}
+            names = {key: canonical_name(component, key) for key in specs}
+            wanted = {
+                keys[key]: TensorSpec(code, spec.shape) if code and names[key] else spec for key, spec in specs.items()
+            }
+            file = self._files[path] = _SafetensorsFile(out / component / _plain_name(path, source), wanted)
+            for key, name in names.items():
+                if name is None:  # a buffer, in no backend's hands
+                    file.write(keys[key], self._weights.tensor(path, key))
+                else:
+                    self._places[name] = file, keys[key]
+        self._missing = set(self._places)
+        self._unexpected: list[str] = []
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        if name not in self._missing:  # unknown, or given twice
+            self._unexpected.append(name)
+            return
+        self._missing.remove(name)
+        file, key = self._places[name]
+        file.write(key, array)
+
+    def finish(self, reason: str, changes: dict[str, str]) -> None:
+        if self._missing or self._unexpected:
+            raise RuntimeError(
+                f"{self._component}: the weights to export are not those of the source;"
+                f" missing: {sorted(self._missing)}, unexpected: {sorted(self._unexpected)}"
+            )
+        for path, file in self._files.items():
+            prefixed = file.specs.keys() != self._weights.specs[path].keys()
+            changes[_relative(file.path)] = reason + (", keys given the text_model. prefix" if prefixed else "")
+        if self._index:
+            files = self._files.values()
+            content = {
+                "metadata": {"total_size": sum(file.data_bytes for file in files)},
+                "weight_map": {key: file.path.name for file in files for key in file.specs},
+            }
+            _write_json(self._index, content)
+            changes[_relative(self._index)] = "index of these shards"
+
+
+class _SafetensorsFile:
+    """A safetensors file whose tensors arrive in any order: keys, dtypes and shapes are fixed when it is made."""
+
+    def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
+        self.path, self.specs = path, specs
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
+        self._start: dict[str, int] = {}
+        self.data_bytes = 0
+        for key in sorted(specs, key=lambda key: (-specs[key].itemsize, key)):  # big items first: all are aligned
+            self._start[key] = self.data_bytes
+            self.data_bytes += specs[key].nbytes
+            header[key] = {
+                "dtype": specs[key].dtype,
+                "shape": specs[key].shape,
+                "data_offsets": [self._start[key], self.data_bytes],
+            }
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        self._start = {key: start + 8 + len(encoded) for key, start in self._start.items()}
+        with path.open("wb") as file:
+            file.write(len(encoded).to_bytes(8, "little") + encoded)
+            file.truncate(file.tell() + self.data_bytes)
+
+    def write(self, key: str, array: np.ndarray) -> None:
+        spec = self.specs[key]
+        if array.shape != spec.shape:
+            raise RuntimeError(f"{key} to export has shape {array.shape}, in the source {spec.shape}")
+        with np.errstate(over="ignore"):
+            converted = np.ascontiguousarray(array, _DTYPES.get(spec.dtype))
+        if spec.dtype == "F16" and np.isinf(converted).any() and not np.isinf(array).any():
+            raise UserError(f"export.precision=fp16 cannot hold {key}: it exceeds 65504; use bf16 or fp32")
+        with self.path.open("r+b") as file:
+            file.seek(self._start[key])
+            file.write(converted.reshape(-1).view(np.uint8).data)
+
+
+def _is_as_wanted(source: PipelineDir, component: str, code: str | None) -> bool:
+    """Whether the files of a network that was not trained can be copied byte for byte."""
+    return all(
+        key == written_key(component, key) and (code in (None, spec.dtype) or canonical_name(component, key) is None)
+        for specs in source.weights[component].specs.values()
+        for key, spec in specs.items()
+    )
+
+
+def _convert_weights(
+    source: PipelineDir, component: str, out: Path, precision: Precision, changes: dict[str, str]
+) -> None:
+    writer = _ComponentWriter(source, component, out, _CODES.get(precision))
+    for key, array in source.weights[component].read():
+        if name := canonical_name(component, key):
+            writer.add(name, array)
+    writer.finish("rewritten" if precision == "source" else f"converted to {precision}", changes)
+
+
+def _copy_weights(source: PipelineDir, component: str, out: Path, changes: dict[str, str]) -> None:
+    weights = source.weights[component]
+    for path in weights.specs:
+        _copy(path, out / component / _plain_name(path, source), changes)
+    if weights.index:
+        index = out / component / _plain_name(weights.index, source)
+        _copy(weights.index, index, changes)
+        if source.variant:  # the shards were renamed
+            content = json.loads(index.read_text(encoding="utf-8"))
+            shards = content["weight_map"]
+            content["weight_map"] = {key: _plain_name(Path(shards[key]), source) for key in shards}
+            _write_json(index, content)
+
+
+def _copy_files(source: PipelineDir, component: str, out: Path, changes: dict[str, str]) -> None:
+    """A component that is not ours to read (tokenizer, scheduler, safety checker, ...), with all its files."""
+    folder = source.path / component
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            plain = _plain_name(path, source)
+            _copy(path, out / component / (path.name if (folder / plain).exists() else plain), changes)
+
+
+def _plain_name(path: Path, source: PipelineDir) -> str:
+    """The file's name without the variant, so that it loads without asking for one."""
+    return path.name.replace(f".{source.variant}", "", 1) if source.variant else path.name
+
+
+def _copy(path: Path, target: Path, changes: dict[str, str]) -> None:
+    shutil.copyfile(path, target)  # its content only: file modes are the umask's
+    if target.name != path.name:
+        changes[_relative(target)] = f"named {path.name} in the source"
+
+
+def _complete_tokenizer(folder: Path, changes: dict[str, str]) -> None:
+    """Adds vocab.json and merges.txt, which transformers 4 needs, where the source has only tokenizer.json."""
+    if has_vocabulary(folder):
+        return
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"] if token["content"] not in vocab}
+    lines = ["#version: 0.2", *(merge if isinstance(merge, str) else " ".join(merge) for merge in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_json(folder / "vocab.json", vocab)
+    changes["tokenizer/vocab.json"] = changes["tokenizer/merges.txt"] = "made from tokenizer.json"
+    if added:
+        _write_json(folder / "added_tokens.json", added)
+        changes["tokenizer/added_tokens.json"] = "made from tokenizer.json"
+
+
+def _write_model_index(source: PipelineDir, out: Path, absent: set[str], changes: dict[str, str]) -> None:
+    _copy(source.path / "model_index.json", out / "model_index.json", changes)
+    if absent:
+        _write_json(out / "model_index.json", {**source.model_index, **{name: [None, None] for name in absent}})
+        changes["model_index.json"] = f"{', '.join(sorted(absent))}: named there, but not in the source's folder"
+
+
+def _hashes(pipeline: PipelineDir) -> dict[str, str]:
+    return {component: pipeline.weights_hash(component) for component in pipeline.family.networks}
+
+
+def _relative(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
