@@ -59,8 +59,15 @@ class Backend(Protocol[Models, State]):
         """int32 [n, tokens] -> context, float32 [n, tokens, width]."""
         ...
 
-    def sample(self, models: Models, noise: np.ndarray, context: np.ndarray, negative_context: np.ndarray,
-               table: DDIMTable, guidance: float) -> np.ndarray:  # fmt: skip
+    def sample(
+        self,
+        models: Models,
+        noise: np.ndarray,
+        context: np.ndarray,
+        negative_context: np.ndarray,
+        table: DDIMTable,
+        guidance: float,
+    ) -> np.ndarray:
         """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1]."""
         ...
 

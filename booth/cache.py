@@ -16,8 +16,9 @@ from booth.data import View, pixels
 from booth.rundir import publish
 
 
-def moments(folder: Path, backend: Backend, models: Any, views: Sequence[View], vae_hash: str,
-            batch_size: int) -> dict[View, np.ndarray]:  # fmt: skip
+def moments(
+    folder: Path, backend: Backend, models: Any, views: Sequence[View], vae_hash: str, batch_size: int
+) -> dict[View, np.ndarray]:
     """{view: float32 [2, h, w, c], mean and standard deviation}; encodes what the folder does not hold yet.
 
     View i always sits in slot i % batch_size of a full batch, so an interrupted run continues to the same bits.

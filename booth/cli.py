@@ -82,10 +82,11 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="train|sample|export")
 
     train = commands.add_parser(
-        "train", help="photos -> tuned pipeline; the same command again resumes",
+        "train",
+        help="photos -> tuned pipeline; the same command again resumes",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="fields, each overridden with --config.NAME=VALUE:\n" + settings.describe(),
-    )  # fmt: skip
+    )
     train.add_argument("--config", required=True, help=".py with get_config(), .yaml or .json")
     train.add_argument("--workdir", help="the run folder")
     train.add_argument("--from-step", type=int, help="continue from this checkpoint instead of the newest")
@@ -156,8 +157,14 @@ def _sample(package: str, options: argparse.Namespace) -> None:
         pipeline = open_pipeline(options.model)
         backend = backend_class(_inference_config(options.precision))
         models = None
-    sampler = Sampler(pipeline, load_tokenizer(pipeline), _size(options.size, pipeline), options.steps, options.guidance,
-                      options.batch_size)  # fmt: skip
+    sampler = Sampler(
+        pipeline,
+        load_tokenizer(pipeline),
+        _size(options.size, pipeline),
+        options.steps,
+        options.guidance,
+        options.batch_size,
+    )
     sampler.check()
     models = models if models is not None else backend.load(pipeline)
     requests = [

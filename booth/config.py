@@ -69,7 +69,7 @@ FIELDS = (
     Field("model.variant", "", "weight file variant, such as fp16"),
     Field("instance.images", "", "folder with the photos of the subject"),
     Field("instance.prompt", "", "prompt with identifier and class noun, such as 'a photo of sks dog'"),
-    Field("prior.weight", 1.0, "lambda, the weight of the class images in the loss; 0 trains without them", at_least(0)),
+    Field("prior.weight", 1.0, "lambda, the weight of the class images in the loss; 0: without them", at_least(0)),
     Field("prior.prompt", "", "prompt of the class, such as 'a photo of dog'"),
     Field("prior.images", "", "folder of class images, used first and filled up; empty: RUN/class_images"),
     Field("prior.count", 200, "class images to train with", at_least(1), may_change=True),
@@ -109,9 +109,9 @@ FIELDS = (
     Field("samples.inference_steps", 30, "DDIM steps of a preview", at_least(1), may_change=True),
     Field("samples.guidance", 7.5, "guidance scale of previews", at_least(0), may_change=True),
     Field("samples.batch_size", 2, "previews sampled at once", at_least(1), may_change=True),
-    Field("export.precision", "source", "weights of RUN/pipeline: trained float32 and the rest as it was, or all in one",
+    Field("export.precision", "source", "type of RUN/pipeline; source: trained float32, the rest as it was",
           one_of("source", "fp32", "fp16", "bf16"), may_change=True),
-    Field("log.every_steps", 10, "updates whose metrics are read from the device together", at_least(1), may_change=True),
+    Field("log.every_steps", 10, "updates whose metrics are read together", at_least(1), may_change=True),
     Field("mesh.fsdp", 1, "jaxbooth: devices that share one copy of weights and optimizer states", at_least(1),
           may_change=True),
 )  # fmt: skip
@@ -265,8 +265,11 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
         value = _typed(field.name, get(config, field.name))
         if not (value == value and field.rule.holds(value)):  # NaN is unequal to itself
             raise UserError(f"{field.name}={value!r} must be {field.rule.text}")
-    for name, example in (("model.source", "models/sd15"), ("instance.images", "photos/"),
-                          ("instance.prompt", "a photo of sks dog")):  # fmt: skip
+    for name, example in (
+        ("model.source", "models/sd15"),
+        ("instance.images", "photos/"),
+        ("instance.prompt", "a photo of sks dog"),
+    ):
         if not get(config, name):
             raise UserError(f"{name} is empty; set it in the config or with --config.{name}='{example}'")
     if config.prior.weight > 0 and not config.prior.prompt:

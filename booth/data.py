@@ -52,9 +52,10 @@ def find_images(folder: str | Path, field: str) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{field}={str(folder)!r} is not a folder; give the folder that holds the images")
     paths = [
-        path for path in folder.iterdir()
+        path
+        for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]  # fmt: skip
+    ]
     return sorted(paths, key=lambda path: (_natural(path.name), path.name))
 
 

@@ -35,8 +35,14 @@ class Inputs:
     def sampler(self, config: Any, section: str) -> Sampler:
         """The sampler that `prior` or `samples` of the config describes, at the training resolution."""
         settings, side = config[section], config.data.resolution
-        return Sampler(self.pipeline, self.tokenizer, (side, side), settings.inference_steps, settings.guidance,
-                       settings.batch_size)  # fmt: skip
+        return Sampler(
+            self.pipeline,
+            self.tokenizer,
+            (side, side),
+            settings.inference_steps,
+            settings.guidance,
+            settings.batch_size,
+        )
 
 
 def check_inputs(config: Any) -> Inputs:
@@ -84,8 +90,9 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
     vae_config = inputs.pipeline.component_config("vae")
     return Batches(
         views=shown,
-        moments=cache.moments(run.cache, backend, models, every_view, inputs.pipeline.weights_hash("vae"),
-                              config.data.encode_batch_size),
+        moments=cache.moments(
+            run.cache, backend, models, every_view, inputs.pipeline.weights_hash("vae"), config.data.encode_batch_size
+        ),
         weight=weight,
         context=np.stack([context_of(backend, models, inputs.tokenizer, prompt) for prompt in prompts.values()]),
         prompt_index={kind: index for index, kind in enumerate(prompts)},
@@ -94,7 +101,7 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         latent_shift=vae_config.get("shift_factor") or 0.0,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
-    )  # fmt: skip
+    )
 
 
 def _views(config: Any, example: Example) -> list[data.View]:

@@ -29,8 +29,9 @@ def own_images(folder: Path) -> list[Path]:
     return [path for path in images if not _OURS.match(path.name)]
 
 
-def class_images(folder: Path, config: Any, sampler: Sampler, backend: Backend, models: Any,
-                 weights_hash: str) -> list[Path]:  # fmt: skip
+def class_images(
+    folder: Path, config: Any, sampler: Sampler, backend: Backend, models: Any, weights_hash: str
+) -> list[Path]:
     """The `prior.count` images to train on, generated as far as they are missing: existing ones are used first.
 
     `models` must be the untouched base. UserError if the folder's images were made for another prompt, base or size.

@@ -39,7 +39,7 @@ STAGING_PREFIX = ".staging-"
 def publish(path: Path) -> Iterator[Path]:
     """Yields a staging path beside `path`; what was written there gets its final name only if the block succeeds.
 
-    The block makes a file or a folder at the staging path. An existing file is replaced; an existing folder is an error.
+    The block makes a file or a folder at the staging path. An existing file is replaced, an existing folder an error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(STAGING_PREFIX + path.name)

@@ -38,8 +38,9 @@ class Sampler:
     guidance: float
     batch_size: int
 
-    def images(self, backend: Backend, models: Any, requests: Sequence[ImageRequest],
-               wanted: Set[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+    def images(
+        self, backend: Backend, models: Any, requests: Sequence[ImageRequest], wanted: Set[int] | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (index, uint8 [height, width, 3]) of the wanted requests (default: all), batch by batch."""
         table = ddim_table(self.pipeline.component_config("scheduler"), self.steps)
         contexts = self._contexts(backend, models, requests)

@@ -18,7 +18,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """alpha_bar: float64 [timesteps], the cumulated product of 1 - beta; z_t = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps."""
+    """z_t = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps; alpha_bar: the cumulated product of 1 - beta, [timesteps]."""
 
     alpha_bar: np.ndarray
     prediction_type: str
@@ -130,7 +130,8 @@ def ddim_table(config: Mapping[str, Any], steps: int) -> DDIMTable:
 def ddim_step(rule: DDIMRule, latents: Any, prediction: Any, row: tuple[Any, ...]) -> Any:
     """The latents of the next, less noisy timestep (arXiv 2010.02502, eq. 12 with eta 0).
 
-    Operators only, so that NumPy, JAX and torch arrays go through the same lines; `row` holds one entry of each of `table.columns`.
+    Operators only, so that NumPy, JAX and torch arrays go through the same lines; `row` holds
+    one entry of each of `table.columns`.
     """
     _, signal, sigma, next_signal, next_sigma = row
     if rule.predicts_v:

@@ -29,7 +29,9 @@ class Backend:
     def __init__(self, config: Any) -> None:
         # float32 means float32 (TPUs and newer GPUs would multiply in less); bfloat16 arrays are not affected.
         jax.config.update("jax_default_matmul_precision", "highest")
-        if jax.config.jax_compilation_cache_dir is None:  # compiling takes minutes at full size: a resumed run need not
+        if (
+            "JAX_COMPILATION_CACHE_DIR" not in os.environ
+        ):  # compiling takes minutes at full size: a resumed run need not
             jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "booth" / "jax"))
         self._config = config
         self._settings = optim.Settings.of(config)
@@ -48,8 +50,15 @@ class Backend:
         # SD1 trains and samples without an attention mask: padding tokens are part of the context.
         return np.asarray(_encode_prompts(models.of("text_encoder"), token_ids, text_encoder=models.text_encoder))
 
-    def sample(self, models: Models, noise: np.ndarray, context: np.ndarray, negative_context: np.ndarray,
-               table: DDIMTable, guidance: float) -> np.ndarray:  # fmt: skip
+    def sample(
+        self,
+        models: Models,
+        noise: np.ndarray,
+        context: np.ndarray,
+        negative_context: np.ndarray,
+        table: DDIMTable,
+        guidance: float,
+    ) -> np.ndarray:
         return sample.sample(models, self._mesh, noise, context, negative_context, table, guidance)
 
     def init(self, models: Models) -> State:

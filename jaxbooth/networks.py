@@ -27,7 +27,7 @@ _CLASSES: dict[str, type[nnx.Module]] = {
 
 @dataclass(frozen=True)
 class Models:
-    """`params`: float32 arrays in Flax layout by `component.name`; `vae_scale` and `vae_shift` as in the VAE's config."""
+    """`params`: float32 arrays in Flax layout by `component.name`; `vae_scale`, `vae_shift`: of the VAE's config."""
 
     unet: Network
     vae: Network

@@ -1,4 +1,4 @@
-"""DDIM sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over the core's table of coefficients, jitted."""
+"""DDIM sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over the core's table, jitted."""
 
 from functools import partial
 
@@ -13,8 +13,15 @@ from jaxbooth.sharding import place_rows, place_shared
 from jaxbooth.weights import Network
 
 
-def sample(models: Models, mesh: Mesh, noise: np.ndarray, context: np.ndarray, negative_context: np.ndarray,
-           table: DDIMTable, guidance: float) -> np.ndarray:  # fmt: skip
+def sample(
+    models: Models,
+    mesh: Mesh,
+    noise: np.ndarray,
+    context: np.ndarray,
+    negative_context: np.ndarray,
+    table: DDIMTable,
+    guidance: float,
+) -> np.ndarray:
     """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1]."""
     guided = guidance > 1  # at 1 the negative prompt cancels out
     # Both contexts of an image stay on its device: [b, 1 or 2, tokens, width].
@@ -33,8 +40,16 @@ def sample(models: Models, mesh: Mesh, noise: np.ndarray, context: np.ndarray, n
 
 
 @partial(jax.jit, static_argnames=("unet", "rule"))
-def _denoise(params: dict[str, jax.Array], noise_bhwc: jax.Array, contexts_bktd: jax.Array,
-             columns: tuple[jax.Array, ...], guidance: jax.Array, *, unet: Network, rule: DDIMRule) -> jax.Array:  # fmt: skip
+def _denoise(
+    params: dict[str, jax.Array],
+    noise_bhwc: jax.Array,
+    contexts_bktd: jax.Array,
+    columns: tuple[jax.Array, ...],
+    guidance: jax.Array,
+    *,
+    unet: Network,
+    rule: DDIMRule,
+) -> jax.Array:
     model = unet.bind(params)
     b, k = contexts_bktd.shape[:2]
     contexts_rtd = contexts_bktd.reshape(b * k, *contexts_bktd.shape[2:])

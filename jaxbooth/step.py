@@ -27,8 +27,9 @@ class State:
 
 
 @partial(jax.jit, static_argnames=("unet", "settings"), donate_argnames=("trainable", "optimizer"))
-def train_step(trainable: dict[str, jax.Array], optimizer: optax.OptState, batch: Batch, *, unet: Network,
-               settings: Settings) -> tuple[dict[str, jax.Array], optax.OptState, dict[str, jax.Array]]:  # fmt: skip
+def train_step(
+    trainable: dict[str, jax.Array], optimizer: optax.OptState, batch: Batch, *, unet: Network, settings: Settings
+) -> tuple[dict[str, jax.Array], optax.OptState, dict[str, jax.Array]]:
     """(trainable, optimizer states, metrics) after one update; the metrics are float32 scalars.
 
     Sharded inputs give a sharded step: the compiler derives every collective from where parameters and rows are.

@@ -1,4 +1,4 @@
-"""Train with JAX: `python -m jaxbooth.train --config FILE --workdir RUN`, or `train(config, workdir)` from Python."""
+"""Train with JAX: `python -m jaxbooth.train --config FILE --workdir RUN`, or `train` from Python."""
 
 import sys
 from pathlib import Path

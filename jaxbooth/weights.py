@@ -78,9 +78,7 @@ class Network:
         return nnx.merge(self._graphdef, nnx.from_flat_state(leaves))
 
 
-def from_diffusers(
-    network: Network, tensors: Mapping[str, np.ndarray], component: str
-) -> dict[str, np.ndarray]:
+def from_diffusers(network: Network, tensors: Mapping[str, np.ndarray], component: str) -> dict[str, np.ndarray]:
     """Converts all tensors of a component.
 
     Args:
@@ -97,17 +95,14 @@ def from_diffusers(
     missing, left_over = network.shapes.keys() - tensors.keys(), tensors.keys() - network.shapes.keys()
     if missing or left_over:
         raise UserError(
-            f"{component} weights do not fit its config: missing {_listed(missing)};"
-            f" left over {_listed(left_over)}"
+            f"{component} weights do not fit its config: missing {_listed(missing)}; left over {_listed(left_over)}"
         )
     params, wrong = {}, []
     for name, axes in network.axes.items():
         tensor = tensors[name]
         expected = tuple(network.shapes[name].shape[axis] for axis in axes)
         if tensor.shape == (*expected, 1, 1):
-            tensor = tensor.reshape(
-                expected
-            )  # The attention of older VAEs: linear layers kept as 1x1 convolutions.
+            tensor = tensor.reshape(expected)  # The attention of older VAEs: linear layers kept as 1x1 convolutions.
         if tensor.shape != expected or not jnp.issubdtype(tensor.dtype, jnp.floating):
             wrong.append(f"{name} is {tensor.dtype}{list(tensor.shape)} instead of float{list(expected)}")
             continue

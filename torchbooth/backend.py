@@ -40,8 +40,15 @@ class Backend:
         # SD1 trains and samples without an attention mask: padding tokens are part of the context.
         return models.text_encoder(torch.from_numpy(token_ids).long().to(self._device))[0].cpu().numpy()
 
-    def sample(self, models: Models, noise: np.ndarray, context: np.ndarray, negative_context: np.ndarray,
-               table: DDIMTable, guidance: float) -> np.ndarray:  # fmt: skip
+    def sample(
+        self,
+        models: Models,
+        noise: np.ndarray,
+        context: np.ndarray,
+        negative_context: np.ndarray,
+        table: DDIMTable,
+        guidance: float,
+    ) -> np.ndarray:
         return sample.sample(models, noise, context, negative_context, table, guidance, self._config.train.precision)
 
     def init(self, models: Models) -> State:

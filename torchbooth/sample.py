@@ -1,4 +1,4 @@
-"""DDIM sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over the core's table of coefficients."""
+"""DDIM sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over the core's table."""
 
 import numpy as np
 import torch
@@ -8,8 +8,15 @@ from torchbooth.models import Models
 
 
 @torch.inference_mode()
-def sample(models: Models, noise: np.ndarray, context: np.ndarray, negative_context: np.ndarray, table: DDIMTable,
-           guidance: float, precision: str) -> np.ndarray:  # fmt: skip
+def sample(
+    models: Models,
+    noise: np.ndarray,
+    context: np.ndarray,
+    negative_context: np.ndarray,
+    table: DDIMTable,
+    guidance: float,
+    precision: str,
+) -> np.ndarray:
     """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1]."""
     device = models.unet.device
     latents = torch.from_numpy(noise).to(device).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Train with PyTorch: `python -m torchbooth.train --config FILE --workdir RUN`, or `train(config, workdir)` from Python."""
+"""Train with PyTorch: `python -m torchbooth.train --config FILE --workdir RUN`, or `train` from Python."""
 
 import sys
 from pathlib import Path
