@@ -202,9 +202,7 @@ def fit_output(
 
 def add_text_model_prefix(path: Path) -> None:
     """Spell the text encoder's keys as the hub does: transformers 5 leaves `text_model.` out."""
-    tensors = {
-        f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in load_file(path).items()
-    }
+    tensors = {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -275,9 +273,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
