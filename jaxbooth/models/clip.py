@@ -63,7 +63,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-_ACTIVATIONS: dict[str, Callable] = {
+ACTIVATIONS: dict[str, Callable] = {
     "quick_gelu": quick_gelu,
     "gelu": partial(jax.nn.gelu, approximate=False),
 }
@@ -93,7 +93,7 @@ class CLIPMLP(nnx.Module):
         self.activation = activation
 
     def __call__(self, x_btd: jax.Array) -> jax.Array:
-        return self.fc2(_ACTIVATIONS[self.activation](self.fc1(x_btd)))
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x_btd)))
 
 
 class CLIPEncoderLayer(nnx.Module):
@@ -159,10 +159,10 @@ class CLIPTextModel(nnx.Module):
 
     def __init__(self, config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32):
         c = read_config("text_encoder", config, free=_FREE, fixed=_FIXED, ignored=_IGNORED)
-        if c.hidden_act not in _ACTIVATIONS:
+        if c.hidden_act not in ACTIVATIONS:
             raise UserError(
                 f"text_encoder config: hidden_act={c.hidden_act!r} is not supported,"
-                f" only {' or '.join(map(repr, _ACTIVATIONS))} is"
+                f" only {' or '.join(map(repr, ACTIVATIONS))} is"
             )
         self.text_model = CLIPTextTransformer(c, dtype=dtype)
 

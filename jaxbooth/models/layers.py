@@ -57,9 +57,7 @@ def read_config(
                 supported = " or ".join(repr(choice) for choice in fixed[key])
                 raise UserError(f"{component} config: {key}={value!r} is not supported, only {supported} is")
         elif value is not None:
-            raise UserError(
-                f"{component} config: {key}={value!r} is not supported, only a config without {key} is"
-            )
+            raise UserError(f"{component} config: {key}={value!r} is not supported, only a config without {key} is")
     return SimpleNamespace(**settings)
 
 
@@ -116,12 +114,6 @@ class Conv(nnx.Module):
         return y_bhwc + _along_last(self.bias, y_bhwc)
 
 
-def _normalize(x: jax.Array, axes: tuple[int, ...], eps: float) -> jax.Array:
-    # The two-pass variance: E[x^2] - E[x]^2 loses digits where the mean is large.
-    centred = x - x.mean(axes, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + eps)
-
-
 class GroupNorm(nnx.Module):
     """Group normalization over [b, ..., c] (arXiv 1803.08494), in float32."""
 
@@ -133,9 +125,19 @@ class GroupNorm(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
-        y = _normalize(grouped, (1, 3), self.eps).reshape(x.shape)
-        return (y * _along_last(self.scale, y) + _along_last(self.bias, y)).astype(self.dtype)
+        batch, channels = x.shape[0], x.shape[-1]
+
+        def group_means(x_btc: jax.Array) -> jax.Array:
+            # Over positions first, so that the large array never takes a shape with a few channels at its end.
+            means_bgc = x_btc.mean(1).reshape(batch, self.groups, -1)
+            return means_bgc.mean(-1).repeat(channels // self.groups, axis=-1)[:, None, :]
+
+        x_btc = x.astype(jnp.float32).reshape(batch, -1, channels)
+        # The two-pass variance: E[x^2] - E[x]^2 loses digits where the mean is large.
+        x_btc -= group_means(x_btc)
+        gain = jax.lax.rsqrt(group_means(jnp.square(x_btc)) + self.eps) * _along_last(self.scale, x_btc)
+        y_btc = x_btc * gain + _along_last(self.bias, x_btc)
+        return y_btc.reshape(x.shape).astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -148,7 +150,9 @@ class LayerNorm(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = _normalize(x.astype(jnp.float32), (-1,), self.eps)
+        y = x.astype(jnp.float32)
+        y -= y.mean(-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return (y * _along_last(self.scale, y) + _along_last(self.bias, y)).astype(self.dtype)
 
 
@@ -210,9 +214,7 @@ class ResnetBlock2D(nnx.Module):
             self.time_emb_proj = Linear(time_features, channels_out, dtype=dtype)
         self.norm2 = GroupNorm(groups, channels_out, eps=eps, dtype=dtype)
         self.conv2 = Conv(channels_out, channels_out, dtype=dtype)
-        self.conv_shortcut = (
-            None if channels_in == channels_out else Conv(channels_in, channels_out, 1, dtype=dtype)
-        )
+        self.conv_shortcut = None if channels_in == channels_out else Conv(channels_in, channels_out, 1, dtype=dtype)
 
     def __call__(self, x_bhwc: jax.Array, time_bd: jax.Array | None = None) -> jax.Array:
         h_bhwc = self.conv1(jax.nn.silu(self.norm1(x_bhwc)))

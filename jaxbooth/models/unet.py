@@ -97,9 +97,7 @@ class DownBlock2D(nnx.Module):
         self.attentions = nnx.List(attentions)
         self.downsamplers = nnx.List(downsamplers)
 
-    def __call__(
-        self, run: Run, x_bhwc: jax.Array, time_bd: jax.Array, context_bsd: jax.Array
-    ) -> list[jax.Array]:
+    def __call__(self, run: Run, x_bhwc: jax.Array, time_bd: jax.Array, context_bsd: jax.Array) -> list[jax.Array]:
         """Returns the output of every layer: the skip connections, the last of which goes on down."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
@@ -159,9 +157,7 @@ def _per_level(key: str, value: int | Sequence[int], levels: int) -> list[int]:
     """One integer a level, where the config may give one for all."""
     values = [value] * levels if isinstance(value, int) else list(value or ())
     if len(values) != levels or not all(isinstance(item, int) for item in values):
-        raise UserError(
-            f"unet config: {key}={value!r} is not supported, only an integer or {levels} integers are"
-        )
+        raise UserError(f"unet config: {key}={value!r} is not supported, only an integer or {levels} integers are")
     return values
 
 
@@ -181,9 +177,7 @@ class UNet2DConditionModel(nnx.Module):
     def __init__(self, config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32, remat: bool = False):
         c = read_config("unet", config, free=_FREE, fixed=_FIXED, ignored=_IGNORED)
         widths, levels = c.block_out_channels, len(c.block_out_channels)
-        down_attends = _attends(
-            "down_block_types", c.down_block_types, "CrossAttnDownBlock2D", "DownBlock2D", levels
-        )
+        down_attends = _attends("down_block_types", c.down_block_types, "CrossAttnDownBlock2D", "DownBlock2D", levels)
         up_attends = _attends("up_block_types", c.up_block_types, "CrossAttnUpBlock2D", "UpBlock2D", levels)
         # In these models' configs attention_head_dim is the number of heads, not the size of one.
         heads = _per_level("attention_head_dim", c.attention_head_dim, levels)

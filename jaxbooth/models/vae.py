@@ -160,6 +160,16 @@ class Decoder(nnx.Module):
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x_bhwc)))
 
 
+def posterior(moments_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Splits moments [b, h, w, 2c] into mean and standard deviation, each [b, h, w, c].
+
+    The log variance is clamped as in the reference implementation (CompVis/latent-diffusion,
+    ldm/modules/distributions/distributions.py).
+    """
+    mean_bhwc, logvar_bhwc = jnp.split(moments_bhwc, 2, axis=-1)
+    return mean_bhwc, jnp.exp(0.5 * jnp.clip(logvar_bhwc, -30.0, 20.0))
+
+
 class AutoencoderKL(nnx.Module):
     """Maps pixels to the distribution of their latents, and latents back to pixels.
 
@@ -201,9 +211,7 @@ class AutoencoderKL(nnx.Module):
             pixels_bhwc: pixels in [-1, 1]; h' = h / 8 and w' = w / 8 with four levels.
         """
         moments_bhwc = self.quant_conv(self.encoder(pixels_bhwc.astype(self.dtype))).astype(jnp.float32)
-        mean_bhwc, logvar_bhwc = jnp.split(moments_bhwc, 2, axis=-1)
-        # The bounds of the reference implementation (CompVis/latent-diffusion, DiagonalGaussianDistribution).
-        return mean_bhwc, jnp.exp(0.5 * jnp.clip(logvar_bhwc, -30.0, 20.0))
+        return posterior(moments_bhwc)
 
     def decode(self, latents_bhwc: jax.Array) -> jax.Array:
         """Returns pixels in about [-1, 1], [b, h, w, c] float32.
