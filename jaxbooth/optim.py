@@ -37,7 +37,7 @@ def adamw(settings: Settings) -> optax.GradientTransformation:
 
 def clip_by_global_norm(gradients: Any, max_norm: float) -> tuple[Any, jax.Array]:
     """Scales all gradients together to at most `max_norm` (0: leaves them); returns them and the norm before."""
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     if max_norm > 0:
         scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))  # 1e-6 as in torch
         gradients = jax.tree.map(lambda gradient: gradient * scale, gradients)

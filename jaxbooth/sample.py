@@ -50,11 +50,11 @@ def _denoise(
     unet: Network,
     rule: DDIMRule,
 ) -> jax.Array:
-    model = unet.bind(params)
     b, k = contexts_bktd.shape[:2]
     contexts_rtd = contexts_bktd.reshape(b * k, *contexts_bktd.shape[2:])
 
     def step(latents_bhwc: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        model = unet.bind(params)  # inside the loop's body: a module belongs to the trace it is called in
         rows = jnp.repeat(latents_bhwc, k, axis=0)
         timesteps = jnp.full(b * k, row[0])
         prediction = model(rows, timesteps, contexts_rtd).astype(jnp.float32).reshape(b, k, *rows.shape[1:])

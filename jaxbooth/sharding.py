@@ -26,7 +26,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"\.weight$", P("fsdp")),
 )
 _ROWS = P(("data", "fsdp"))
-_SHARED_FIELDS = ("context", "learning_rate")  # of a Batch: not rows, the same on every device
+# The rest of a Batch (the prompts' contexts, the learning rate) is the same on every device.
+_ROW_FIELDS = [field.name for field in fields(Batch) if field.name not in ("context", "learning_rate")]
 
 
 def make_mesh(fsdp: int) -> Mesh:
@@ -38,24 +39,30 @@ def make_mesh(fsdp: int) -> Mesh:
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Where a parameter (or its Adam moment) lives: split along its last axis where the rule says so and it divides."""
+def parameter_spec(name: str, shape: tuple[int, ...], fsdp: int) -> P:
+    """How a parameter (and its Adam moments) is split: along its last axis where its rule says so and that divides."""
     spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
-    if spec == P() or shape[-1] % mesh.shape["fsdp"]:
-        return NamedSharding(mesh, P())
-    return NamedSharding(mesh, P(*[None] * (len(shape) - 1), *spec))
+    return P(*[None] * (len(shape) - 1), *spec) if spec and shape[-1] % fsdp == 0 else P()
 
 
 def place_parameters(mesh: Mesh, params: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Moves parameters to their devices."""
-    return {name: jax.device_put(value, parameter_sharding(mesh, name, value.shape)) for name, value in params.items()}
+    fsdp = mesh.shape["fsdp"]
+    return {
+        name: jax.device_put(value, NamedSharding(mesh, parameter_spec(name, value.shape, fsdp)))
+        for name, value in params.items()
+    }
+
+
+def pad_rows(rows: np.ndarray, multiple: int) -> np.ndarray:
+    """Repeats the last row until the number of rows is a multiple."""
+    spare = -len(rows) % multiple
+    return np.concatenate([rows, np.repeat(rows[-1:], spare, axis=0)]) if spare else rows
 
 
 def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """Spreads [rows, ...] over all devices; the last row is repeated until the rows divide."""
-    spare = -len(rows) % mesh.size
-    padded = np.concatenate([rows, np.repeat(rows[-1:], spare, axis=0)]) if spare else rows
-    return jax.device_put(padded, NamedSharding(mesh, _ROWS))
+    """Spreads [rows, ...] over all devices, padded by `pad_rows`."""
+    return jax.device_put(pad_rows(rows, mesh.size), NamedSharding(mesh, _ROWS))
 
 
 def place_shared(mesh: Mesh, value: np.ndarray) -> jax.Array:
@@ -63,12 +70,18 @@ def place_shared(mesh: Mesh, value: np.ndarray) -> jax.Array:
     return jax.device_put(value, NamedSharding(mesh, P()))
 
 
+def pad_batch(batch: Batch, multiple: int) -> Batch:
+    """The batch with rows that repeat the last one with weight 0."""
+    padded = {name: pad_rows(getattr(batch, name), multiple) for name in _ROW_FIELDS}
+    padded["weight"][len(batch.weight) :] = 0
+    return replace(batch, **padded)
+
+
 def place_batch(mesh: Mesh, batch: Batch) -> Batch:
-    """The batch on the devices; padding rows repeat the last row with weight 0."""
-    spare = -len(batch.weight) % mesh.size
-    batch = replace(batch, weight=np.concatenate([batch.weight, np.zeros(spare, np.float32)]))
+    """The batch on the devices, padded by `pad_batch`."""
+    batch = pad_batch(batch, mesh.size)
     placed: dict[str, Any] = {
-        field.name: (place_shared if field.name in _SHARED_FIELDS else place_rows)(mesh, getattr(batch, field.name))
+        field.name: (place_rows if field.name in _ROW_FIELDS else place_shared)(mesh, getattr(batch, field.name))
         for field in fields(batch)
     }
     return Batch(**placed)

@@ -4,9 +4,59 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run two at a time; waiting threads that spin cost minutes
 os.environ.setdefault("TQDM_MININTERVAL", "5")
 sys.path.insert(0, str(ROOT / "scripts"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory):
+    """A folder with the tiny pipeline; tests must not write into it."""
+    from make_pipeline import make_pipeline
+
+    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
+    make_pipeline("tiny", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder with five pictures of one robot; tests must not write into it."""
+    from draw_photos import draw_photos
+
+    folder = tmp_path_factory.mktemp("photos") / "robot"
+    draw_photos(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_tiny_config(tiny_pipeline, photos):
+    """Makes small valid configs: 64 pixels, 2 + 2 rows, two class images, four steps; compiled once for all."""
+    from booth.config import default_config
+
+    def make():
+        config = default_config()
+        config.model.source = str(tiny_pipeline)
+        config.instance.images = str(photos)
+        config.instance.prompt = "a photo of sks robot"
+        config.prior.prompt = "a photo of robot"
+        config.prior.count = 2
+        config.prior.inference_steps = 2
+        config.prior.batch_size = 2
+        config.train.batch_size = 2
+        config.train.steps = 4
+        config.data.resolution = 64
+        return config
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(make_tiny_config):
+    return make_tiny_config()

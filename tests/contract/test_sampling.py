@@ -1,0 +1,97 @@
+"""Images: the same as diffusers makes, and the same image however many are asked for."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from booth import loop
+from booth.config import default_config
+from booth.pipeline_dir import open_pipeline
+from booth.preparation import load_tokenizer
+from booth.sampling import ImageRequest, Sampler, initial_noise
+
+PROMPT, NEGATIVE = "a photo of sks robot on the beach", "blurry"
+
+
+def our_images(backend_class, folder, requests, *, steps=8, guidance=5.0, size=(64, 64), batch_size=2):
+    pipeline = open_pipeline(str(folder))
+    backend = backend_class(default_config())
+    sampler = Sampler(pipeline, load_tokenizer(pipeline), size, steps, guidance, batch_size)
+    return np.stack([image for _, image in sampler.images(backend, backend.load(pipeline), requests)])
+
+
+def diffusers_image(folder, request, *, steps=8, guidance=5.0, size=(64, 64)):
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    noise = initial_noise(request.seed, (size[1] // 8, size[0] // 8, 4))
+    images = pipe(
+        request.prompt,
+        negative_prompt=request.negative_prompt,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        width=size[0],
+        height=size[1],
+        latents=torch.from_numpy(noise).permute(2, 0, 1)[None],
+        output_type="np",
+    ).images
+    return (images[0] * 255).round().astype(np.uint8)
+
+
+def furthest(a, b):
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def test_the_exported_pipeline_gives_diffusers_the_same_images(backend_class, tiny_config, tmp_path):
+    tiny_config.train.learning_rate = 1e-4
+    run = loop.train(backend_class, tiny_config, tmp_path / "run")
+    requests = [ImageRequest(PROMPT, 3, NEGATIVE), ImageRequest("a photo of robot", 2**63 - 1)]
+    ours = our_images(backend_class, run.pipeline, requests)
+    for image, request in zip(ours, requests, strict=True):
+        assert furthest(image, diffusers_image(run.pipeline, request)) <= 2
+    assert image.std() > 5, "a flat picture would prove nothing"
+    assert furthest(ours[0], diffusers_image(run.pipeline, requests[0], guidance=4.0)) > 2
+    assert furthest(ours[0], diffusers_image(run.pipeline, ImageRequest(PROMPT, 3))) > 2
+    assert furthest(ours[0], diffusers_image(tiny_config.model.source, requests[0])) > 2
+
+
+def test_unguided_and_not_square(backend_class, tiny_pipeline):
+    request = ImageRequest(PROMPT, 1)
+    ours = our_images(backend_class, tiny_pipeline, [request], guidance=1.0, size=(96, 64), batch_size=1)
+    assert ours.shape == (1, 64, 96, 3)
+    assert furthest(ours[0], diffusers_image(tiny_pipeline, request, guidance=1.0, size=(96, 64))) <= 2
+
+
+@pytest.fixture
+def class_image_bytes(backend_class, tiny_config, tmp_path):
+    def make(name, count, steps=1):
+        tiny_config.prior.count, tiny_config.train.steps = count, steps
+        folder = loop.train(backend_class, tiny_config, tmp_path / name).path / "class_images"
+        return folder, {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+    return make
+
+
+def test_a_class_image_is_the_same_however_many_are_asked_for(class_image_bytes, tiny_config):
+    folder, three = class_image_bytes("run", 3)
+    assert len(set(three.values())) == 3, "each image has its own seed"
+    stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    (folder / "class-00001.png").unlink()
+    _, five = class_image_bytes("other", 5)
+    assert five.items() >= three.items()
+    # The interrupted folder is completed: what is there stays untouched, what is missing comes back as it was.
+    _, again = class_image_bytes("run", 5, steps=2)
+    assert again == five
+    assert all(stamps[name] == (folder / name).stat().st_mtime_ns for name in stamps if name != "class-00001.png")
+
+
+def test_own_class_images_come_first(backend_class, tiny_config, tmp_path):
+    folder = tmp_path / "class"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (80 * number, 10, 10)).save(folder / f"mine-{number}.jpg")
+    tiny_config.prior.images, tiny_config.prior.count, tiny_config.train.steps = str(folder), 4, 1
+    loop.train(backend_class, tiny_config, tmp_path / "run")
+    assert sorted(path.name for path in folder.glob("*.png")) == ["class-00000.png"], "only what is missing is made"

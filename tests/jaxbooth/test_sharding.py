@@ -1,0 +1,96 @@
+"""Any mesh gives the same training as one device: checked on 8 simulated devices in a process of their own."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from booth.preparation import check_inputs, prepare
+from booth.rundir import RunDir
+from jaxbooth.backend import Backend
+from jaxbooth.sharding import pad_batch, parameter_spec
+
+STEPS = 20
+
+# Trains on given batches under a number of devices and hands back losses and weights.
+WORKER = """
+import pickle, sys
+import jax, numpy as np
+from booth.preparation import check_inputs
+from jaxbooth.backend import Backend
+
+jobs, out = sys.argv[1:]
+assert jax.device_count() == 8
+results = []
+for config, batches in pickle.loads(open(jobs, "rb").read()):
+    backend = Backend(config)
+    models = backend.load(check_inputs(config).pipeline)
+    state = backend.init(models)
+    held = (state.trainable, state.optimizer[0].mu)
+    shards = {shard.data.shape for tree in held for shard in tree["unet.conv_in.weight"].addressable_shards}
+    losses = []
+    for batch in batches:
+        state, metrics = backend.train_step(state, batch)
+        losses.append(float(metrics["loss"]))
+    results.append((losses, shards, {name: array for _, name, array in backend.tensors(state)}))
+open(out, "wb").write(pickle.dumps(results))
+"""
+
+
+def test_eight_devices_train_as_one(make_tiny_config, tmp_path):
+    jobs, expected = [], []
+    # 2 + 2 rows over 4 x 2 devices with split weights; 1 + 1 rows over 8 copies of the model. Both need padding.
+    for batch_size, fsdp in ((2, 2), (1, 1)):
+        config = make_tiny_config()
+        config.train.learning_rate, config.train.batch_size, config.prior.weight = 3e-4, batch_size, 0.5
+        inputs = check_inputs(config)
+        backend = Backend(config)
+        models = backend.load(inputs.pipeline)
+        with RunDir.open(tmp_path / f"run{fsdp}", "jax", config) as run:
+            make_batch = prepare(config, inputs, run, backend, models)
+        batches = [make_batch(step, 3e-4) for step in range(STEPS)]
+        state = backend.init(models)
+        before = {name: array.copy() for _, name, array in backend.tensors(state)}
+        losses = []
+        for batch in batches:
+            state, metrics = backend.train_step(state, batch)
+            losses.append(float(metrics["loss"]))
+        expected.append((losses, before, {name: array for _, name, array in backend.tensors(state)}))
+        config.mesh.fsdp = fsdp
+        jobs.append((config, batches))
+    (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "jobs"), str(tmp_path / "out")]
+    subprocess.run(command, env=environment, check=True)
+
+    results = pickle.loads((tmp_path / "out").read_bytes())
+    assert results[0][1] == {(3, 3, 4, 32)} and results[1][1] == {(3, 3, 4, 64)}, "split over fsdp=2, whole over fsdp=1"
+    for (losses, _, after), (expected_losses, before, expected_after) in zip(results, expected, strict=True):
+        np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+        moved = [name for name in before if np.abs(expected_after[name] - before[name]).max() > 0]
+        difference = np.sqrt(sum(np.sum((after[name] - expected_after[name]) ** 2.0) for name in moved))
+        size = np.sqrt(sum(np.sum((expected_after[name] - before[name]) ** 2.0) for name in moved))
+        assert difference / size <= 3e-4
+
+
+def test_every_parameter_has_a_rule(tiny_config):
+    params = Backend(tiny_config).load(check_inputs(tiny_config).pipeline).params
+    split = [name for name, value in params.items() if parameter_spec(name, value.shape, fsdp=2)]
+    elements = sum(value.size for value in params.values())
+    assert sum(params[name].size for name in split) > 0.97 * elements, "nearly all memory must be shared"
+    with pytest.raises(StopIteration):
+        parameter_spec("unet.conv_in.gain", (64,), fsdp=2)
+
+
+def test_padding_rows_have_no_weight(tiny_config, tmp_path):
+    backend = Backend(tiny_config)
+    inputs = check_inputs(tiny_config)
+    with RunDir.open(tmp_path / "run", "jax", tiny_config) as run:
+        batch = prepare(tiny_config, inputs, run, backend, backend.load(inputs.pipeline))(0, 1e-4)
+    padded = pad_batch(batch, 8)
+    assert padded.latents.shape[0] == padded.weight.shape[0] == 8
+    assert (padded.weight[:4] == batch.weight).all() and (padded.weight[4:] == 0).all()
+    assert (padded.noise[4:] == batch.noise[-1]).all()
