@@ -1,0 +1,44 @@
+# make demo and make test need nothing but python3 (3.11 or newer) and make: both build on `make setup`.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN = $(BIN)/python
+
+.PHONY: setup demo test test-full check format clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "booth needs Python 3.11 or newer; set PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# The main job with both backends: a tiny model with random weights, pictures drawn on the spot.
+demo: setup
+	test -d demo/tiny || $(RUN) scripts/make_pipeline.py --size tiny --out demo/tiny
+	test -d demo/photos || $(RUN) scripts/draw_photos.py --out demo/photos
+	$(RUN) -m torchbooth.train --config configs/smoke.py --workdir demo/run-torch
+	$(RUN) -m jaxbooth.train --config configs/smoke.py --workdir demo/run-jax
+	$(BIN)/torchbooth sample --model demo/run-torch/pipeline --prompt "a photo of sks robot" --prompt "a photo of robot" \
+		--steps 10 --seeds 0 1 --out demo/samples-torch
+	$(BIN)/jaxbooth sample --model demo/run-jax/pipeline --prompt "a photo of sks robot" --prompt "a photo of robot" \
+		--steps 10 --seeds 0 1 --out demo/samples-jax
+	@echo "Done: pipelines in demo/run-torch/pipeline and demo/run-jax/pipeline, pictures in demo/samples-*/grid.png"
+
+test: setup
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not full"
+
+test-full: setup
+	$(RUN) -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .cache demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
