@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from make_pipeline import make_pipeline
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTokenizer
 
@@ -24,11 +24,6 @@ WEIGHTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tiny_pipeline(tmp_path_factory):
-    return make_pipeline("tiny", tmp_path_factory.mktemp("pipelines") / "tiny")
-
-
 @pytest.fixture
 def folder(tiny_pipeline, tmp_path):
     """A copy to change. Files are hard links: replace them, never write into them."""
@@ -40,6 +35,10 @@ def train(pipeline, *components):
     for component in components:
         for name, array in reversed(pipeline.tensors(component).items()):
             yield component, name, array.astype(np.float32) + np.float32(0.25)
+
+
+def crash():
+    raise SystemError
 
 
 def files(folder):
@@ -268,7 +267,7 @@ def test_trained_weights_must_be_exactly_the_sources(tiny_pipeline, tmp_path, fa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_earlier_export_is_replaced_only_by_a_complete_one(tiny_pipeline, tmp_path):
+def test_an_earlier_export_is_replaced_only_by_a_complete_one(tiny_pipeline, tmp_path, monkeypatch):
     source, out = open_pipeline(tiny_pipeline), tmp_path / "out"
     export(source, out, (), step=1)
 
@@ -281,14 +280,18 @@ def test_an_earlier_export_is_replaced_only_by_a_complete_one(tiny_pipeline, tmp
     assert exported_step(out) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
-    # What a crash leaves: staged halves, and an old export moved aside before the new one took its name.
-    (tmp_path / ".new-out").mkdir()
+    # Stopped at the worst moment: the old export has lost its name, the new one has not got it yet.
+    rename = Path.rename
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        patch.setattr(Path, "rename", lambda path, target: crash() if target == out else rename(path, target))
+        export(source, out, (), step=2)
+    assert not out.exists()
     (tmp_path / ".staging-.new-out").mkdir()
-    out.rename(tmp_path / ".old-out")
     with pytest.raises(KeyboardInterrupt):
         export(source, out, interrupted(), step=2)
     assert exported_step(out) == 1
     (tmp_path / ".old-out").mkdir()
+    (tmp_path / ".new-out").mkdir()
     export(source, out, train(source, "unet"), step=3)
     assert exported_step(out) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

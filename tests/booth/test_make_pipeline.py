@@ -16,11 +16,6 @@ PROMPTS = ["a photo of a dog", "Zürich 東京 dog's 1234 <|endoftext|> !?", "qq
 
 
 @pytest.fixture(scope="module")
-def tiny_pipeline(tmp_path_factory):
-    return make_pipeline("tiny", tmp_path_factory.mktemp("pipelines") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def loaded(tiny_pipeline):
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     pipeline.set_progress_bar_config(disable=True)

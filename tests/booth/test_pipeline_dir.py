@@ -12,16 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel
-from make_pipeline import make_pipeline
 from safetensors.numpy import load_file, save_file
 
 from booth.errors import UserError
 from booth.pipeline_dir import canonical_name, open_pipeline
-
-
-@pytest.fixture(scope="module")
-def tiny_pipeline(tmp_path_factory):
-    return make_pipeline("tiny", tmp_path_factory.mktemp("pipelines") / "tiny")
 
 
 @pytest.fixture
