@@ -47,9 +47,9 @@ def export(
     Raises UserError if `out` holds something else or cannot be written, or if fp16 cannot hold a weight; RuntimeError
     if a trained component's tensors are not exactly the source's.
     """
-    out = Path(out)
-    fresh, aside = out.with_name(f".new-{out.name}"), out.with_name(f".old-{out.name}")
+    out = Path(out).resolve()  # "." has no name to stage beside
     _check_target(source, out)
+    fresh, aside = out.with_name(f".new-{out.name}"), out.with_name(f".old-{out.name}")
     try:
         if aside.exists() and not out.exists():  # a crash between the two renames below
             aside.rename(out)
@@ -75,7 +75,7 @@ def exported_step(folder: Path) -> int | None:
 
 
 def _check_target(source: PipelineDir, out: Path) -> None:
-    if source.path.resolve().is_relative_to(out.resolve()):
+    if source.path.resolve().is_relative_to(out):
         raise UserError(f"export to {out} would replace the source pipeline {source.path}; choose another folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"export to {out}: it is a file; choose another name for the folder")

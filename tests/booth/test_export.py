@@ -298,7 +298,7 @@ def test_an_earlier_export_is_replaced_only_by_a_complete_one(tiny_pipeline, tmp
     assert record(out)["trained"] == ["unet"]
 
 
-def test_replaces_nothing_that_is_not_an_export(tiny_pipeline, folder, tmp_path):
+def test_replaces_nothing_that_is_not_an_export(tiny_pipeline, folder, tmp_path, monkeypatch):
     source = open_pipeline(folder)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/dog.png").write_bytes(b"x")
@@ -315,7 +315,8 @@ def test_replaces_nothing_that_is_not_an_export(tiny_pipeline, folder, tmp_path)
         assert str(out) in str(error.value) and "\n" not in str(error.value)
     assert files(folder) == files(tiny_pipeline)
     assert (tmp_path / "photos/dog.png").exists()
-    export(source, tmp_path / "empty", ())
+    monkeypatch.chdir(tmp_path / "empty")
+    export(source, Path(), ())
     assert load(tmp_path / "empty").unet.config.sample_size == 8
 
 
