@@ -50,7 +50,7 @@ def load_backend(package: str) -> type[Backend]:
     except ImportError as error:
         extra = package.removesuffix("booth")
         raise UserError(
-            f"{package} cannot be loaded ({error}); install it with: pip install 'booth[{extra}]'"
+            f"{package} cannot be loaded ({error}); install this project with its [{extra}] extra"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Draw five pictures of one toy robot, as input for a run without photos.
 
-    python scripts/draw_photos.py --out photos
+python scripts/draw_photos.py --out photos
 """
 
 import argparse

@@ -205,6 +205,20 @@ def test_unet_with_remat_is_the_same(sd1_unet: Pair, sd1_expected: np.ndarray) -
     assert max(gradient_errors(sd1_unet, gradients).values()) < GRADIENT_TOLERANCE
 
 
+def test_remat_keeps_less_for_the_backward_pass(sd1_unet: Pair) -> None:
+    def kept_bytes(remat: bool) -> int:
+        network = Network.build(sd1_unet.model, sd1_unet.config, remat=remat)
+
+        def predict(params: Mapping[str, jax.Array]) -> jax.Array:
+            return network.bind(params)(LATENTS, TIMESTEPS, CONTEXT)
+
+        backward = jax.eval_shape(lambda params: jax.vjp(predict, params)[1], network.shapes)
+        activations = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+        return activations - sum(shape.size * shape.dtype.itemsize for shape in network.shapes.values())
+
+    assert 0 < kept_bytes(remat=True) < kept_bytes(remat=False) / 5
+
+
 def tanh_gelu(patch: pytest.MonkeyPatch) -> None:
     exact = jax.nn.gelu
     patch.setattr(jax.nn, "gelu", lambda x, approximate: exact(x, approximate=True))
