@@ -21,6 +21,9 @@ from jax.typing import DTypeLike
 
 from booth.errors import UserError
 
+# In this order: a bool is an int to Python.
+_KINDS = {(bool,): "true or false", (int, float): "a number", (str,): "a string", (list, tuple): "a list"}
+
 
 def read_config(
     component: str,
@@ -29,15 +32,18 @@ def read_config(
     free: Mapping[str, Any],
     fixed: Mapping[str, tuple],
     ignored: Collection[str],
+    per_level: Collection[str] = (),
 ) -> SimpleNamespace:
     """Reads a diffusers or transformers config, refusing whatever would change the model unnoticed.
 
     Args:
         component: the name used in the error, such as `unet`.
         config: the content of the component's json file.
-        free: the keys that may have any value, with the value diffusers takes where a key is missing.
+        free: the keys that may have any value of the right kind, with the one diffusers takes where a key is
+            missing.
         fixed: the keys that may only have one of the listed values; the first one is diffusers' default.
         ignored: the keys that do not change the model's output.
+        per_level: the free keys that may also be a list; their values are the caller's to check.
 
     Returns:
         The values of the free keys as attributes.
@@ -51,6 +57,9 @@ def read_config(
         if key.startswith("_") or key in ignored:
             continue
         if key in free:
+            kind, name = next((kind, name) for kind, name in _KINDS.items() if isinstance(free[key], kind))
+            if key not in per_level and not isinstance(value, kind):
+                raise UserError(f"{component} config: {key}={value!r} is not supported, only {name} is")
             settings[key] = value
         elif key in fixed:
             if value not in fixed[key]:

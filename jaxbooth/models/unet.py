@@ -41,6 +41,7 @@ _FREE = {
     "flip_sin_to_cos": True,
     "freq_shift": 0,
 }
+_PER_LEVEL = {"transformer_layers_per_block", "attention_head_dim"}
 _FIXED = {
     "act_fn": ("silu", "swish"),
     "addition_embed_type": (None,),
@@ -176,7 +177,7 @@ class UNet2DConditionModel(nnx.Module):
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32, remat: bool = False):
-        c = read_config("unet", config, free=_FREE, fixed=_FIXED, ignored=_IGNORED)
+        c = read_config("unet", config, free=_FREE, fixed=_FIXED, ignored=_IGNORED, per_level=_PER_LEVEL)
         widths, levels = c.block_out_channels, len(c.block_out_channels)
         down_attends = _attends("down_block_types", c.down_block_types, "CrossAttnDownBlock2D", "DownBlock2D", levels)
         up_attends = _attends("up_block_types", c.up_block_types, "CrossAttnUpBlock2D", "UpBlock2D", levels)

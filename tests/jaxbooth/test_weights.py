@@ -190,6 +190,8 @@ def test_parameter_counts_of_stable_diffusion_1_5() -> None:
         (UNet2DConditionModel, {"up_block_types": ["UpBlock2D"] * 3}, "up_block_types=.*only 4 names"),
         (UNet2DConditionModel, {"attention_head_dim": [5, 10]}, "attention_head_dim=.*4 integers"),
         (UNet2DConditionModel, {"attention_head_dim": 7}, "attention_head_dim=7 .*divisors"),
+        (UNet2DConditionModel, {"layers_per_block": [2, 1, 1, 2]}, r"=\[2, 1, 1, 2\] .* only a number is"),
+        (UNet2DConditionModel, {"norm_num_groups": None}, "norm_num_groups=None .* only a number is"),
         (UNet2DConditionModel, {"mid_block_type": None}, "mid_block_type=None.*'UNetMidBlock2DCrossAttn'"),
         (AutoencoderKL, {"use_quant_conv": False}, "vae config: use_quant_conv=False .* only True is"),
         (AutoencoderKL, {"up_block_types": ["AttnUpDecoderBlock2D"]}, "vae config: up_block_types="),
