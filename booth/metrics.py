@@ -43,14 +43,17 @@ class Recorder:
         """Takes the device metrics of a step; reads a whole block when `log.every_steps` have come together."""
         self._pending.append((step, learning_rate, metrics))
         # The very first step is read at once: it shows that training runs, and compiling stays out of the speeds.
-        if len(self._pending) >= self._every or self._progress.n == self._progress.initial:
+        if self._progress.n == self._progress.initial:
             self.flush()
+        elif len(self._pending) > self._every:
+            self.flush(but=1)  # the device has the newest step to do while the host reads the others
 
-    def flush(self) -> None:
-        """Waits for the pending steps and writes them. UserError if a loss or gradient is no finite number."""
-        if not self._pending:
+    def flush(self, but: int = 0) -> None:
+        """Waits for all pending steps `but` the newest and writes them. UserError if a metric is no finite number."""
+        block, self._pending = self._pending[: len(self._pending) - but], self._pending[len(self._pending) - but :]
+        if not block:
             return
-        values = [(step, rate, {k: float(v) for k, v in metrics.items()}) for step, rate, metrics in self._pending]
+        values = [(step, rate, {k: float(v) for k, v in metrics.items()}) for step, rate, metrics in block]
         seconds = time.perf_counter() - self._block_began
         speed = self._rows * len(values) / seconds
         for step, rate, metrics in values:
@@ -60,9 +63,8 @@ class Recorder:
                 self._tensorboard.add_scalar(f"train/{name}", value, step)
             _check_finite(step, metrics)
         self._file.flush()
+        self._progress.set_postfix_str(f"loss {values[-1][2]['loss']:.4f}, {speed:.3g} samples/s", refresh=False)
         self._progress.update(len(values))
-        self._progress.set_postfix_str(f"loss {values[-1][2]['loss']:.4f}, {speed:.3g} samples/s")
-        self._pending.clear()
         self._block_began = time.perf_counter()
 
     @contextmanager

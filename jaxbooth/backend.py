@@ -64,8 +64,9 @@ class Backend:
     def init(self, models: Models) -> State:
         trainable = {name: value for name, value in models.params.items() if name.startswith("unet.")}
         rest = {name: value for name, value in models.params.items() if name not in trainable}
-        # Adam's moments inherit the placement of the parameters they belong to.
-        return State(replace(models, params=rest), trainable, optim.adamw(self._settings).init(trainable))
+        return State(
+            replace(models, params=rest), trainable, step.init_optimizer(trainable, self._settings, self._mesh)
+        )
 
     def models(self, state: State) -> Models:
         return replace(state.frozen, params=state.frozen.params | state.trainable)
@@ -73,7 +74,12 @@ class Backend:
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         placed = place_batch(self._mesh, batch)
         trainable, optimizer, metrics = step.train_step(
-            state.trainable, state.optimizer, placed, unet=state.frozen.unet, settings=self._settings
+            state.trainable,
+            state.optimizer,
+            placed,
+            unet=state.frozen.unet,
+            settings=self._settings,
+            mesh=self._mesh,
         )
         return State(state.frozen, trainable, optimizer), metrics
 

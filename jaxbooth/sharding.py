@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import DictKey
 
 from booth.backend import Batch
 from booth.errors import UserError
@@ -47,11 +48,17 @@ def parameter_spec(name: str, shape: tuple[int, ...], fsdp: int) -> P:
 
 def place_parameters(mesh: Mesh, params: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Moves parameters to their devices."""
-    fsdp = mesh.shape["fsdp"]
-    return {
-        name: jax.device_put(value, NamedSharding(mesh, parameter_spec(name, value.shape, fsdp)))
-        for name, value in params.items()
-    }
+    return jax.device_put(dict(params), state_shardings(mesh, dict(params)))
+
+
+def state_shardings(mesh: Mesh, tree: Any) -> Any:
+    """The sharding of every leaf of a tree whose innermost dicts are keyed by parameter name; others are replicated."""
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path[-1].key if isinstance(path[-1], DictKey) else None
+        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh.shape["fsdp"]) if name else P())
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def pad_rows(rows: np.ndarray, multiple: int) -> np.ndarray:

@@ -1,0 +1,28 @@
+"""The compiled step."""
+
+from booth.objective import dreambooth_loss
+from booth.preparation import check_inputs, prepare
+from booth.rundir import RunDir
+from jaxbooth import step
+from jaxbooth.backend import Backend
+
+
+def test_the_step_is_compiled_once_for_all_steps_and_runs(tiny_config, tmp_path, monkeypatch):
+    """A state whose placement changes from step to step would be compiled again, for minutes at full size."""
+    traced = []
+    monkeypatch.setattr(step, "dreambooth_loss", lambda *arguments: traced.append(1) or dreambooth_loss(*arguments))
+    tiny_config.train.adam_b1 = 0.87  # no other test has traced this step
+    for seed in (0, 1):
+        tiny_config.train.seed = seed
+        backend, inputs = Backend(tiny_config), check_inputs(tiny_config)
+        models = backend.load(inputs.pipeline)
+        with RunDir.open(tmp_path / f"run{seed}", "jax", tiny_config) as run:
+            batches = prepare(tiny_config, inputs, run, backend, models)
+        state = backend.init(models)
+        for number in range(3):
+            state, _ = backend.train_step(state, batches(number, 1e-4))
+        (tmp_path / f"saved{seed}").mkdir()
+        backend.save(state, tmp_path / f"saved{seed}")
+        state = backend.restore(state, tmp_path / f"saved{seed}")
+        backend.train_step(state, batches(3, 1e-4))
+    assert len(traced) == 1
