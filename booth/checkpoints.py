@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from booth.backend import Backend
 from booth.errors import UserError
 from booth.rundir import STAGING_PREFIX, publish, remove
@@ -49,11 +51,20 @@ class Checkpoints:
         return step
 
     def save(self, backend: Backend, state: Any, step: int, keep: int) -> None:
-        """Writes the checkpoint of a step, then deletes all but the newest `keep`: never the other way round."""
-        with publish(self.path(step)) as staging:
-            staging.mkdir()
-            backend.save(state, staging)
-            (staging / _RECORD).write_text(json.dumps({"step": step, "run_id": self._run_id}), encoding="utf-8")
+        """Writes the checkpoint of a step, then deletes all but the newest `keep`: never the other way round.
+
+        UserError if it cannot be written.
+        """
+        try:
+            with publish(self.path(step)) as staging:
+                staging.mkdir()
+                backend.save(state, staging)
+                (staging / _RECORD).write_text(json.dumps({"step": step, "run_id": self._run_id}), encoding="utf-8")
+        except (OSError, SafetensorError, ValueError) as error:  # what the libraries raise for a full disk
+            raise UserError(
+                f"the checkpoint of step {step} cannot be written to {self.folder} ({' '.join(str(error).split())});"
+                " make room there, or set checkpoint.dir; earlier checkpoints are untouched"
+            ) from error
         for old in self.steps()[:-keep]:
             # Renamed first: half a deleted folder must not carry a checkpoint's name.
             doomed = self.folder / f"{STAGING_PREFIX}deleted-{old:06d}"

@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import logging
+import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -36,6 +38,9 @@ def main(package: str, argv: Sequence[str] | None = None) -> int:
         options.run(package, options)
     except UserError as error:
         print(f"{package}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # no permission, disk full
+        print(f"{package}: error: {error}; mend that and give the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{package}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -74,6 +79,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help shows how it is used")
 
 
+_path = os.path.expanduser  # the shell leaves the ~ of --workdir=~/run alone
 _OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 
@@ -87,8 +93,8 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="fields, each overridden with --config.NAME=VALUE:\n" + settings.describe(),
     )
-    train.add_argument("--config", required=True, help=".py with get_config(), .yaml or .json")
-    train.add_argument("--workdir", help="the run folder")
+    train.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
+    train.add_argument("--workdir", type=_path, help="the run folder")
     train.add_argument("--from-step", type=int, help="continue from this checkpoint instead of the newest")
     train.add_argument("--dry-run", action="store_true", help="check everything, print the resolved config, stop")
     train.set_defaults(run=_train)
@@ -103,36 +109,41 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     sample.add_argument("--size", help="512 or WIDTHxHEIGHT; default: the size the model was made for")
     sample.add_argument("--batch-size", type=int, default=4, help="images sampled at once")
     sample.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="compute type")
-    sample.add_argument("--out", required=True, help="folder for the images")
+    sample.add_argument("--out", required=True, type=_path, help="folder for the images")
     sample.set_defaults(run=_sample)
 
     write = commands.add_parser("export", help="checkpoint -> diffusers pipeline folder")
-    write.add_argument("--run", dest="run_dir", required=True, help="the run folder")
+    write.add_argument("--run", dest="run_dir", required=True, type=_path, help="the run folder")
     write.add_argument("--step", type=int, help="checkpoint; default: the newest")
     write.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
-    write.add_argument("--out", required=True, help="folder of the pipeline")
+    write.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
     write.set_defaults(run=_export)
 
     overrides = [match for argument in arguments if (match := _OVERRIDE.match(argument))]
-    options = parser.parse_args([argument for argument in arguments if not _OVERRIDE.match(argument)])
     for override in overrides:
-        if options.run is not _train or override[2] is None:
-            raise UserError(f"{override[0]} must be written --config.NAME=VALUE and belongs to train")
+        if override[2] is None:
+            raise UserError(f"{override[0]} must be written {override[0]}=VALUE")
+    options = parser.parse_args([argument for argument in arguments if not _OVERRIDE.match(argument)])
+    if overrides and options.run is not _train:
+        raise UserError(f"{overrides[0][0]} belongs to train; leave it out")
     options.overrides = [(match[1], match[2]) for match in overrides]
     return options
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="folder of a diffusers pipeline")
+    source.add_argument("--model", type=_path, help="folder of a diffusers pipeline")
     source.add_argument(
-        "--run", dest="run_dir", help="a run folder: samples from its newest checkpoint, or from --step"
+        "--run",
+        dest="run_dir",
+        type=_path,
+        help="a run folder: samples from its newest checkpoint, or from --step",
     )
     parser.add_argument("--step", type=int, help="checkpoint of --run")
 
 
 def _train(package: str, options: argparse.Namespace) -> None:
-    config = settings.load_config(options.config, options.overrides)
+    config = settings.resolved(settings.load_config(options.config, options.overrides))
     if not options.dry_run and not options.workdir:
         raise UserError("--workdir is missing; give the folder the run is to live in")
     backend_class = load_backend(package)
@@ -145,8 +156,13 @@ def _train(package: str, options: argparse.Namespace) -> None:
 
 
 def _sample(package: str, options: argparse.Namespace) -> None:
-    if min(options.seeds) < 0 or options.batch_size < 1:
-        raise UserError("--seeds must be at least 0 and --batch-size at least 1")
+    for seed in options.seeds:
+        if not settings.SEED.holds(seed):
+            raise UserError(f"--seeds {seed} must be {settings.SEED.text}")
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size {options.batch_size} must be at least 1")
+    if not 0 <= options.guidance < math.inf:
+        raise UserError(f"--guidance {options.guidance} must be a finite number, at least 0")
     backend_class = load_backend(package)
     if options.run_dir:
         backend, pipeline, state = _restore(backend_class, options.run_dir, options.step, options.precision)
@@ -166,15 +182,18 @@ def _sample(package: str, options: argparse.Namespace) -> None:
         options.batch_size,
     )
     sampler.check()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)  # if it cannot be made, then better now than after sampling
     models = models if models is not None else backend.load(pipeline)
     requests = [
         ImageRequest(prompt, seed, options.negative_prompt) for prompt in options.prompt for seed in options.seeds
     ]
-    out, images = Path(options.out), []
+    images = []
     for index, image in sampler.images(backend, models, requests):
         request = requests[index]
-        name = re.sub(r"\W+", "-", request.prompt).strip("-")[:60]
-        _save_picture(Image.fromarray(image), out / f"{index:03d}-{name}-seed{request.seed}.png")
+        name = re.sub(r"\W+", "-", request.prompt).strip("-")[:40]
+        parts = (f"{index:03d}", name, f"seed{request.seed}")
+        _save_picture(Image.fromarray(image), out / f"{'-'.join(filter(None, parts))}.png")
         images.append(image)
     captions = [f"{request.prompt} (seed {request.seed})" for request in requests]
     _save_picture(pictures.grid(images, captions, columns=len(options.seeds)), out / "grid.png")

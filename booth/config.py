@@ -8,6 +8,8 @@ default. The defaults are the recipe that is known to work for one object with S
 import difflib
 import importlib.util
 import json
+import math
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -61,17 +63,20 @@ class Field:
     meaning: str
     rule: Rule = ANY
     may_change: bool = False  # on resume: the run stays the same run, only longer, slower or more talkative
+    is_path: bool = False  # "~" is the home folder, and a run does not depend on where it was started
 
 
 FIELDS = (
-    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, vae/, text_encoder/, ...)"),
+    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, vae/, text_encoder/, ...)",
+          is_path=True),
     Field("model.revision", "", "commit of a hub model", only("", "models from the hub are")),
     Field("model.variant", "", "weight file variant, such as fp16"),
-    Field("instance.images", "", "folder with the photos of the subject"),
+    Field("instance.images", "", "folder with the photos of the subject", is_path=True),
     Field("instance.prompt", "", "prompt with identifier and class noun, such as 'a photo of sks dog'"),
     Field("prior.weight", 1.0, "lambda, the weight of the class images in the loss; 0: without them", at_least(0)),
     Field("prior.prompt", "", "prompt of the class, such as 'a photo of dog'"),
-    Field("prior.images", "", "folder of class images, used first and filled up; empty: RUN/class_images"),
+    Field("prior.images", "", "folder of class images, used first and filled up; empty: RUN/class_images",
+          is_path=True),
     Field("prior.count", 200, "class images to train with", at_least(1), may_change=True),
     Field("prior.inference_steps", 50, "DDIM steps for a class image", at_least(1)),
     Field("prior.guidance", 7.5, "classifier-free guidance scale of class images", at_least(0)),
@@ -103,7 +108,8 @@ FIELDS = (
     Field("data.encode_batch_size", 4, "images the VAE encodes at once", at_least(1)),
     Field("checkpoint.every_steps", 200, "updates between checkpoints; 0: only the last", at_least(0), may_change=True),
     Field("checkpoint.keep", 2, "newest checkpoints kept", at_least(1), may_change=True),
-    Field("checkpoint.dir", "", "folder of the checkpoints; empty: RUN/checkpoints", may_change=True),
+    Field("checkpoint.dir", "", "folder of the checkpoints; empty: RUN/checkpoints", may_change=True,
+          is_path=True),
     Field("samples.every_steps", 0, "updates between previews; 0: none", at_least(0), may_change=True),
     Field("samples.prompts", (), "prompts of the previews; empty: instance.prompt and prior.prompt", may_change=True),
     Field("samples.inference_steps", 30, "DDIM steps of a preview", at_least(1), may_change=True),
@@ -116,6 +122,7 @@ FIELDS = (
           may_change=True),
 )  # fmt: skip
 _BY_NAME = {field.name: field for field in FIELDS}
+_SECTIONS = {field.name.partition(".")[0] for field in FIELDS}
 
 
 def default_config() -> ConfigDict:
@@ -125,6 +132,17 @@ def default_config() -> ConfigDict:
         section, _, key = field.name.partition(".")
         tree.setdefault(section, {})[key] = field.default
     return ConfigDict(tree).lock()
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """A copy whose paths are absolute and written one way: `~`, a trailing slash or another folder change nothing."""
+    config = config.copy_and_resolve_references()
+    for field in FIELDS:
+        value = get(config, field.name)
+        if field.is_path and isinstance(value, str) and value:
+            home = os.path.expanduser(value)  # noqa: PTH111 (Path's own raises for an unknown user)
+            set_field(config, field.name, str(Path(home).absolute()))
+    return config
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -146,12 +164,16 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def _suggestion(name: str) -> str:
-    same_key = [field for field in _BY_NAME if field.rpartition(".")[2] == name.rpartition(".")[2]]
-    close = same_key or difflib.get_close_matches(name, _BY_NAME, n=1, cutoff=0.6)
+    """What may be meant: a similar key of the same section, else the same or a similar key of any section."""
+    section, key = name.partition(".")[0], name.rpartition(".")[2]
+    inside = [field.partition(".")[2] for field in _BY_NAME if field.startswith(section + ".")]
+    everywhere = {field.rpartition(".")[2] for field in _BY_NAME}
+    close = [f"{section}.{similar}" for similar in difflib.get_close_matches(key, inside, n=1, cutoff=0.8)]
+    if not close:
+        similar = difflib.get_close_matches(key, everywhere, n=1, cutoff=0.8)
+        close = [field for field in _BY_NAME if field.rpartition(".")[2] in similar]
     if close:
-        return f"; did you mean {close[0]!r}?"
-    section = name.partition(".")[0]
-    inside = [field for field in _BY_NAME if field.startswith(section + ".")]
+        return f"; did you mean {' or '.join(map(repr, close))}?"
     return f"; {section} has: {', '.join(inside)}" if inside else "; --help lists the fields"
 
 
@@ -215,22 +237,26 @@ def _run_config_file(path: Path) -> ConfigDict:
     except UserError:
         raise
     except Exception as error:  # the user's file may raise anything
-        unknown = re.match(r'Key "(\w+)" does not exist', str(error.args[0]) if error.args else "")
-        if unknown:  # the locked ConfigDict speaks; its message goes on with the whole section
-            field = _field_in_source(error, path, unknown[1])
-            raise UserError(f"--config {path}: {field!r} does not exist{_suggestion(field)}") from error
+        if unknown := _unknown_field(error, path):  # the locked ConfigDict speaks, and lists the whole section
+            raise UserError(f"--config {path}: {unknown!r} does not exist{_suggestion(unknown)}") from error
         raise UserError(f"--config {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if not isinstance(loaded, ConfigDict):
+        raise UserError(f"--config {path}: get_config() gave {loaded!r}; it must return the config")
     config = default_config()
     for name, value in _flat(loaded.to_dict()).items():
         set_field(config, name, value)
     return config
 
 
-def _field_in_source(error: Exception, path: Path, key: str) -> str:
-    """`train.step` from the line `config.train.step = 3` of the user's file; the bare key if it looks otherwise."""
-    lines = [frame.line or "" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    written = re.search(rf"\w+\.{key}\b", lines[-1]) if lines else None
-    return written[0] if written else key
+def _unknown_field(error: Exception, path: Path) -> str | None:
+    """`train.step` from the line `config.train.step = 3` of the user's file, if ConfigDict refused it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not isinstance(error, AttributeError | KeyError) or "ml_collections" not in frames[-1].filename:
+        return None
+    lines = [frame.line or "" for frame in frames if frame.filename == str(path)]
+    names = re.findall(r"\b[A-Za-z_]\w*\.([\w.]+)(?![\w.(])", lines[-1]) if lines else []
+    written = [name for name in names if name not in _BY_NAME and name not in _SECTIONS]
+    return next(iter(written + re.findall(r'Key "(\w+)" does not exist', str(error))), None)
 
 
 def _read_data_file(path: Path) -> dict[str, Any]:
@@ -241,6 +267,7 @@ def _read_data_file(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"--config {path} must hold sections such as 'train:' with fields in them")
+    tree = {name: value for name, value in tree.items() if value is not None or name not in _SECTIONS}  # left empty
     return {name: _as_number(name, value) for name, value in _flat(tree).items()}
 
 
@@ -263,7 +290,9 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
     """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
     for field in FIELDS:
         value = _typed(field.name, get(config, field.name))
-        if not (value == value and field.rule.holds(value)):  # NaN is unequal to itself
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{field.name}={value!r} must be a finite number, {field.rule.text}")
+        if not field.rule.holds(value):
             raise UserError(f"{field.name}={value!r} must be {field.rule.text}")
     for name, example in (
         ("model.source", "models/sd15"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from booth import randomness
 from booth.errors import UserError
@@ -60,7 +60,7 @@ def find_images(folder: str | Path, field: str) -> list[Path]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name.lower())]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name.lower())]
 
 
 def read_examples(paths: Sequence[Path], caption: str, kind: Literal["instance", "prior"], field: str) -> list[Example]:
@@ -70,6 +70,8 @@ def read_examples(paths: Sequence[Path], caption: str, kind: Literal["instance",
         try:
             content = path.read_bytes()
             size = load_image(path).size
+        except UnidentifiedImageError:
+            bad.append(f"{path.name} (no image in a format that can be read here; convert it to JPEG)")
         except Exception as error:  # PIL raises many types, SyntaxError and struct.error among them
             bad.append(f"{path.name} ({' '.join(str(error).split()) or type(error).__name__})")
         else:
@@ -146,8 +148,11 @@ def resized(size: tuple[int, int], resolution: int) -> tuple[int, int]:
 def pixels(view: View) -> np.ndarray:
     """float32 [resolution, resolution, 3] in [-1, 1]."""
     image = load_image(view.example.path)
-    image = image.resize(resized(image.size, view.resolution), Image.Resampling.LANCZOS)
-    image = image.crop((view.left, view.top, view.left + view.resolution, view.top + view.resolution))
+    whole, side = resized(image.size, view.resolution), view.resolution
+    x, y = image.size[0] / whole[0], image.size[1] / whole[1]
+    # Only the crop is computed: the whole of a very long image may not fit into memory once its short side is enlarged.
+    right, bottom = min((view.left + side) * x, image.size[0]), min((view.top + side) * y, image.size[1])
+    image = image.resize((side, side), Image.Resampling.LANCZOS, (view.left * x, view.top * y, right, bottom))
     if view.flip:
         image = ImageOps.mirror(image)
     return np.asarray(image, np.float32) / np.float32(127.5) - np.float32(1.0)

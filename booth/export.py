@@ -63,15 +63,15 @@ def export(
         fresh.rename(out)
         remove(aside)
     except OSError as error:
-        raise UserError(
-            f"export to {out} failed: {error.strerror} ({error.filename}); mend that, export again"
-        ) from error
+        raise UserError(f"export to {out} failed: {error}; mend that, export again") from error
 
 
-def exported_step(folder: Path) -> int | None:
-    """The step an exported pipeline was recorded with; None if there is no export or no step."""
-    record = folder / RECORD
-    return json.loads(record.read_text(encoding="utf-8"))["step"] if record.is_file() else None
+def exported_step(folder: Path, precision: Precision | None = None) -> int | None:
+    """The step an exported pipeline was recorded with; None if there is no export (in `precision`) or no step."""
+    if not (folder / RECORD).is_file():
+        return None
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return record["step"] if precision in (None, record["precision"]) else None
 
 
 def _check_target(source: PipelineDir, out: Path) -> None:

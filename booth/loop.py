@@ -10,7 +10,7 @@ from booth import pictures
 from booth.backend import Backend
 from booth.batches import made_ahead
 from booth.checkpoints import Checkpoints
-from booth.config import validate
+from booth.config import resolved, validate
 from booth.export import export, exported_step
 from booth.learning_rate import learning_rate
 from booth.metrics import Recorder, read_metrics
@@ -36,13 +36,14 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
     `from_step` continues from that checkpoint instead of the newest. Raises UserError for what the user can mend.
     """
     began = time.perf_counter()
+    config = resolved(config)
     validate(config, backend_class.name, backend_class.capabilities)
     inputs = check_inputs(config)
     with RunDir.open(workdir, backend_class.name, config) as run:
         run.check_manifest(inputs.fingerprint())
         checkpoints = Checkpoints(run.checkpoints, run.id)
         start = checkpoints.find(from_step) or 0
-        if start >= config.train.steps and exported_step(run.pipeline) == start:
+        if start >= config.train.steps and exported_step(run.pipeline, config.export.precision) == start:
             log.info("already at step %d of %d: nothing left to do", start, config.train.steps)
             return Run(run.path, run.pipeline, read_metrics(run.metrics))
 

@@ -1,5 +1,7 @@
 """What happens before the first update: inputs are checked, class images made, images and prompts encoded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from booth import cache, data, prior
 from booth.backend import Backend
 from booth.batches import Batches
 from booth.data import Example
+from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.prompts import Tokenizer
 from booth.rundir import RunDir
@@ -50,17 +53,29 @@ def check_inputs(config: Any) -> Inputs:
     pipeline = open_pipeline(config.model.source, config.model.variant)
     scheduler = pipeline.component_config("scheduler")
     noise_schedule(scheduler)
-    latent_shape(pipeline, config.data.resolution, config.data.resolution)
+    with _naming("data.resolution"):
+        latent_shape(pipeline, config.data.resolution, config.data.resolution)
     instances = data.instance_examples(config.instance.images, config.instance.prompt)
     data.warn_if_small(instances, config.data.resolution)
     if config.prior.weight > 0:
-        ddim_table(scheduler, config.prior.inference_steps)
-        if config.prior.images and Path(config.prior.images).exists():
+        with _naming("prior.inference_steps"):
+            ddim_table(scheduler, config.prior.inference_steps)
+        if config.prior.images:
             own = prior.own_images(Path(config.prior.images))
             data.read_examples(own, config.prior.prompt, "prior", "prior.images")
     if config.samples.every_steps:
-        ddim_table(scheduler, config.samples.inference_steps)
+        with _naming("samples.inference_steps"):
+            ddim_table(scheduler, config.samples.inference_steps)
     return Inputs(pipeline, load_tokenizer(pipeline), instances)
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Says which field a UserError from the depths is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
 
 
 def load_tokenizer(pipeline: PipelineDir) -> Tokenizer:

@@ -25,7 +25,7 @@ _OURS = re.compile(r"class-\d{5,}\.png$")
 
 def own_images(folder: Path) -> list[Path]:
     """The images in a class image folder that we did not make, in natural name order."""
-    images = find_images(folder, "prior.images") if folder.is_dir() else []
+    images = find_images(folder, "prior.images") if folder.exists() else []
     return [path for path in images if not _OURS.match(path.name)]
 
 

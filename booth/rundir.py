@@ -100,7 +100,7 @@ class RunDir:
 
         UserError for a folder of another run, a folder that is no run, and a run that is training right now.
         """
-        path = Path(workdir)
+        path = Path(workdir).expanduser()
         _check_ours(path)
         path.mkdir(parents=True, exist_ok=True)
         try:
@@ -146,13 +146,18 @@ def read_record(workdir: str | Path) -> Record:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} is not a run folder: it has no config.json")
-    return Record(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:  # other keys, no object, no JSON
+        raise UserError(f"{workdir} is not a run folder: its config.json is of something else") from error
 
 
 def _check_ours(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir {path} is a file; give a folder")
-    strangers = path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir())
+    # A run that was killed before it wrote its config.json left these two.
+    ours = (".lock", f"{STAGING_PREFIX}config.json")
+    strangers = path.is_dir() and any(entry.name not in ours for entry in path.iterdir())
     if strangers and not (path / "config.json").is_file():
         raise UserError(f"--workdir {path} holds other files and is no run folder; give a new or empty folder")
 

@@ -1,0 +1,315 @@
+"""Settings: one place for defaults, and every value that cannot work refused in one line."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from ml_collections import ConfigDict
+
+from booth import config as settings
+from booth.config import default_config, flatten, load_config, parse_text, resolved, set_field, validate
+from booth.errors import UserError
+
+FIELDS = """
+model.source model.revision model.variant
+instance.images instance.prompt
+prior.weight prior.prompt prior.images prior.count
+train.steps train.batch_size train.accumulation train.learning_rate train.lr_schedule train.lr_warmup_steps
+train.precision train.unet train.text_encoder train.optimizer train.adam_b1 train.adam_b2 train.adam_eps
+train.weight_decay train.max_grad_norm train.min_snr_gamma train.noise_offset train.seed
+data.resolution data.crop data.crop_variants data.flip
+checkpoint.every_steps checkpoint.keep checkpoint.dir
+samples.every_steps samples.prompts
+""".split()  # noqa: SIM905
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GET_CONFIG = "from booth.config import default_config\n\ndef get_config():\n    config = default_config()\n"
+
+
+@pytest.fixture
+def valid():
+    config = default_config()
+    config.model.source, config.instance.images = "models/sd15", "photos"
+    config.instance.prompt, config.prior.prompt = "a photo of sks dog", "a photo of dog"
+    return config
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, text):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def check(config, capabilities=frozenset({"sharding"})):
+    validate(config, "jax", capabilities)
+
+
+def refusal(call, *arguments):
+    """The message of the UserError, which must be one line."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 500, message
+    return message
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_field_exists(name):
+    assert name in flatten(default_config())
+    assert name in settings.describe()
+
+
+def test_defaults_are_valid_once_the_required_fields_are_set(valid):
+    check(valid)
+
+
+@pytest.mark.parametrize("name", ["model.source", "instance.images", "instance.prompt"])
+def test_required_fields(valid, name):
+    set_field(valid, name, "")
+    assert refusal(check, valid).startswith(f"{name} is empty; set it")
+
+
+def test_a_prior_needs_its_prompt(valid):
+    valid.prior.prompt = ""
+    assert "prior.weight=1.0 needs prior.prompt" in refusal(check, valid)
+    valid.prior.weight = 0.0
+    check(valid)
+
+
+def test_locked():
+    config = default_config()
+    with pytest.raises(AttributeError):
+        config.train.step = 3
+    with pytest.raises(KeyError):
+        config["trian"] = ConfigDict()
+
+
+# Each value breaks its field's rule; NaN and infinity break every rule of a number.
+OUT_OF_RANGE = {
+    "prior.weight": -0.1, "prior.count": 0, "prior.inference_steps": 0, "prior.guidance": -1.0, "prior.seed": -1,
+    "prior.batch_size": 0, "train.steps": 0, "train.batch_size": 0, "train.learning_rate": 0.0,
+    "train.precision": "fp8", "train.adam_b1": 1.0, "train.adam_b2": -0.1, "train.adam_eps": 0.0,
+    "train.weight_decay": -1e-9, "train.max_grad_norm": -1.0, "train.seed": 2**63, "data.resolution": 7,
+    "data.crop": "left", "data.crop_variants": 0, "data.encode_batch_size": 0, "checkpoint.every_steps": -1,
+    "checkpoint.keep": 0, "samples.every_steps": -1, "samples.inference_steps": 0, "samples.guidance": -0.5,
+    "samples.batch_size": 0, "export.precision": "int8", "log.every_steps": 0, "mesh.fsdp": 0,
+}  # fmt: skip
+NOT_BUILT_YET = {
+    "model.revision": "main", "train.accumulation": 4, "train.lr_schedule": "cosine", "train.lr_warmup_steps": 10,
+    "train.unet": False, "train.text_encoder": True, "train.optimizer": "adamw8bit", "train.min_snr_gamma": 5.0,
+    "train.noise_offset": 0.1,
+}  # fmt: skip
+FREE = {"model.source", "model.variant", "instance.images", "instance.prompt", "prior.prompt", "prior.images",
+        "checkpoint.dir", "samples.prompts", "data.flip", "train.gradient_checkpointing"}  # fmt: skip
+
+
+def test_every_field_is_looked_at_here():
+    assert OUT_OF_RANGE.keys() | NOT_BUILT_YET.keys() | FREE == flatten(default_config()).keys()
+
+
+@pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE.items())
+def test_out_of_range(valid, name, value):
+    set_field(valid, name, value)
+    assert refusal(check, valid).startswith(f"{name}={value!r} must be ")
+
+
+@pytest.mark.parametrize(("name", "value"), NOT_BUILT_YET.items())
+def test_what_is_not_built_yet_is_refused(valid, name, value):
+    set_field(valid, name, value)
+    message = refusal(check, valid)
+    assert message.startswith(f"{name}={value!r} must be ") and message.endswith("not available yet")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [name for name, value in flatten(default_config()).items() if type(value) is float])
+def test_numbers_are_finite(valid, name, value):
+    set_field(valid, name, value)
+    assert refusal(check, valid).startswith(f"{name}={value!r} must be a finite number, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    {"train.adam_b1": 0.0, "train.max_grad_norm": 0.0, "train.seed": 2**63 - 1, "checkpoint.every_steps": 0,
+     "prior.weight": 0.0, "train.steps": 1, "data.resolution": 8}.items(),
+)  # fmt: skip
+def test_bounds_that_belong_to_the_range(valid, name, value):
+    set_field(valid, name, value)
+    check(valid)
+
+
+def test_sharding_only_where_the_backend_can(valid):
+    valid.mesh.fsdp = 2
+    check(valid)
+    with pytest.raises(UserError, match="must be 1: torch trains on one device"):
+        validate(valid, "torch", frozenset())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [("train.steps", 2.0, "of type int"), ("train.steps", "many", "of type int"), ("train.steps", True, "of type int"),
+     ("train.learning_rate", "5e-6", "of type float"), ("train.learning_rate", None, "of type float"),
+     ("instance.prompt", 3, "of type str"), ("data.flip", "no", "true or false"), ("data.flip", 1, "true or false"),
+     ("samples.prompts", "a photo", "a list of strings"), ("samples.prompts", [1], "a list of strings")],
+)  # fmt: skip
+def test_wrong_type(name, value, wanted):
+    assert f"{name}={value!r} must be {wanted}" in refusal(set_field, default_config(), name, value)
+
+
+def test_lossless_conversions():
+    config = default_config()
+    set_field(config, "train.learning_rate", 1)
+    set_field(config, "samples.prompts", ["a", "b"])
+    assert type(config.train.learning_rate) is float and config.train.learning_rate == 1
+    assert config.samples.prompts == ("a", "b")
+
+
+def test_validate_checks_types_too(valid):
+    valid.unlock()
+    valid.train["steps"] = None
+    assert "train.steps=None must be of type int" in refusal(check, valid)
+
+
+PY = (
+    GET_CONFIG
+    + """
+    config.train.steps, config.train.learning_rate, config.data.flip = 12, 2e-6, True
+    config.prior.weight = 1
+    config.samples.prompts = ["a photo", "another, with a comma"]
+    return config
+"""
+)
+TREE = {"train": {"steps": 12, "learning_rate": 2e-6}, "data": {"flip": True}, "prior": {"weight": 1},
+        "samples": {"prompts": ["a photo", "another, with a comma"]}}  # fmt: skip
+
+
+def test_python_yaml_and_json_give_the_same(write):
+    loaded = [flatten(load_config(write(f"config.{suffix}", text))) for suffix, text in
+              {"py": PY, "yaml": yaml.safe_dump(TREE), "yml": yaml.safe_dump(TREE),
+               "json": json.dumps(TREE)}.items()]  # fmt: skip
+    assert all(config == loaded[0] for config in loaded)
+    assert loaded[0]["train.steps"] == 12 and loaded[0]["prior.weight"] == 1.0 and loaded[0]["data.flip"] is True
+    assert loaded[0]["samples.prompts"] == ("a photo", "another, with a comma")
+    assert loaded[0] != flatten(default_config())
+
+
+def test_numbers_as_people_write_them_in_yaml(write):
+    config = load_config(write("c.yaml", "train:\n  learning_rate: 5e-6\n  weight_decay: 1\nmodel:\n"))
+    assert config.train.learning_rate == 5e-6 and config.train.weight_decay == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    {"train.step": "'train.steps'", "trian.steps": "'train.steps'", "train.precison": "'train.precision'",
+     "instance.prompts": "'instance.prompt'", "train.resolution": "'data.resolution'",
+     "prior.weights": "'prior.weight'", "learning_rate": "'train.learning_rate'",
+     "train.batchsize": "'train.batch_size'"}.items(),
+)  # fmt: skip
+def test_a_misspelt_field_is_refused_with_a_suggestion(write, name, meant):
+    section, _, key = name.rpartition(".")
+    tree = {section: {key: 3}} if section else {key: 3}
+    for call in (
+        lambda: load_config(write("c.yaml", yaml.safe_dump(tree))),
+        lambda: load_config(write("c.json", json.dumps(tree))),
+        lambda: load_config(write("c.py", GET_CONFIG + "    return config"), [(name, "3")]),
+        lambda: load_config(write("d.py", f"{GET_CONFIG}    config.{name} = 3\n    return config")),
+    ):
+        message = refusal(call)
+        assert f"{name!r} does not exist; did you mean {meant}?" in message
+
+
+def test_without_a_similar_field_the_section_is_listed():
+    assert refusal(parse_text, "data.size", "3").endswith("data has: resolution, crop, crop_variants, flip, "
+                                                          "encode_batch_size")  # fmt: skip
+    assert refusal(parse_text, "foo.bar", "3").endswith("does not exist; --help lists the fields")
+    assert "did you mean 'prior.seed' or 'train.seed'?" in refusal(parse_text, "random.seed", "3")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    {"    section = config.train\n    section.step = 3\n    return config": "'step' does not exist; did you mean",
+     "    config.update({'train': {'step': 3}})\n    return config": "'step' does not exist; did you mean",
+     "    config.train.steps = 'many'\n    return config": "'steps'",
+     "    config.train.steps = 3\n": "get_config() gave None; it must return the config",
+     "    raise RuntimeError('one\\ntwo')": "one two",
+     "    raise RuntimeError": "RuntimeError",
+     "    return config.train.steps.nothing": "no attribute 'nothing'"}.items(),
+)  # fmt: skip
+def test_what_goes_wrong_inside_a_python_config(write, body, said):
+    path = write("c.py", GET_CONFIG + body)
+    message = refusal(load_config, path)
+    assert message.startswith(f"--config {path}: ") and said in message
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [("c.yaml", "", "must hold sections"), ("c.yaml", "[1]", "must hold sections"),
+     ("c.yaml", "a: [", "cannot be read"), ("c.json", "{", "cannot be read"),
+     ("c.yaml", "train: {learning_rate: fast}", "learning_rate='fast' must be"),
+     ("c.yaml", "train: 3", "'train' does not exist; train has: steps"), ("c.toml", "", "must be .py, .yaml or .json"),
+     ("c.py", "def get_config(:", "invalid syntax"), ("c.py", "", "no attribute 'get_config'")],
+)  # fmt: skip
+def test_unusable_files(write, name, text, said):
+    assert said in refusal(load_config, write(name, text))
+
+
+def test_a_config_that_is_no_file(tmp_path):
+    for path in (tmp_path, tmp_path / "absent.py"):
+        assert refusal(load_config, path) == f"--config {path} is not a file; give a .py, .yaml or .json config"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("train.steps", "7", 7), ("train.learning_rate", "2e-6", 2e-6), ("train.learning_rate", "1", 1.0),
+     ("data.flip", "true", True), ("data.flip", "False", False), ("instance.prompt", "a: [b", "a: [b"),
+     ("instance.prompt", "5", "5"), ("prior.prompt", "", ""), ("samples.prompts", "['a, b', c]", ("a, b", "c")),
+     ("samples.prompts", "a photo", ("a photo",)), ("samples.prompts", "[]", ())],
+)  # fmt: skip
+def test_overrides(write, name, text, value):
+    path = write("c.py", GET_CONFIG + "    return config")
+    got = settings.get(load_config(path, [(name, text)]), name)
+    assert got == value and type(got) is type(value)
+
+
+def test_overrides_come_after_the_file_and_the_last_one_counts(write):
+    path = write("c.yaml", "train: {steps: 3}")
+    assert load_config(path, [("train.steps", "4"), ("train.steps", "5")]).train.steps == 5
+    assert refusal(load_config, path, [("train.steps", "1e3")]).startswith("train.steps='1e3' must be of type int")
+    assert "data.flip=0 must be true or false" in refusal(load_config, path, [("data.flip", "0")])
+
+
+def test_paths_are_resolved_to_one_spelling(valid, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    valid.model.source, valid.instance.images, valid.checkpoint.dir = "~/models/sd15/", "photos", f"{tmp_path}/c/"
+    got = resolved(valid)
+    assert got.model.source == str(tmp_path / "models" / "sd15")
+    assert got.instance.images == str(tmp_path / "photos") and got.checkpoint.dir == str(tmp_path / "c")
+    assert got.prior.images == "" and got.instance.prompt == valid.instance.prompt
+    assert valid.instance.images == "photos", "the caller's config stays as it is"
+    assert flatten(resolved(got)) == flatten(got)
+
+
+def test_what_may_change_on_resume():
+    longer = {"train.steps", "train.learning_rate", "prior.count", "checkpoint.every_steps", "checkpoint.keep",
+              "checkpoint.dir", "samples.every_steps", "samples.prompts", "export.precision", "mesh.fsdp"}  # fmt: skip
+    fixed = {"model.source", "instance.images", "instance.prompt", "prior.weight", "train.batch_size", "train.seed",
+             "train.precision", "data.resolution", "data.flip"}  # fmt: skip
+    assert all(map(settings.may_change, longer)) and not any(map(settings.may_change, fixed))
+    before, after = flatten(default_config()), flatten(default_config()) | {"train.steps": 7}
+    assert settings.changes(before, after) == {"train.steps": (800, 7)}
+    assert settings.changes({**before, "old.field": 1}, before) == {"old.field": (1, None)}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.name)
+def test_shipped_configs_are_valid(path):
+    config = load_config(path)
+    for field, value in (("model.source", "m"), ("instance.images", "i"), ("instance.prompt", "a sks dog"),
+                         ("prior.prompt", "a dog")):  # fmt: skip
+        set_field(config, field, settings.get(config, field) or value)
+    check(config)
