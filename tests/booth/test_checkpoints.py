@@ -1,0 +1,143 @@
+"""Checkpoints: written whole, rotated only when the next one is complete, never another run's."""
+
+import errno
+
+import pytest
+from safetensors import SafetensorError
+
+from booth.checkpoints import Checkpoints
+from booth.errors import UserError
+
+
+class Backend:
+    """Saves text; fails with `error` after half of it, if there is one."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def save(self, state, folder):
+        (folder / "state").write_text(state[:2])
+        if self.error:
+            raise self.error
+        (folder / "state").write_text(state)
+
+    def restore(self, state, folder):
+        return (folder / "state").read_text()
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints", "this run")
+
+
+def save(checkpoints, *steps, keep=10, error=None):
+    for step in steps:
+        checkpoints.save(Backend(error), f"state {step}", step, keep)
+
+
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def test_none_at_first(checkpoints):
+    assert checkpoints.steps() == [] and checkpoints.find() is None
+    with pytest.raises(UserError, match=r"step 7 has no checkpoint in .*; there are: none"):
+        checkpoints.find(7)
+
+
+def test_save_find_restore(checkpoints):
+    save(checkpoints, 2, 1000000, 40)
+    assert checkpoints.steps() == [2, 40, 1000000]
+    assert checkpoints.find() == 1000000 and checkpoints.find(40) == 40
+    assert checkpoints.restore(Backend(), None, 40) == "state 40"
+    with pytest.raises(UserError, match=r"step 3 has no checkpoint in .*; there are: 2, 40, 1000000"):
+        checkpoints.find(3)
+
+
+def test_the_newest_are_kept(checkpoints):
+    save(checkpoints, 1, 2, 3, 4, keep=2)
+    assert names(checkpoints) == ["step-000003", "step-000004"]
+    save(checkpoints, 5, keep=1)
+    assert names(checkpoints) == ["step-000005"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: File too large"),
+     ValueError("OUT_OF_RANGE: Error writing\n[os_error_code='28']")],
+)  # fmt: skip
+def test_a_checkpoint_that_cannot_be_written_costs_no_other(checkpoints, error):
+    save(checkpoints, 1, 2, keep=2)
+    with pytest.raises(UserError) as caught:
+        save(checkpoints, 3, keep=1, error=error)
+    said = str(caught.value)
+    assert f"the checkpoint of step 3 cannot be written to {checkpoints.folder} (" in said and "\n" not in said
+    assert names(checkpoints) == ["step-000001", "step-000002"]
+    assert checkpoints.find() == 2 and checkpoints.restore(Backend(), None, 2) == "state 2"
+
+
+def test_a_killed_or_broken_backend_is_not_taken_for_a_full_disk(checkpoints):
+    save(checkpoints, 1, keep=1)
+    for error in (KeyboardInterrupt, RuntimeError, AssertionError):
+        with pytest.raises(error):
+            save(checkpoints, 2, keep=1, error=error())
+        assert names(checkpoints) == ["step-000001"]
+
+
+def test_the_old_goes_only_when_the_new_is_there(checkpoints):
+    save(checkpoints, 1, keep=1)
+
+    class Looking(Backend):
+        def save(self, state, folder):
+            assert names(checkpoints) == [folder.name, "step-000001"]
+            super().save(state, folder)
+
+    checkpoints.save(Looking(), "state 2", 2, keep=1)
+    assert names(checkpoints) == ["step-000002"]
+
+
+def test_half_a_deleted_checkpoint_has_no_checkpoints_name(checkpoints, monkeypatch):
+    """Killed while the old checkpoint is being deleted."""
+    save(checkpoints, 1)
+
+    def killed(path):
+        if path.exists():
+            (path / "state").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("booth.checkpoints.remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(checkpoints, 2, keep=1)
+    assert checkpoints.steps() == [2] and checkpoints.restore(Backend(), None, 2) == "state 2"
+    monkeypatch.undo()
+    (checkpoints.folder / ".staging-deleted-000002").mkdir()  # another one, left by the same kind of crash
+    save(checkpoints, 3, keep=1)
+    assert "step-000003" in names(checkpoints) and ".staging-deleted-000002" not in names(checkpoints)
+
+
+def test_other_things_in_the_folder_are_no_checkpoints(checkpoints):
+    save(checkpoints, 5)
+    for name in ("step-12", "step-000012.bak", "superseded-000012", ".staging-step-000012", "my-step-000012"):
+        (checkpoints.folder / name).mkdir()
+    assert checkpoints.steps() == [5]
+    save(checkpoints, 6, keep=1)
+    assert len(names(checkpoints)) == 6, "what is no checkpoint is not rotated away either"
+
+
+def test_another_runs_checkpoints_are_refused(checkpoints):
+    save(checkpoints, 1)
+    other = Checkpoints(checkpoints.folder, "other run")
+    for step in (None, 1):
+        with pytest.raises(UserError, match=r"checkpoint\.dir='.*' holds checkpoints of another run"):
+            other.find(step)
+
+
+def test_newer_checkpoints_are_set_aside_not_deleted(checkpoints, caplog):
+    save(checkpoints, 1, 2, 3)
+    checkpoints.set_aside_after(1)
+    assert names(checkpoints) == ["step-000001", "superseded-000002", "superseded-000003"]
+    assert len(caplog.records) == 2 and "superseded-000002" in caplog.text
+    save(checkpoints, 2)
+    checkpoints.set_aside_after(1)
+    assert names(checkpoints) == ["step-000001", "superseded-000002", "superseded-000002-2", "superseded-000003"]
+    assert (checkpoints.folder / "superseded-000002" / "state").read_text() == "state 2"

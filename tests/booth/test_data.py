@@ -1,0 +1,292 @@
+"""Photos as people have them: turned, transparent, 16 bits deep, broken, huge, oddly named."""
+
+import logging
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from booth import data
+from booth.data import (
+    Example,
+    View,
+    find_images,
+    instance_examples,
+    load_image,
+    pixels,
+    read_examples,
+    resized,
+    warn_if_small,
+)
+from booth.errors import UserError
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Saves a picture under a name in one folder; returns its path."""
+
+    def save(name, image, **options):
+        path = tmp_path / name
+        image.save(path, **options)
+        return path
+
+    return save
+
+
+def picture(width=60, height=40):
+    """RGB, smooth, and different in every corner."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 255 - x / 2 - y / 2], axis=-1).round().astype(np.uint8))
+
+
+def example(path, size=None):
+    return Example(path, "a photo", "instance", "0" * 64, size or load_image(path).size)
+
+
+def array(path):
+    return np.asarray(load_image(path))
+
+
+def one_example(path):
+    return read_examples([path], "a photo", "instance", "instance.images")[0]
+
+
+def message(call, *arguments):
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# What a camera held that way has done to the upright picture before it wrote the tag.
+TURNS = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_270}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_exif_orientation(save, orientation):
+    turn, exif = TURNS[orientation], Image.Exif()
+    exif[0x0112] = orientation
+    stored = picture() if turn is None else picture().transpose(turn)
+    path = save("photo.png", stored, exif=exif)
+    assert np.array_equal(array(path), np.asarray(picture()))
+    assert one_example(path).size == (60, 40), "the size after turning"
+    assert orientation == 1 or not np.array_equal(np.asarray(stored), np.asarray(picture()))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bit_grey(save, suffix):
+    gradient = np.linspace(0, 65535, 256 * 4).reshape(4, 256).astype(np.uint16)
+    got = array(save(f"deep.{suffix}", Image.fromarray(gradient)))
+    wanted = gradient / 65535 * 255
+    assert np.abs(got - wanted[..., None]).max() <= 1
+    assert got.min() == 0 and got.max() == 255 and len(np.unique(got)) == 256
+
+
+def test_sixteen_bit_grey_as_older_files_are_opened(save):
+    values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.int32)
+    got = array(save("deep.tiff", Image.fromarray(values)))
+    assert np.abs(got - (values / 65535 * 255)[..., None]).max() <= 1
+
+
+def test_transparency_is_laid_on_white(save):
+    rgba = np.zeros((4, 6, 4), np.uint8)
+    rgba[..., 0] = 200  # red, also where nothing is to be seen
+    rgba[..., 3] = [0, 0, 128, 128, 255, 255]
+    got = array(save("cut-out.png", Image.fromarray(rgba)))
+    assert (got[:, :2] == 255).all(), "fully transparent is white, whatever colour is stored there"
+    assert (got[:, 4:] == [200, 0, 0]).all()
+    assert np.abs(got[:, 2:4].astype(int) - [227, 127, 127]).max() <= 1
+
+
+def test_transparent_grey_and_palette(save):
+    grey = Image.merge("LA", [Image.new("L", (4, 4), 0), Image.new("L", (4, 4), 0)])
+    assert (array(save("grey.png", grey)) == 255).all()
+    indexed = Image.new("P", (4, 4), 1)
+    indexed.putpalette([0, 0, 0, 10, 20, 30])
+    assert (array(save("opaque.png", indexed)) == [10, 20, 30]).all()
+    assert (array(save("transparent.png", indexed, transparency=1)) == 255).all()
+    assert (array(save("key.png", Image.new("RGB", (4, 4), (1, 2, 3)), transparency=(1, 2, 3))) == 255).all()
+
+
+def test_grey_and_cmyk_and_two_colours(save):
+    grey = picture().convert("L")
+    assert np.array_equal(array(save("grey.jpg", grey, quality=100)), np.repeat(np.asarray(
+        Image.open(save("same.jpg", grey, quality=100)))[..., None], 3, axis=-1))  # fmt: skip
+    cyan = array(save("print.jpg", Image.new("CMYK", (16, 16), (255, 0, 0, 0)), quality=100))
+    assert cyan[..., 0].max() < 10 and cyan[..., 1:].min() > 245
+    assert (array(save("fax.png", Image.new("1", (4, 4), 1))) == 255).all()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_the_first_frame_of_an_animation(save, suffix):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(f"moving.{suffix}", frames[0], save_all=True, append_images=frames[1:], **options)
+    assert (array(path) == [255, 0, 0]).all()
+
+
+def test_the_range_is_minus_one_to_one(save):
+    black_and_white = Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 8, axis=0).repeat(8, axis=1))
+    got = pixels(View(example(save("bw.png", black_and_white)), 8, 4, 0, False))
+    assert got.dtype == np.float32 and got.shape == (8, 8, 3)
+    assert got.min() == -1.0 and got.max() == 1.0
+    assert (got[:, :4] == -1).all() and (got[:, 4:] == 1).all()
+
+
+@pytest.mark.parametrize("size", [(200, 100), (100, 200), (64, 64), (90, 64), (33, 57), (640, 641)])
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_views_show_what_resizing_and_cropping_would(save, size, crop):
+    path = save("photo.png", picture(*size))
+    whole = np.asarray(picture(*size).resize(resized(size, 64), Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
+    for view in data.views(one_example(path), 64, crop, 3, True, 0):
+        shown = whole[view.top : view.top + 64, view.left : view.left + 64]
+        assert shown.shape == (64, 64, 3), "the crop lies inside the picture"
+        shown = shown[:, ::-1] if view.flip else shown
+        assert np.abs(pixels(view) - shown).max() < 2.01 / 127.5, "but for the rounding of the passes"
+
+
+def test_the_centre_crop(save):
+    (view,) = data.views(one_example(save("wide.png", picture(200, 100))), 50, "center", 4, False, 0)
+    assert (view.left, view.top, view.flip) == (25, 0, False)
+    (view,) = data.views(one_example(save("tall.png", picture(100, 201))), 50, "center", 4, False, 0)
+    assert (view.left, view.top) == (0, 25)
+
+
+def test_resized_keeps_the_aspect_ratio():
+    assert resized((200, 100), 64) == (128, 64)
+    assert resized((100, 300), 64) == (64, 192)
+    assert resized((3, 3), 64) == (64, 64)
+    assert resized((101, 67), 64) == (96, 64)
+
+
+def test_random_crops_come_from_a_fixed_set_of_the_image_itself(save, tmp_path):
+    def crops(path, seed=0):
+        return [(view.left, view.top) for view in data.views(one_example(path), 64, "random", 6, False, seed)]
+
+    one = crops(save("one.png", picture(300, 64)))
+    assert len(one) == 6 and len(set(one)) > 3 and all(0 <= left <= 236 and top == 0 for left, top in one)
+    other = crops(save("other.png", picture(301, 64)))
+    (tmp_path / "one.png").rename(tmp_path / "renamed.png")
+    assert crops(tmp_path / "renamed.png") == one, "neither the name nor other files in the folder matter"
+    assert other != one and crops(tmp_path / "renamed.png", seed=1) != one
+
+
+def test_random_crops_of_a_square_are_one_view(save):
+    assert len(data.views(one_example(save("square.png", picture(80, 80))), 64, "random", 6, False, 0)) == 1
+
+
+def test_a_flip_doubles_the_views(save):
+    shown = data.views(one_example(save("photo.png", picture(90, 64))), 64, "center", 1, True, 0)
+    assert [view.flip for view in shown] == [False, True]
+    assert np.array_equal(pixels(shown[1]), pixels(shown[0])[:, ::-1])
+    assert not np.array_equal(pixels(shown[1]), pixels(shown[0]))
+
+
+@pytest.mark.parametrize("size", [(4000, 1), (1, 4000), (2, 1999), (1, 1)])
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_extreme_aspect_ratios(save, size, crop):
+    """Enlarged as a whole, the first would have 400 million pixels."""
+    for view in data.views(one_example(save("strip.png", Image.new("RGB", size, (9, 90, 200)))), 320, crop, 3, True, 5):
+        got = pixels(view)
+        assert got.shape == (320, 320, 3)
+        assert np.abs((got + 1) * 127.5 - [9, 90, 200]).max() < 0.01
+
+
+def test_small_images_are_enlarged_with_a_warning_that_names_them(save, caplog):
+    examples = [one_example(save(name, picture(*size))) for name, size in
+                {"small.png": (63, 200), "fine.png": (64, 64), "tiny.png": (9, 9)}.items()]  # fmt: skip
+    with caplog.at_level(logging.WARNING, logger="booth"):
+        warn_if_small(examples, 64)
+        assert len(caplog.records) == 1
+        assert caplog.messages[0] == "smaller than data.resolution=64 and enlarged: small.png (63x200), tiny.png (9x9)"
+        warn_if_small(examples[1:2], 64)
+        assert len(caplog.records) == 1
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_listed_as_fine(save, tmp_path):
+    for name in ("good.png", "also good.jpg"):
+        save(name, picture())
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "cut.jpg").write_bytes(save("whole.jpg", picture()).read_bytes()[:-50])
+    paths = [path for path in find_images(tmp_path, "instance.images") if path.name != "whole.jpg"]
+    said = message(read_examples, paths, "a photo", "instance", "instance.images")
+    assert said.startswith("instance.images: 4 of 6 images cannot be read: ")
+    refused, _, fine = said.partition("; remove or replace what is named ")
+    assert fine == "(the other 2 are fine: also good.jpg, good.png)"
+    for name in ("empty.jpg", "text.png", "phone.heic"):
+        assert f"{name} (no image in a format that can be read here; convert it to JPEG)" in refused
+    assert "cut.jpg (" in refused and "truncated" in refused
+
+
+def test_an_unreadable_folder_of_one(tmp_path):
+    (tmp_path / "photo.jpg").touch()
+    assert message(instance_examples, str(tmp_path), "a photo").endswith("(no file is readable)")
+
+
+def test_a_decompression_bomb_is_refused(tmp_path):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    said = message(instance_examples, str(tmp_path), "a photo")
+    assert "bomb.png" in said and "900000000 pixels" in said
+
+
+def test_a_smaller_bomb_is_no_mere_warning(save, monkeypatch):
+    path = save("big.png", picture())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 40 - 1)
+    with pytest.raises(Image.DecompressionBombWarning):
+        load_image(path)
+
+
+def test_natural_order_and_unicode_names(save, tmp_path):
+    names = [
+        "2.png",
+        "10.png",
+        "Größe 3.png",
+        "größe 20.png",
+        "²1.png",
+        "犬 \u0663.png",
+        "犬 \u0661\u0660.png",
+        "🐕.png",
+    ]
+    for name in reversed(names):
+        save(name, picture(8, 8))
+    found = [path.name for path in find_images(tmp_path, "instance.images")]
+    assert sorted(found) == sorted(names)
+    for earlier, later in (
+        ("2.png", "10.png"),
+        ("Größe 3.png", "größe 20.png"),
+        ("犬 \u0663.png", "犬 \u0661\u0660.png"),
+    ):
+        assert found.index(earlier) < found.index(later)
+    assert [e.path.name for e in instance_examples(str(tmp_path), "a photo")] == found
+
+
+def test_example_says_what_training_needs(save):
+    got = instance_examples(str(save("photo.jpg", picture()).parent), "a photo of sks dog")[0]
+    assert (got.caption, got.kind, got.size) == ("a photo of sks dog", "instance", (60, 40))
+    assert len(got.sha256) == 64
+
+
+def test_no_images(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / ".hidden.png").touch()
+    said = message(instance_examples, str(tmp_path), "a photo")
+    assert said.startswith(f"instance.images={str(tmp_path)!r} holds no images; put 3 to 12 photos there")
+
+
+def test_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "absent", tmp_path / "file"):
+        assert message(instance_examples, str(path), "a photo").startswith(
+            f"instance.images={str(path)!r} is not a fold"
+        )

@@ -1,0 +1,198 @@
+"""The loop needs no framework: whole jobs with a backend in NumPy."""
+
+import json
+
+import numpy as np
+import pytest
+from fake_backend import TRAINED, FakeBackend, watched
+from PIL import Image
+from safetensors.numpy import load_file
+
+from booth import loop
+from booth.errors import UserError
+from booth.objective import dreambooth_loss, noisy_latents
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.train.learning_rate = 0.05
+    tiny_config.log.every_steps = 3
+    return tiny_config
+
+
+def trained(folder):
+    return load_file(folder / "pipeline" / UNET)[TRAINED]
+
+
+def test_the_gradient_of_the_fake_is_right():
+    """By finite differences: the jobs below show something only if the fake learns."""
+    rng = np.random.default_rng(0)
+    from booth.backend import Batch
+
+    def rows(*shape):
+        return rng.standard_normal((3, *shape))
+
+    batch = Batch(rows(2, 2, 4), rows(2, 2, 4), np.zeros(3), rows(), rows(), rows(), rows(), np.array([0.5, 0.5, 0.3]),
+                  np.array([0, 0, 1.0]), np.zeros(3), rows(1, 1), np.array(1.0))  # fmt: skip
+    backend, bias = FakeBackend(None), rng.standard_normal(4)
+
+    def loss(bias):
+        return dreambooth_loss(noisy_latents(batch) + bias, batch)[0]
+
+    state = backend.init(backend.load(type("", (), {"tensors": lambda self, name: {TRAINED: bias}})()))
+    after, _ = backend.train_step(state, batch)
+    numeric = [(loss(bias + 1e-6 * unit) - loss(bias - 1e-6 * unit)) / 2e-6 for unit in np.eye(4)]
+    assert bias - after.models.bias == pytest.approx(numeric, rel=1e-4)
+
+
+def test_a_whole_job_without_a_framework(config, tmp_path):
+    config.train.steps, config.samples.every_steps, config.samples.inference_steps = 30, 15, 2
+    config.checkpoint.every_steps, config.checkpoint.keep = 10, 2
+    run = loop.train(FakeBackend, config, tmp_path / "run")
+    assert [line["step"] for line in run.metrics] == list(range(1, 31))
+    assert np.mean([line["loss"] for line in run.metrics[-5:]]) < np.mean([line["loss"] for line in run.metrics[:5]])
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["step-000020", "step-000030"]
+    assert sorted(path.name for path in (run.path / "samples").iterdir()) == ["step-000015.png", "step-000030.png"]
+    source = load_file(f"{config.model.source}/{UNET}")
+    weights = load_file(run.pipeline / UNET)
+    assert {name for name in source if not np.array_equal(source[name], weights[name])} == {TRAINED}
+    assert json.loads((run.pipeline / "export.json").read_text())["step"] == 30
+    assert not list(run.path.rglob(".staging-*"))
+
+
+def test_resumed_equals_uninterrupted(config, tmp_path):
+    whole = loop.train(FakeBackend, config, tmp_path / "whole")
+    config.train.steps = 3
+    loop.train(FakeBackend, config, tmp_path / "parts")
+    config.train.steps = 4
+    backend_class = watched()
+    parts = loop.train(backend_class, config, tmp_path / "parts")
+    assert backend_class.calls == ["train_step", "save"], "nothing is sampled, encoded or trained twice"
+    assert np.array_equal(trained(parts.path), trained(whole.path))
+    assert [line["loss"] for line in parts.metrics] == [line["loss"] for line in whole.metrics]
+
+
+def test_an_interrupted_step_is_done_again(config, tmp_path):
+    """Stopped in step 4, after the checkpoint of step 2."""
+    config.checkpoint.every_steps = 2
+    whole = loop.train(FakeBackend, config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(watched(("train_step", 4)), config, tmp_path / "run")
+    again = loop.train(FakeBackend, config, tmp_path / "run")
+    assert [line["step"] for line in again.metrics] == [1, 2, 3, 4]
+    assert np.array_equal(trained(again.path), trained(whole.path))
+
+
+def test_a_finished_run_has_nothing_left_to_do(config, tmp_path):
+    loop.train(FakeBackend, config, tmp_path / "run")
+    config.checkpoint.keep = 5
+    backend_class = watched()
+    assert len(loop.train(backend_class, config, tmp_path / "run").metrics) == 4
+    config.train.steps = 2  # fewer than are done
+    loop.train(backend_class, config, tmp_path / "run")
+    assert backend_class.calls == []
+
+
+def test_a_finished_run_is_exported_again_in_another_precision(config, tmp_path):
+    loop.train(FakeBackend, config, tmp_path / "run")
+    before = trained(tmp_path / "run")
+    config.export.precision = "fp16"
+    backend_class = watched()
+    loop.train(backend_class, config, tmp_path / "run")
+    assert trained(tmp_path / "run").dtype == np.float16
+    assert np.array_equal(trained(tmp_path / "run"), before.astype(np.float16))
+    assert backend_class.calls == []
+
+
+def test_a_run_killed_before_its_pipeline_was_written_only_writes_it(config, tmp_path, monkeypatch):
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "export", killed)
+        loop.train(FakeBackend, config, tmp_path / "run")
+    backend_class = watched()
+    assert loop.train(backend_class, config, tmp_path / "run").pipeline.is_dir()
+    assert backend_class.calls == []
+
+
+def test_other_work_than_training_is_not_counted_into_the_speed(config, tmp_path, monkeypatch):
+    """Each look at the clock takes a second, a checkpoint an hour: the speeds do not know of the hour."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr("booth.metrics.time.perf_counter", lambda: next(clock))
+
+    class Slow(FakeBackend):
+        def save(self, state, folder):
+            for _ in range(3600):
+                next(clock)
+            super().save(state, folder)
+
+    config.checkpoint.every_steps, config.log.every_steps = 1, 1
+    run = loop.train(Slow, config, tmp_path / "run")
+    assert min(line["samples_per_s"] for line in run.metrics) > 1
+
+
+def test_more_rows_than_photos(config, tmp_path):
+    config.train.batch_size, config.train.steps = 7, 3
+    run = loop.train(FakeBackend, config, tmp_path / "run")
+    assert all(np.isfinite(line["loss"]) for line in run.metrics)
+
+
+def test_one_photo_is_enough(config, tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 100), "teal").save(tmp_path / "photos" / "only.png")
+    config.instance.images, config.prior.count = str(tmp_path / "photos"), 1
+    assert len(loop.train(FakeBackend, config, tmp_path / "run").metrics) == 4
+
+
+def test_paths_may_be_relative_and_begin_at_home(config, tmp_path, monkeypatch, tiny_pipeline, photos):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(tiny_pipeline)
+    (tmp_path / "photos").symlink_to(photos)
+    config.model.source, config.instance.images = "~/model/", "photos/"
+    config.checkpoint.dir, config.prior.images = "elsewhere/checkpoints", "~/class/robots"
+    run = loop.train(FakeBackend, config, "~/run")
+    assert run.path == tmp_path / "run"
+    assert [path.name for path in (tmp_path / "elsewhere" / "checkpoints").iterdir()] == ["step-000004"]
+    assert len(list((tmp_path / "class" / "robots").glob("*.png"))) == 2
+    recorded = json.loads((run.path / "config.json").read_text())["config"]
+    assert recorded["checkpoint.dir"] == str(tmp_path / "elsewhere" / "checkpoints")
+    # The same run, given from another folder in another spelling.
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    config.model.source, config.instance.images = str(tmp_path / "model"), f"{tmp_path}/photos"
+    config.checkpoint.dir, config.prior.images = f"{tmp_path}/elsewhere/checkpoints/", f"{tmp_path}/class/robots"
+    config.train.steps = 5
+    assert len(loop.train(FakeBackend, config, tmp_path / "run").metrics) == 5
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("data.resolution", 60, r"data\.resolution: image size 60x60 must be a multiple of 8"),
+     ("prior.inference_steps", 1001, r"prior\.inference_steps: inference steps 1001 must be from 1 to 1000"),
+     ("samples.inference_steps", 1001, r"samples\.inference_steps: inference steps 1001 must be from 1 to 1000"),
+     ("train.steps", 0, r"train\.steps=0 must be at least 1"),
+     ("instance.images", "/nowhere", r"instance\.images='/nowhere' is not a folder"),
+     ("prior.images", __file__, r"prior\.images='.*' is not a folder"),
+     ("model.source", "/nowhere", r"model\.source=/nowhere: no such folder")],
+)  # fmt: skip
+def test_refused_before_anything_is_written(config, tmp_path, field, value, said):
+    section, _, key = field.partition(".")
+    config.samples.every_steps = 1
+    config[section][key] = value
+    backend_class = watched()
+    with pytest.raises(UserError, match=said):
+        loop.train(backend_class, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists() and backend_class.calls == []
+
+
+def test_unreadable_class_images_are_refused_before_anything_is_written(config, tmp_path):
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "mine.jpg").touch()
+    config.prior.images = str(tmp_path / "class")
+    with pytest.raises(UserError, match=r"prior\.images: 1 of 1 images cannot be read: mine\.jpg"):
+        loop.train(FakeBackend, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

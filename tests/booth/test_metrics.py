@@ -1,0 +1,127 @@
+"""metrics.jsonl: every step once, whatever happened; a loss that is no number ends the run."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from fake_backend import FakeBackend
+
+from booth import loop
+from booth.config import default_config
+from booth.errors import UserError
+from booth.metrics import Recorder, read_metrics
+from booth.rundir import RunDir
+
+
+@pytest.fixture
+def run(tmp_path):
+    with RunDir.open(tmp_path / "run", "numpy", default_config()) as run:
+        yield run
+
+
+def record(run, start, stop, *, last=None, every=3, loss=lambda step: 1.0 / step):
+    """A session that trains steps start + 1 to stop; killed after step `last`, if given."""
+    recorder = Recorder(run, start, stop, 4, every)
+    for step in range(start + 1, (last or stop) + 1):
+        recorder.record(step, 1e-4, {"loss": np.float32(loss(step)), "grad_norm": np.float32(2.0)})
+    if last is None:
+        recorder.flush()
+    recorder.__exit__()
+
+
+def steps(run):
+    return [line["step"] for line in read_metrics(run.metrics)]
+
+
+def test_one_line_a_step(run):
+    record(run, 0, 7)
+    lines = read_metrics(run.metrics)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    assert lines[3].keys() == {"step", "loss", "grad_norm", "learning_rate", "samples_per_s"}
+    assert (lines[3]["loss"], lines[3]["grad_norm"], lines[3]["learning_rate"]) == (0.25, 2.0, 1e-4)
+    assert all(line["samples_per_s"] > 0 for line in lines)
+    assert any(run.tensorboard.iterdir())
+
+
+def test_metrics_are_read_in_blocks(run):
+    """The host must not wait for the device after every step; the first step shows early that training runs."""
+    read = []
+
+    class OnDevice:
+        def __init__(self, step):
+            self.step = step
+
+        def __float__(self):
+            read.append(self.step)
+            return 1.0
+
+    with Recorder(run, 0, 20, 4, every=5) as recorder:
+        for step in range(1, 20):
+            recorder.record(step, 1e-4, {"loss": OnDevice(step)})
+            assert step == 1 or len(read) == 1 or step - 1 <= read[-1] + 5, "no more than a block behind"
+        reads = len(set(read))
+        assert read[0] == 1 and 10 <= reads < 19, "and not after every step"
+        with recorder.paused():
+            assert read == list(range(1, 20)), "before a checkpoint all is known"
+
+
+def test_each_step_once_after_a_crash_and_a_resume(run):
+    record(run, 0, 20, last=14)
+    assert steps(run)[-1] > 10
+    record(run, 10, 20)
+    assert steps(run) == list(range(1, 21))
+
+
+def test_going_back_further_than_the_last_session(run):
+    record(run, 0, 8)
+    record(run, 8, 12)
+    record(run, 4, 6, loss=lambda step: 100.0)
+    assert steps(run) == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in read_metrics(run.metrics)][3:] == [0.25, 100.0, 100.0]
+
+
+@pytest.mark.parametrize("rest", ['{"step": 5, "lo', '{"step"', "{", "\0\0\0", ""])
+def test_a_line_cut_off_by_a_crash(run, rest):
+    record(run, 0, 4)
+    with run.metrics.open("a") as file:
+        file.write(rest)
+    assert steps(run) == [1, 2, 3, 4]
+    record(run, 4, 6)
+    assert steps(run) == [1, 2, 3, 4, 5, 6]
+    assert all(json.loads(line) for line in run.metrics.read_text().splitlines())
+
+
+def test_no_metrics_yet(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_run(run, value):
+    with pytest.raises(UserError) as caught:
+        record(run, 0, 9, loss=lambda step: value if step == 6 else 1.0)
+    said = str(caught.value)
+    assert said.startswith(f"loss is {value} at step 6: training diverged; ") and "\n" not in said
+    assert "--from-step" in said and "train.learning_rate" in said
+
+
+class Diverging(FakeBackend):
+    """Its gradients are no numbers from the third step on."""
+
+    steps = 0
+
+    def train_step(self, state, batch):
+        state, metrics = super().train_step(state, batch)
+        self.steps += 1
+        return state, metrics | {"grad_norm": np.float32(math.nan if self.steps >= 3 else 1.0)}
+
+
+@pytest.mark.parametrize("every", [1, 4, 100])
+def test_no_checkpoint_pipeline_or_preview_follows_a_diverged_step(tiny_config, tmp_path, every):
+    tiny_config.checkpoint.every_steps, tiny_config.samples.every_steps, tiny_config.log.every_steps = 2, 4, every
+    with pytest.raises(UserError, match="grad_norm is nan at step 3"):
+        loop.train(Diverging, tiny_config, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+    assert not (tmp_path / "run" / "pipeline").exists() and not (tmp_path / "run" / "samples").exists()
+    again = loop.train(FakeBackend, tiny_config, tmp_path / "run")
+    assert [line["step"] for line in again.metrics] == [1, 2, 3, 4]
