@@ -36,9 +36,10 @@ def save(tmp_path):
 
 
 def picture(width=60, height=40):
-    """RGB, smooth, and different in every corner."""
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, 255 - x / 2 - y / 2], axis=-1).round().astype(np.uint8))
+    """RGB, different in every corner, with waves that a poor resize would flatten."""
+    x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
+    waves = 25 + 20 * np.sin(np.arange(width) * 1.5) + 5 * np.sin(np.arange(height) * 1.5)[:, None]
+    return Image.fromarray((np.stack([x, y, 200 - x / 2 - y / 2], axis=-1) + waves[..., None]).round().astype(np.uint8))
 
 
 def example(path, size=None):

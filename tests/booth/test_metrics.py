@@ -57,11 +57,12 @@ def test_metrics_are_read_in_blocks(run):
             return 1.0
 
     with Recorder(run, 0, 20, 4, every=5) as recorder:
+        known = []  # how many steps the host knows after each that it sent
         for step in range(1, 20):
             recorder.record(step, 1e-4, {"loss": OnDevice(step)})
-            assert step == 1 or len(read) == 1 or step - 1 <= read[-1] + 5, "no more than a block behind"
-        reads = len(set(read))
-        assert read[0] == 1 and 10 <= reads < 19, "and not after every step"
+            known.append(len(read))
+        assert known[0] == 1 and len(set(known)) <= 5, "after the first step, then every five"
+        assert all(step - 6 <= count <= step for step, count in enumerate(known, 1)), "never far behind"
         with recorder.paused():
             assert read == list(range(1, 20)), "before a checkpoint all is known"
 
