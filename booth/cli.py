@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tqdm import tqdm
 
 from booth import config as settings
 from booth import loop, pictures
@@ -61,17 +62,17 @@ def load_backend(package: str) -> type[Backend]:
 
 def _log_to_stderr() -> None:
     if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(_Format())
-        log.addHandler(handler)
+        log.addHandler(_AboveProgress())
         log.setLevel(logging.INFO)
         log.propagate = False
 
 
-class _Format(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
+class _AboveProgress(logging.Handler):
+    """One line on stderr a message, above a progress bar that may be there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        return prefix + record.getMessage()
+        tqdm.write(prefix + record.getMessage(), file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):

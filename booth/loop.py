@@ -40,6 +40,7 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
     validate(config, backend_class.name, backend_class.capabilities)
     inputs = check_inputs(config)
     with RunDir.open(workdir, backend_class.name, config) as run:
+        log.info("%d photos, model %s: reading and hashing its weights", len(inputs.instances), config.model.source)
         run.check_manifest(inputs.fingerprint())
         checkpoints = Checkpoints(run.checkpoints, run.id)
         start = checkpoints.find(from_step) or 0

@@ -1,5 +1,6 @@
 """The Backend protocol over JAX: wiring only."""
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,8 @@ from jaxbooth.sharding import make_mesh, place_batch, place_rows
 from jaxbooth.step import State
 from jaxbooth.weights import Network, to_diffusers
 
+log = logging.getLogger("booth")
+
 
 class Backend:
     """Trains on all local devices."""
@@ -36,6 +39,7 @@ class Backend:
         self._config = config
         self._settings = optim.Settings.of(config)
         self._mesh = make_mesh(config.mesh.fsdp)
+        self._stepped = False
 
     def load(self, pipeline: PipelineDir) -> Models:
         train = self._config.train
@@ -72,6 +76,9 @@ class Backend:
         return replace(state.frozen, params=state.frozen.params | state.trainable)
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        if not self._stepped:
+            log.info("compiling the training step: minutes at full size, then kept for later runs")
+            self._stepped = True
         placed = place_batch(self._mesh, batch)
         trainable, optimizer, metrics = step.train_step(
             state.trainable,
