@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from booth import loop, pictures
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
 from booth.errors import UserError
-from booth.export import export
-from booth.pipeline_dir import open_pipeline
+from booth.export import check_target, export
+from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import load_tokenizer
 from booth.rundir import publish, read_record
 from booth.sampling import ImageRequest, Sampler
@@ -165,15 +166,10 @@ def _sample(package: str, options: argparse.Namespace) -> None:
     if not 0 <= options.guidance < math.inf:
         raise UserError(f"--guidance {options.guidance} must be a finite number, at least 0")
     backend_class = load_backend(package)
-    if options.run_dir:
-        backend, pipeline, state = _restore(backend_class, options.run_dir, options.step, options.precision)
-        models = backend.models(state)
-    elif options.step is not None:
+    if options.step is not None and not options.run_dir:
         raise UserError("--step names a checkpoint of --run; with --model leave it out")
-    else:
-        pipeline = open_pipeline(options.model)
-        backend = backend_class(_inference_config(options.precision))
-        models = None
+    trained = _find(backend_class, options.run_dir, options.step, options.precision) if options.run_dir else None
+    pipeline = trained.pipeline if trained else open_pipeline(options.model)
     sampler = Sampler(
         pipeline,
         load_tokenizer(pipeline),
@@ -185,7 +181,12 @@ def _sample(package: str, options: argparse.Namespace) -> None:
     sampler.check()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)  # if it cannot be made, then better now than after sampling
-    models = models if models is not None else backend.load(pipeline)
+    if trained:
+        backend, state = trained.restore(backend_class)
+        models = backend.models(state)
+    else:
+        backend = backend_class(_inference_config(options.precision))
+        models = backend.load(pipeline)
     requests = [
         ImageRequest(prompt, seed, options.negative_prompt) for prompt in options.prompt for seed in options.seeds
     ]
@@ -202,33 +203,44 @@ def _sample(package: str, options: argparse.Namespace) -> None:
 
 
 def _export(package: str, options: argparse.Namespace) -> None:
-    backend, pipeline, state = _restore(load_backend(package), options.run_dir, options.step, "fp32")
-    step = _checkpoints(options.run_dir).find(options.step)
-    export(pipeline, Path(options.out), backend.tensors(state), options.precision, step=step)
-    log.info("pipeline of step %d written to %s", step, options.out)
+    backend_class, out = load_backend(package), Path(options.out)
+    trained = _find(backend_class, options.run_dir, options.step, "fp32")
+    check_target(trained.pipeline, out)
+    backend, state = trained.restore(backend_class)
+    export(trained.pipeline, out, backend.tensors(state), options.precision, step=trained.step)
+    log.info("pipeline of step %d written to %s", trained.step, out)
 
 
-def _restore(backend_class: type[Backend], run_dir: str, step: int | None, precision: str) -> tuple[Backend, Any, Any]:
-    """(backend, source pipeline, state) of a run's checkpoint."""
+@dataclass(frozen=True)
+class _Trained:
+    """A checkpoint of a run, and the pipeline it was trained from."""
+
+    config: Any
+    pipeline: PipelineDir
+    checkpoints: Checkpoints
+    step: int
+
+    def restore(self, backend_class: type[Backend]) -> tuple[Backend, Any]:
+        """(backend, training state)."""
+        backend = backend_class(self.config)
+        state = backend.init(backend.load(self.pipeline))
+        return backend, self.checkpoints.restore(backend, state, self.step)
+
+
+def _find(backend_class: type[Backend], run_dir: str, step: int | None, precision: str) -> _Trained:
+    """A run's checkpoint; the newest if `step` is None. UserError if there is none, or it is another backend's."""
     record = read_record(run_dir)
     if record.backend != backend_class.name:
         raise UserError(f"--run {run_dir} was trained with {record.backend}booth; use that command for its checkpoints")
-    step = _checkpoints(run_dir).find(step)
+    checkpoints = Checkpoints(Path(record.config["checkpoint.dir"] or Path(run_dir) / "checkpoints"), record.run_id)
+    step = checkpoints.find(step)
     if step is None:
         raise UserError(f"--run {run_dir} has no checkpoint yet")
-    config = _inference_config(precision)
+    config = settings.default_config()
     for name, value in record.config.items():
         settings.set_field(config, name, value)
     config.train.precision = precision
-    pipeline = open_pipeline(config.model.source, config.model.variant)
-    backend = backend_class(config)
-    state = backend.init(backend.load(pipeline))
-    return backend, pipeline, _checkpoints(run_dir).restore(backend, state, step)
-
-
-def _checkpoints(run_dir: str) -> Checkpoints:
-    record = read_record(run_dir)
-    return Checkpoints(Path(record.config["checkpoint.dir"] or Path(run_dir) / "checkpoints"), record.run_id)
+    return _Trained(config, open_pipeline(config.model.source, config.model.variant), checkpoints, step)
 
 
 def _inference_config(precision: str) -> Any:
@@ -237,7 +249,7 @@ def _inference_config(precision: str) -> Any:
     return config
 
 
-def _size(text: str | None, pipeline: Any) -> tuple[int, int]:
+def _size(text: str | None, pipeline: PipelineDir) -> tuple[int, int]:
     if text is None:
         unet, vae = pipeline.component_config("unet"), pipeline.component_config("vae")
         side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)

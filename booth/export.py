@@ -48,7 +48,7 @@ def export(
     if a trained component's tensors are not exactly the source's.
     """
     out = Path(out).resolve()  # "." has no name to stage beside
-    _check_target(source, out)
+    check_target(source, out)
     fresh, aside = out.with_name(f".new-{out.name}"), out.with_name(f".old-{out.name}")
     try:
         if aside.exists() and not out.exists():  # a crash between the two renames below
@@ -74,7 +74,9 @@ def exported_step(folder: Path, precision: Precision | None = None) -> int | Non
     return record["step"] if precision in (None, record["precision"]) else None
 
 
-def _check_target(source: PipelineDir, out: Path) -> None:
+def check_target(source: PipelineDir, out: Path) -> None:
+    """UserError if an export to `out` would replace anything but an earlier export."""
+    out = out.resolve()
     if source.path.resolve().is_relative_to(out):
         raise UserError(f"export to {out} would replace the source pipeline {source.path}; choose another folder")
     if out.exists() and not out.is_dir():

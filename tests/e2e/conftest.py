@@ -1,0 +1,97 @@
+"""The command line as a user runs it: real processes, or `cli.main` in this one where only the message matters."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+CONFIG = Path(__file__).parents[2] / "configs" / "smoke.py"
+
+# The finder a module comes from, but for some packages that are then as good as not installed.
+WITHOUT = """
+import os, sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in os.environ["WITHOUT"].split():
+            return None
+        return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+"""
+
+
+@pytest.fixture(scope="session")
+def job(tiny_pipeline, photos):
+    """Arguments of `train` for a small job: two class images, 2 + 2 rows, four steps; fields by keyword."""
+
+    def job(workdir, **fields):
+        values = {
+            "model.source": tiny_pipeline, "instance.images": photos, "prior.count": 2, "prior.inference_steps": 2,
+            "prior.batch_size": 2, "train.batch_size": 2, "train.steps": 4, "checkpoint.every_steps": 2,
+            "samples.every_steps": 0,
+        }  # fmt: skip
+        values |= {name.replace("__", "."): value for name, value in fields.items()}
+        overrides = [f"--config.{name}={value}" for name, value in values.items()]
+        return ["--config", str(CONFIG), "--workdir", str(workdir), *overrides]
+
+    return job
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """Makes the environment of a process: `sitecustomize` runs in it first, `without` packages are not there."""
+
+    def environment(sitecustomize="", without=""):
+        folder = tmp_path_factory.mktemp("site")
+        (folder / "sitecustomize.py").write_text(WITHOUT * bool(without) + sitecustomize)
+        return os.environ | {"PYTHONPATH": str(folder), "WITHOUT": without, "PYTHONFAULTHANDLER": ""}
+
+    return environment
+
+
+@pytest.fixture
+def run(tmp_path, environment):
+    """Runs `python -m MODULE ARGUMENTS` in another folder than the project's."""
+
+    def run(module, *arguments, env=None, **options):
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=tmp_path, env=env or environment(), capture_output=True, text=True, timeout=300, **options
+        )
+
+    return run
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def main(capfd):
+    """`cli.main` in this process."""
+    from booth import cli
+
+    log = logging.getLogger("booth")
+    before = log.handlers[:], log.propagate, log.level
+
+    def main(package, *arguments):
+        log.handlers[:] = []  # so that a handler on this test's stderr is made
+        capfd.readouterr()
+        code = cli.main(package, [*map(str, arguments)])
+        return Outcome(code, *capfd.readouterr())
+
+    yield main
+    log.handlers[:], log.propagate, log.level = before
