@@ -129,7 +129,8 @@ def open_pipeline(source: str | Path, variant: str = "") -> PipelineDir:
         raise UserError(f"{where}: no model_index.json in it; give the top folder of a diffusers pipeline")
     model_index = _read_json(path / "model_index.json")
     family = detect_family(where, model_index, lambda component: _component_config(path, component))
-    _component_config(path, "scheduler")
+    for component in ("scheduler", *family.networks):
+        _component_config(path, component)
     tokenizer = path / "tokenizer"
     if not ((tokenizer / "tokenizer.json").is_file() or has_vocabulary(tokenizer)):
         raise UserError(

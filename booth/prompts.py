@@ -6,17 +6,25 @@ from pathlib import Path
 
 import numpy as np
 
+from booth.errors import UserError
+
 log = logging.getLogger("booth")
 
 
 class Tokenizer:
-    """The CLIP tokenizer of a pipeline folder; pads to `length` with the tokenizer's own pad token."""
+    """The CLIP tokenizer of a pipeline folder; pads to `length` with the tokenizer's own pad token.
+
+    UserError if it cannot be read.
+    """
 
     def __init__(self, path: Path, length: int) -> None:
         # transformers takes over a second to import; CLIPTokenizer (unlike AutoTokenizer) does not import torch.
         from transformers import CLIPTokenizer
 
-        self._tokenizer = CLIPTokenizer.from_pretrained(path)
+        try:
+            self._tokenizer = CLIPTokenizer.from_pretrained(path)
+        except Exception as error:  # its libraries raise what they like
+            raise UserError(f"{path} is broken ({' '.join(str(error).split())}); download it again") from error
         self._length = length
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:

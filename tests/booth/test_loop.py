@@ -1,6 +1,7 @@
 """The loop needs no framework: whole jobs with a backend in NumPy."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -196,3 +197,21 @@ def test_unreadable_class_images_are_refused_before_anything_is_written(config, 
     with pytest.raises(UserError, match=r"prior\.images: 1 of 1 images cannot be read: mine\.jpg"):
         loop.train(FakeBackend, config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_photo_changed_between_two_sessions_is_refused(config, photos, tmp_path):
+    config.instance.images = str(shutil.copytree(photos, tmp_path / "photos"))
+    loop.train(FakeBackend, config, tmp_path / "run")
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "robot-3.png")
+    config.train.steps = 6
+    backend_class = watched()
+    with pytest.raises(UserError, match=r"instance images changed since this run began \(robot-3\.png\)"):
+        loop.train(backend_class, config, tmp_path / "run")
+    assert backend_class.calls == []
+
+
+def test_an_incomplete_model_is_named(config, tiny_pipeline, tmp_path):
+    config.model.source = str(shutil.copytree(tiny_pipeline, tmp_path / "model"))
+    (tmp_path / "model" / "vae" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"^\S+/vae/config\.json cannot be read"):
+        loop.train(FakeBackend, config, tmp_path / "run")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
+from booth.errors import UserError
 from booth.prompts import Tokenizer
 
 START, END = 1022, 1023  # of the tiny pipeline's vocabulary
@@ -52,6 +53,14 @@ def test_vocabulary_files_of_older_pipelines(folder, tmp_path, tokenizer):
     old = shutil.copytree(folder, tmp_path / "tokenizer")
     (old / "tokenizer.json").unlink()
     assert (Tokenizer(old, 77)(["a photo of sks robot"]) == tokenizer(["a photo of sks robot"])).all()
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}"])
+def test_a_broken_tokenizer(folder, tmp_path, text):
+    broken = shutil.copytree(folder, tmp_path / "tokenizer")
+    (broken / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match=r"tokenizer is broken \(.+\); download it again"):
+        Tokenizer(broken, 77)
 
 
 def test_a_long_prompt_is_cut_with_a_warning_that_quotes_the_rest(tokenizer, caplog):
