@@ -6,8 +6,8 @@
         --config.prior.prompt="a photo of dog"
 
 8 + 8 rows an update, two on each core. Weights, gradients and Adam moments (12.8 GiB) are shared by the 8 cores
-(mesh.fsdp=8), 1.6 GiB on each; the UNet computes in bfloat16. With 8 times the rows of configs/sd15.py an update, half as
-many updates show each photo four times as often.
+(mesh.fsdp=8), 1.6 GiB on each; the UNet computes in bfloat16. Time and peak memory have not been measured on a TPU.
+An update has 8 times the rows of configs/sd15.py, so half as many updates show each photo four times as often.
 """
 
 from booth.config import default_config
