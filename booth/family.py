@@ -43,6 +43,8 @@ SD1 = Family(
         ("unet", "class_embed_type"): None,
         ("unet", "encoder_hid_dim_type"): None,
         ("unet", "time_cond_proj_dim"): None,
+        # Dropout would draw from a framework's own generator, outside the run's randomness.
+        ("unet", "dropout"): 0.0,
     },
 )
 
@@ -57,6 +59,7 @@ _DEFAULTS = {
     ("unet", "class_embed_type"): None,
     ("unet", "encoder_hid_dim_type"): None,
     ("unet", "time_cond_proj_dim"): None,
+    ("unet", "dropout"): 0.0,
 }
 
 

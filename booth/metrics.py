@@ -54,18 +54,17 @@ class Recorder:
         if not block:
             return
         values = [(step, rate, {k: float(v) for k, v in metrics.items()}) for step, rate, metrics in block]
-        seconds = time.perf_counter() - self._block_began
-        speed = self._rows * len(values) / seconds
+        began, self._block_began = self._block_began, time.perf_counter()  # writing them counts for the next block
+        speed = self._rows * len(values) / (self._block_began - began)
         for step, rate, metrics in values:
+            _check_finite(step, metrics)
             line = {"step": step, **metrics, "learning_rate": rate, "samples_per_s": round(speed, 3)}
             self._file.write(json.dumps(line) + "\n")
             for name, value in line.items():
                 self._tensorboard.add_scalar(f"train/{name}", value, step)
-            _check_finite(step, metrics)
         self._file.flush()
         self._progress.set_postfix_str(f"loss {values[-1][2]['loss']:.4f}, {speed:.3g} samples/s", refresh=False)
         self._progress.update(len(values))
-        self._block_began = time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

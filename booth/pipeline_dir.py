@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,13 @@ class PipelineDir:
         """config.json of a component (scheduler_config.json of the scheduler). Raises UserError if broken."""
         return _component_config(self.path, component)
 
+    @property
+    def latent_scaling(self) -> tuple[float, float]:
+        """(scale, shift) of the VAE: latents = (posterior sample - shift) * scale."""
+        config = self.component_config("vae")
+        # Configs older than the key are those of Stable Diffusion 1.
+        return config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0
+
     def tensors(self, component: str) -> dict[str, np.ndarray]:
         """All weights of a network by canonical name, in the dtype of the file (bfloat16 is ml_dtypes')."""
         named = ((canonical_name(component, key), array) for key, array in self.weights[component].read())
@@ -137,6 +144,35 @@ def open_pipeline(source: str | Path, variant: str = "") -> PipelineDir:
             f"{where}: tokenizer/ has neither vocab.json and merges.txt nor tokenizer.json; download it again"
         )
     return PipelineDir(path, variant, model_index, family)
+
+
+def fit_weights(
+    component: str, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The tensors as float32 in the shapes that a network has; the attention of older VAEs, linear layers kept as 1x1
+    convolutions, loses its two last axes. UserError lists the names missing and left over, or the wrong shapes."""
+    missing, left_over = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
+    if missing or left_over:
+        raise UserError(
+            f"{component} weights do not fit its config: missing {_listed(missing)}; left over {_listed(left_over)}"
+        )
+    fitted, wrong = {}, []
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tensor.shape == (*shape, 1, 1):
+            tensor = tensor.reshape(shape)
+        if tensor.shape != shape or tensor.dtype.kind not in "fV":  # V: bfloat16 and its like
+            wrong.append(f"{name} is {tensor.dtype}{list(tensor.shape)} instead of float{list(shape)}")
+        else:
+            fitted[name] = tensor.astype(np.float32, copy=False)
+    if wrong:
+        raise UserError(f"{component} weights do not fit its config: {_listed(wrong)}")
+    return fitted
+
+
+def _listed(items: Collection[str], shown: int = 4) -> str:
+    some = ", ".join(sorted(items)[:shown]) or "none"
+    return some if len(items) <= shown else f"{some} and {len(items) - shown} more"
 
 
 def has_vocabulary(tokenizer: Path) -> bool:

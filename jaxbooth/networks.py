@@ -61,13 +61,8 @@ def load(pipeline: PipelineDir, mesh: Mesh, precision: str, remat: bool) -> Mode
         tensors = from_diffusers(network, pipeline.tensors(component), component)
         params |= place_parameters(mesh, {f"{component}.{name}": value for name, value in tensors.items()})
         networks[component] = network
-    vae_config = pipeline.component_config("vae")
-    return Models(
-        **networks,
-        params=params,
-        vae_scale=vae_config.get("scaling_factor", 0.18215),
-        vae_shift=vae_config.get("shift_factor") or 0.0,
-    )
+    scale, shift = pipeline.latent_scaling
+    return Models(**networks, params=params, vae_scale=scale, vae_shift=shift)
 
 
 @lru_cache

@@ -12,7 +12,7 @@ The modules are named as in diffusers, so only the last part of a name and the l
 Outside this file and the models, parameters are a flat dict: diffusers' name -> array in Flax's layout.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from flax import nnx
 from flax.typing import PathParts
 from jax.typing import DTypeLike
 
-from booth.errors import UserError
+from booth.pipeline_dir import fit_weights
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # By the kernel's number of dimensions: the order of its axes in diffusers.
@@ -92,24 +92,11 @@ def from_diffusers(network: Network, tensors: Mapping[str, np.ndarray], componen
     Raises:
         UserError: where names are missing or left over, or a shape is not the expected one.
     """
-    missing, left_over = network.shapes.keys() - tensors.keys(), tensors.keys() - network.shapes.keys()
-    if missing or left_over:
-        raise UserError(
-            f"{component} weights do not fit its config: missing {_listed(missing)}; left over {_listed(left_over)}"
-        )
-    params, wrong = {}, []
-    for name, axes in network.axes.items():
-        tensor = tensors[name]
-        expected = tuple(network.shapes[name].shape[axis] for axis in axes)
-        if tensor.shape == (*expected, 1, 1):
-            tensor = tensor.reshape(expected)  # The attention of older VAEs: linear layers kept as 1x1 convolutions.
-        if tensor.shape != expected or not jnp.issubdtype(tensor.dtype, jnp.floating):
-            wrong.append(f"{name} is {tensor.dtype}{list(tensor.shape)} instead of float{list(expected)}")
-            continue
-        params[name] = np.ascontiguousarray(tensor.transpose(np.argsort(axes)), dtype=np.float32)
-    if wrong:
-        raise UserError(f"{component} weights do not fit its config: {_listed(wrong)}")
-    return params
+    shapes = {name: tuple(network.shapes[name].shape[axis] for axis in axes) for name, axes in network.axes.items()}
+    return {
+        name: np.ascontiguousarray(tensor.transpose(np.argsort(network.axes[name])))
+        for name, tensor in fit_weights(component, tensors, shapes).items()
+    }
 
 
 def to_diffusers(network: Network, name: str, array: np.ndarray) -> np.ndarray:
@@ -124,9 +111,3 @@ def to_diffusers(network: Network, name: str, array: np.ndarray) -> np.ndarray:
         The array in diffusers' layout, in its own dtype.
     """
     return np.ascontiguousarray(np.asarray(array).transpose(network.axes[name]))
-
-
-def _listed(items: Collection[str], shown: int = 4) -> str:
-    """The first few of many."""
-    some = ", ".join(sorted(items)[:shown]) or "none"
-    return some if len(items) <= shown else f"{some} and {len(items) - shown} more"

@@ -30,6 +30,5 @@ def sample(
                 negative, positive = prediction.chunk(2)
                 prediction = negative + guidance * (positive - negative)
             latents = ddim_step(table.rule, latents, prediction, row)
-    config = models.vae.config
-    pixels = models.vae.decode(latents / config.scaling_factor + (config.shift_factor or 0.0), return_dict=False)[0]
+    pixels = models.vae.decode(latents / models.vae_scale + models.vae_shift, return_dict=False)[0]
     return pixels.permute(0, 2, 3, 1).float().cpu().numpy()
