@@ -63,7 +63,7 @@ class Checkpoints:
         except (OSError, SafetensorError, ValueError) as error:  # what the libraries raise for a full disk
             raise UserError(
                 f"the checkpoint of step {step} cannot be written to {self.folder} ({' '.join(str(error).split())});"
-                " make room there, or set checkpoint.dir; earlier checkpoints are untouched"
+                " make room there and give the same command again; earlier checkpoints are untouched"
             ) from error
         for old in self.steps()[:-keep]:
             # Renamed first: half a deleted folder must not carry a checkpoint's name.

@@ -108,8 +108,7 @@ FIELDS = (
     Field("data.encode_batch_size", 4, "images the VAE encodes at once", at_least(1)),
     Field("checkpoint.every_steps", 200, "updates between checkpoints; 0: only the last", at_least(0), may_change=True),
     Field("checkpoint.keep", 2, "newest checkpoints kept", at_least(1), may_change=True),
-    Field("checkpoint.dir", "", "folder of the checkpoints; empty: RUN/checkpoints", may_change=True,
-          is_path=True),
+    Field("checkpoint.dir", "", "folder of this run's checkpoints alone; empty: RUN/checkpoints", is_path=True),
     Field("samples.every_steps", 0, "updates between previews; 0: none", at_least(0), may_change=True),
     Field("samples.prompts", (), "prompts of the previews; empty: instance.prompt and prior.prompt", may_change=True),
     Field("samples.inference_steps", 30, "DDIM steps of a preview", at_least(1), may_change=True),
@@ -139,10 +138,14 @@ def resolved(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     for field in FIELDS:
         value = get(config, field.name)
-        if field.is_path and isinstance(value, str) and value:
+        if field.is_path and isinstance(value, str) and value and not _is_remote(value):
             home = os.path.expanduser(value)  # noqa: PTH111 (Path's own raises for an unknown user)
             set_field(config, field.name, str(Path(home).absolute()))
     return config
+
+
+def _is_remote(path: str) -> bool:
+    return re.match(r"\w+://", path) is not None
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -294,6 +297,8 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
             raise UserError(f"{field.name}={value!r} must be a finite number, {field.rule.text}")
         if not field.rule.holds(value):
             raise UserError(f"{field.name}={value!r} must be {field.rule.text}")
+        if field.is_path and _is_remote(value):
+            raise UserError(f"{field.name}={value!r} must be a local folder: remote folders are not available yet")
     for name, example in (
         ("model.source", "models/sd15"),
         ("instance.images", "photos/"),

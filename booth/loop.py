@@ -44,6 +44,7 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
         run.check_manifest(inputs.fingerprint())
         checkpoints = Checkpoints(run.checkpoints, run.id)
         start = checkpoints.find(from_step) or 0
+        run.record_changes()
         if start >= config.train.steps and exported_step(run.pipeline, config.export.precision) == start:
             log.info("already at step %d of %d: nothing left to do", start, config.train.steps)
             return Run(run.path, run.pipeline, read_metrics(run.metrics))

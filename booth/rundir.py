@@ -4,7 +4,7 @@
     RUN/manifest.json          sha256 of every photo and of the source weights, library versions
     RUN/class_images/          generated class images and their manifest (prior.images may point elsewhere)
     RUN/cache/                 VAE moments by content
-    RUN/checkpoints/step-000400/   (checkpoint.dir may point elsewhere)
+    RUN/checkpoints/step-000400/   (checkpoint.dir may point elsewhere: to a folder that carries this run's id)
     RUN/samples/step-000400.png    previews
     RUN/metrics.jsonl, RUN/tensorboard/
     RUN/pipeline/              the exported diffusers pipeline
@@ -20,7 +20,7 @@ import platform
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from booth.errors import UserError
 log = logging.getLogger("booth")
 
 STAGING_PREFIX = ".staging-"
+_JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # what desktops put into a folder that is only looked at
+_CLAIM = ".run-id"
 
 
 @contextmanager
@@ -82,16 +84,20 @@ def _sync(path: Path) -> None:
 class RunDir:
     """One run's folder, locked while it is open."""
 
-    def __init__(self, path: Path, run_id: str, checkpoint_dir: str) -> None:
+    def __init__(self, path: Path, backend: str, config: Any) -> None:
         self.path = path
-        self.id = run_id
+        self._flat = json.loads(json.dumps(settings.flatten(config)))  # tuples become lists, as they come back
+        self._before = _same_run(path, backend, self._flat)
+        self._backend = backend
+        self.id = self._before.run_id if self._before else uuid.uuid4().hex
         self.class_images = path / "class_images"
         self.cache = path / "cache"
         self.samples = path / "samples"
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.pipeline = path / "pipeline"
-        self.checkpoints = Path(checkpoint_dir) if checkpoint_dir else path / "checkpoints"
+        self._elsewhere = bool(config.checkpoint.dir)
+        self.checkpoints = Path(config.checkpoint.dir) if self._elsewhere else path / "checkpoints"
 
     @classmethod
     @contextmanager
@@ -106,7 +112,11 @@ class RunDir:
         try:
             # The operating system drops the lock with its process, so a crash leaves nothing to clean up.
             with filelock.FileLock(path / ".lock", timeout=0):
-                run = cls(path, _record_config(path, backend, settings.flatten(config)), config.checkpoint.dir)
+                run = cls(path, backend, config)
+                run._check_owner()
+                if run._before is None:
+                    run._write_config()
+                run._claim()
                 for folder in (path, run.cache, run.class_images, run.samples, run.checkpoints):
                     for stale in folder.glob(STAGING_PREFIX + "*"):
                         remove(stale)
@@ -115,6 +125,35 @@ class RunDir:
             raise UserError(
                 f"--workdir {path}: another process is using this run; wait for it or choose another"
             ) from None
+
+    def record_changes(self) -> None:
+        """Brings config.json up to date with fields that changed; for when nothing can refuse the run any more."""
+        changed = settings.changes(self._before.config, self._flat) if self._before else {}
+        for name, (old, new) in changed.items():
+            log.warning("resuming with %s=%r (was %r)", name, new, old)
+        if changed:
+            self._write_config()
+
+    def _write_config(self) -> None:
+        record = {"backend": self._backend, "run_id": self.id, "config": self._flat}
+        write_text(self.path / "config.json", json.dumps(record, indent=1) + "\n")
+
+    def _check_owner(self) -> None:
+        """UserError if the checkpoint folder is not this run's to write to and to delete from."""
+        claim, name = self.checkpoints / _CLAIM, f"checkpoint.dir={str(self.checkpoints)!r}"
+        if claim.is_file():
+            if claim.read_text(encoding="utf-8") != self.id:
+                raise UserError(f"{name} holds checkpoints of another run; give an empty folder")
+        elif self._elsewhere and _strangers(self.checkpoints):
+            raise UserError(f"{name} holds other files than this run's checkpoints; give a new or empty folder")
+
+    def _claim(self) -> None:
+        """Marks a checkpoint folder outside the run folder as this run's; of two runs at once, one gets it."""
+        if self._elsewhere:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError), (self.checkpoints / _CLAIM).open("x", encoding="utf-8") as file:
+                file.write(self.id)
+            self._check_owner()
 
     def check_manifest(self, inputs: Mapping[str, Any]) -> None:
         """Records what the run is made from, or compares it with what the run began with. UserError if it changed."""
@@ -156,35 +195,30 @@ def _check_ours(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir {path} is a file; give a folder")
     # A run that was killed before it wrote its config.json left these two.
-    ours = (".lock", f"{STAGING_PREFIX}config.json")
-    strangers = path.is_dir() and any(entry.name not in ours for entry in path.iterdir())
-    if strangers and not (path / "config.json").is_file():
+    if _strangers(path, ".lock", f"{STAGING_PREFIX}config.json") and not (path / "config.json").is_file():
         raise UserError(f"--workdir {path} holds other files and is no run folder; give a new or empty folder")
 
 
-def _record_config(workdir: Path, backend: str, config: Mapping[str, Any]) -> str:
-    """Writes config.json, or checks that the run it records is this one; returns the run's id."""
-    config = json.loads(json.dumps(config))  # tuples become lists, as they come back from the file
-    run_id = uuid.uuid4().hex
-    if (workdir / "config.json").exists():
-        before = read_record(workdir)
-        if before.backend != backend:
-            raise UserError(f"--workdir {workdir} is a run of {before.backend}booth; give {backend}booth another one")
-        changed = settings.changes(before.config, config)
-        fixed = [
-            f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items() if not settings.may_change(name)
-        ]
-        if fixed:
-            raise UserError(
-                f"--workdir {workdir} belongs to another run: {'; '.join(fixed)};"
-                " restore these values, or choose another --workdir"
-            )
-        for name, (old, new) in changed.items():
-            log.warning("resuming with %s=%r (was %r)", name, new, old)
-        run_id = before.run_id
-    record = {"backend": backend, "run_id": run_id, "config": config}
-    write_text(workdir / "config.json", json.dumps(record, indent=1) + "\n")
-    return run_id
+def _strangers(path: Path, *ours: str) -> bool:
+    """Whether a folder holds anything else than `ours` and what desktops leave everywhere."""
+    return path.is_dir() and any(entry.name not in _JUNK.union(ours) for entry in path.iterdir())
+
+
+def _same_run(workdir: Path, backend: str, config: Mapping[str, Any]) -> Record | None:
+    """The record of the run in a folder, if there is one; UserError if that is another run than this."""
+    if not (workdir / "config.json").exists():
+        return None
+    before = read_record(workdir)
+    if before.backend != backend:
+        raise UserError(f"--workdir {workdir} is a run of {before.backend}booth; give {backend}booth another one")
+    changed = settings.changes(before.config, config)
+    fixed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items() if not settings.may_change(name)]
+    if fixed:
+        raise UserError(
+            f"--workdir {workdir} belongs to another run: {'; '.join(fixed)};"
+            " restore these values, or choose another --workdir"
+        )
+    return before
 
 
 def _versions() -> dict[str, str]:

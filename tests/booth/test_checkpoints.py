@@ -72,6 +72,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_other(checkpoints, error):
         save(checkpoints, 3, keep=1, error=error)
     said = str(caught.value)
     assert f"the checkpoint of step 3 cannot be written to {checkpoints.folder} (" in said and "\n" not in said
+    assert "make room there" in said and "checkpoint.dir" not in said, "a run keeps its folder"
     assert names(checkpoints) == ["step-000001", "step-000002"]
     assert checkpoints.find() == 2 and checkpoints.restore(Backend(), None, 2) == "state 2"
 

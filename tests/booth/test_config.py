@@ -82,6 +82,13 @@ def test_a_prior_needs_its_prompt(valid):
     check(valid)
 
 
+@pytest.mark.parametrize("name", [field.name for field in settings.FIELDS if field.is_path])
+def test_remote_folders_are_refused(valid, name):
+    set_field(valid, name, "gs://bucket/folder")
+    said = f"{name}='gs://bucket/folder' must be a local folder: remote folders are not available yet"
+    assert refusal(check, resolved(valid)) == said
+
+
 def test_locked():
     config = default_config()
     with pytest.raises(AttributeError):

@@ -119,6 +119,20 @@ def test_a_run_killed_before_its_pipeline_was_written_only_writes_it(config, tmp
     assert backend_class.calls == []
 
 
+def test_a_refused_resume_leaves_the_record_as_it_was(config, tmp_path, photos):
+    config.instance.images = str(shutil.copytree(photos, tmp_path / "photos"))
+    run = loop.train(FakeBackend, config, tmp_path / "run")
+    before = (run.path / "config.json").read_bytes()
+    config.train.steps = 6
+    with pytest.raises(UserError, match="step 3 has no checkpoint"):
+        loop.train(FakeBackend, config, run.path, from_step=3)
+    assert (run.path / "config.json").read_bytes() == before
+    next((tmp_path / "photos").iterdir()).unlink()
+    with pytest.raises(UserError, match="instance images changed"):
+        loop.train(FakeBackend, config, run.path)
+    assert (run.path / "config.json").read_bytes() == before
+
+
 def test_other_work_than_training_is_not_counted_into_the_speed(config, tmp_path, monkeypatch):
     """Each look at the clock takes a second, a checkpoint an hour: the speeds do not know of the hour."""
     clock = iter(range(10**6))

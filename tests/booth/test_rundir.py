@@ -109,8 +109,8 @@ def test_a_new_run_records_its_resolved_config(config, tmp_path):
 
 
 def test_stale_staging_is_removed_at_open(config, tmp_path):
-    open_run(tmp_path, config)
     config.checkpoint.dir = str(tmp_path / "elsewhere")
+    open_run(tmp_path, config)
     for place in ("", "cache", "class_images", "samples", "elsewhere"):
         (tmp_path / place / ".staging-thing").mkdir(parents=True)
         (tmp_path / place / ".staging-thing" / "half").touch()
@@ -145,6 +145,57 @@ def test_a_run_killed_before_it_wrote_its_record_begins_again(config, tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / ".staging-config.json").write_text("{")
     open_run(tmp_path, config)
+
+
+def test_what_desktops_leave_behind_is_nothing(config, tmp_path):
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).touch()
+    open_run(tmp_path, config)
+
+
+def test_a_checkpoint_folder_serves_one_run(config, tmp_path):
+    shared = tmp_path / "shared"
+    config.checkpoint.dir = str(shared)
+    open_run(tmp_path / "first", config)
+    (shared / ".staging-step-000002").mkdir()  # the first run is writing it
+    said = refusal(tmp_path / "second", config)
+    assert said == f"checkpoint.dir={str(shared)!r} holds checkpoints of another run; give an empty folder"
+    assert names(shared) == [".run-id", ".staging-step-000002"]
+    config.checkpoint.dir = ""
+    open_run(tmp_path / "second", config)  # the refusal left nothing that ties this folder to the other value
+    config.checkpoint.dir = str(shared)
+    open_run(tmp_path / "first", config)
+    assert names(shared) == [".run-id"]
+
+
+def test_a_checkpoint_folder_with_other_files_is_refused(config, tmp_path):
+    for place in (".staging-thing", "step-000002", "mine"):
+        config.checkpoint.dir = str(tmp_path / place / "folder")
+        (tmp_path / place / "folder" / place).mkdir(parents=True)
+        assert "holds other files than this run's checkpoints" in refusal(tmp_path / "run", config)
+        assert names(tmp_path / place / "folder") == [place]
+
+
+def test_a_folder_claimed_meanwhile_is_refused(config, tmp_path, monkeypatch):
+    """Two runs found it empty at once."""
+    config.checkpoint.dir = str(tmp_path / "shared")
+    write = RunDir._write_config
+
+    def beaten(run):
+        write(run)
+        write_text(tmp_path / "shared" / ".run-id", "the other")
+
+    monkeypatch.setattr(RunDir, "_write_config", beaten)
+    assert "holds checkpoints of another run" in refusal(tmp_path / "run", config)
+    assert (tmp_path / "shared" / ".run-id").read_text() == "the other"
+
+
+def test_another_runs_default_folder_can_be_claimed_but_not_shared(config, tmp_path):
+    open_run(tmp_path / "first", config)
+    config.checkpoint.dir = str(tmp_path / "first" / "checkpoints")
+    open_run(tmp_path / "second", config)
+    config.checkpoint.dir = ""
+    assert "holds checkpoints of another run" in refusal(tmp_path / "first", config)
 
 
 @pytest.mark.parametrize("content", [{"notes.txt": "mine"}, {".staging-notes": "mine"}, {".lock": "", "x.png": ""}])
@@ -183,8 +234,10 @@ def test_a_changed_field_is_refused_with_both_values(config, tmp_path):
     open_run(tmp_path, config)
     before = (tmp_path / "config.json").read_bytes()
     config.train.seed, config.data.flip, config.train.steps = 7, True, 900
+    config.checkpoint.dir = str(tmp_path / "elsewhere")
     said = refusal(tmp_path, config)
-    assert "belongs to another run: train.seed was 0, is 7; data.flip was False, is True;" in said
+    assert f"checkpoint.dir was '', is '{tmp_path}/elsewhere'" in said and not (tmp_path / "elsewhere").exists()
+    assert "belongs to another run: train.seed was 0, is 7; data.flip was False, is True; " in said
     assert "train.steps" not in said, "that one may change"
     assert (tmp_path / "config.json").read_bytes() == before
 
@@ -194,7 +247,9 @@ def test_fields_that_may_change_are_accepted_and_reported(config, tmp_path, capl
     open_run(tmp_path, config)
     assert not caplog.records
     config.train.steps, config.samples.prompts = 900, ("a photo",)
-    assert open_run(tmp_path, config) == run_id
+    with RunDir.open(tmp_path, "jax", config) as run:
+        assert run.id == run_id and read_record(tmp_path).config["train.steps"] == 800
+        run.record_changes()
     assert caplog.messages == ["resuming with train.steps=900 (was 800)",
                                "resuming with samples.prompts=['a photo'] (was [])"]  # fmt: skip
     assert read_record(tmp_path).config["train.steps"] == 900
