@@ -71,8 +71,11 @@ class Backend(Protocol[Models, State]):
         """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1]."""
         ...
 
-    def init(self, models: Models) -> State:
-        """Trainable tensors and optimizer states at step 0. The models' own trained weights may be taken over."""
+    def init(self, models: Models, *, training: bool = True) -> State:
+        """Trainable tensors and optimizer states at step 0. The models' own trained weights may be taken over.
+
+        Without `training` there are no optimizer states: enough to restore weights, sample and export.
+        """
         ...
 
     def models(self, state: State) -> Models:
@@ -91,7 +94,10 @@ class Backend(Protocol[Models, State]):
         ...
 
     def restore(self, state: State, folder: Path) -> State:
-        """The state saved in `folder`, bit for bit, in the shape and placement of `state` (which is consumed)."""
+        """The state saved in `folder`, bit for bit, in the shape and placement of `state` (which is consumed).
+
+        A state without optimizer states gets the trainable tensors only.
+        """
         ...
 
     def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import logging
 import math
 import os
@@ -191,7 +192,8 @@ def _sample(package: str, options: argparse.Namespace) -> None:
         ImageRequest(prompt, seed, options.negative_prompt) for prompt in options.prompt for seed in options.seeds
     ]
     images = []
-    for index, image in sampler.images(backend, models, requests):
+    made = sampler.images(backend, models, requests)
+    for index, image in tqdm(made, desc="sampling", total=len(requests), unit="image"):
         request = requests[index]
         name = re.sub(r"\W+", "-", request.prompt).strip("-")[:40]
         parts = (f"{index:03d}", name, f"seed{request.seed}")
@@ -221,9 +223,9 @@ class _Trained:
     step: int
 
     def restore(self, backend_class: type[Backend]) -> tuple[Backend, Any]:
-        """(backend, training state)."""
+        """(backend, state with the trained weights)."""
         backend = backend_class(self.config)
-        state = backend.init(backend.load(self.pipeline))
+        state = backend.init(backend.load(self.pipeline), training=False)
         return backend, self.checkpoints.restore(backend, state, self.step)
 
 
@@ -240,7 +242,20 @@ def _find(backend_class: type[Backend], run_dir: str, step: int | None, precisio
     for name, value in record.config.items():
         settings.set_field(config, name, value)
     config.train.precision = precision
-    return _Trained(config, open_pipeline(config.model.source, config.model.variant), checkpoints, step)
+    config.mesh.fsdp = 1  # this machine may have other devices than the one that trained
+    pipeline = open_pipeline(config.model.source, config.model.variant)
+    _check_base(Path(run_dir), pipeline)
+    return _Trained(config, pipeline, checkpoints, step)
+
+
+def _check_base(run_dir: Path, pipeline: PipelineDir) -> None:
+    """UserError if the model is not the one that the run was trained from."""
+    recorded = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))["model weights"]
+    changed = [name for name, sha256 in recorded.items() if pipeline.weights_hash(name) != sha256]
+    if changed:
+        raise UserError(
+            f"model.source={pipeline.path} changed since {run_dir} was trained ({', '.join(changed)}); put it back"
+        )
 
 
 def _inference_config(precision: str) -> Any:
@@ -252,6 +267,10 @@ def _inference_config(precision: str) -> Any:
 def _size(text: str | None, pipeline: PipelineDir) -> tuple[int, int]:
     if text is None:
         unet, vae = pipeline.component_config("unet"), pipeline.component_config("vae")
+        if not isinstance(unet.get("sample_size"), int):
+            raise UserError(
+                f"--size is missing: {pipeline.path}/unet/config.json names no sample_size; give one such as 512"
+            )
         side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
         return side, side
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)

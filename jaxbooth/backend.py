@@ -30,16 +30,16 @@ class Backend:
     capabilities: frozenset[str] = frozenset({"sharding"})
 
     def __init__(self, config: Any) -> None:
-        # float32 means float32 (TPUs and newer GPUs would multiply in less); bfloat16 arrays are not affected.
+        # float32 means float32, where TPUs and newer GPUs would multiply in less. Both settings are the process's: they
+        # also hold for other JAX code beside a run.
         jax.config.update("jax_default_matmul_precision", "highest")
-        if (
-            "JAX_COMPILATION_CACHE_DIR" not in os.environ
-        ):  # compiling takes minutes at full size: a resumed run need not
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a resumed run need not compile for minutes again
             jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "booth" / "jax"))
         self._config = config
         self._settings = optim.Settings.of(config)
         self._mesh = make_mesh(config.mesh.fsdp)
         self._stepped = False
+        log.info("jaxbooth on %d x %s", self._mesh.size, self._mesh.devices.flat[0].device_kind)
 
     def load(self, pipeline: PipelineDir) -> Models:
         train = self._config.train
@@ -65,12 +65,11 @@ class Backend:
     ) -> np.ndarray:
         return sample.sample(models, self._mesh, noise, context, negative_context, table, guidance)
 
-    def init(self, models: Models) -> State:
+    def init(self, models: Models, *, training: bool = True) -> State:
         trainable = {name: value for name, value in models.params.items() if name.startswith("unet.")}
         rest = {name: value for name, value in models.params.items() if name not in trainable}
-        return State(
-            replace(models, params=rest), trainable, step.init_optimizer(trainable, self._settings, self._mesh)
-        )
+        optimizer = step.init_optimizer(trainable, self._settings, self._mesh) if training else None
+        return State(replace(models, params=rest), trainable, optimizer)
 
     def models(self, state: State) -> Models:
         return replace(state.frozen, params=state.frozen.params | state.trainable)

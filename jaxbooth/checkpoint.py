@@ -2,28 +2,29 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from jaxbooth.step import State
 
-_NAME = "state"
+_TRAINABLE, _OPTIMIZER = "trainable", "optimizer"
 
 
 def save(state: State, folder: Path) -> None:
     """Writes into an existing folder; returns when everything is on disk."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute() / _NAME, _tree(state))
+        checkpointer.save(folder.absolute() / _TRAINABLE, state.trainable)
+        checkpointer.save(folder.absolute() / _OPTIMIZER, state.optimizer)
 
 
 def restore(state: State, folder: Path) -> State:
-    """The saved state, bit for bit, placed as `state` is."""
+    """The saved state, bit for bit, placed as `state` is; a state that is not training gets its tensors only."""
+    state = replace(state, trainable=_read(folder / _TRAINABLE, state.trainable))
+    return replace(state, optimizer=_read(folder / _OPTIMIZER, state.optimizer)) if state.optimizer else state
+
+
+def _read(path: Path, like: Any) -> Any:
     with ocp.StandardCheckpointer() as checkpointer:
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(state))
-        saved = checkpointer.restore(folder.absolute() / _NAME, like)
-    return replace(state, **saved)
-
-
-def _tree(state: State) -> dict:
-    return {"trainable": state.trainable, "optimizer": state.optimizer}
+        return checkpointer.restore(path.absolute(), jax.tree.map(ocp.utils.to_shape_dtype_struct, like))

@@ -21,7 +21,10 @@ jax.tree_util.register_dataclass(Batch, [field.name for field in fields(Batch)],
 
 @dataclass(frozen=True)
 class State:
-    """`frozen`: all networks, without the arrays of `trainable`, which are float32 by `component.name`."""
+    """`frozen`: all networks, without the arrays of `trainable`, which are float32 by `component.name`.
+
+    `optimizer`: Adam's moments; None in a state that is not training.
+    """
 
     frozen: Models
     trainable: dict[str, jax.Array]

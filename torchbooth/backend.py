@@ -1,5 +1,6 @@
 """The Backend protocol over PyTorch: wiring only."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torchbooth import checkpoint, models, optim, sample, step
 from torchbooth.models import Models
 from torchbooth.step import State
 
+log = logging.getLogger("booth")
+
 
 class Backend:
     """Trains on one device: the GPU if there is one, else the CPU."""
@@ -24,7 +27,9 @@ class Backend:
     def __init__(self, config: Any) -> None:
         self._config = config
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+        # float32 means float32. The setting is the process's: it also holds for other torch code beside a run.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        log.info("torchbooth on %s", torch.cuda.get_device_name() if self._device.type == "cuda" else "the CPU")
 
     def load(self, pipeline: PipelineDir) -> Models:
         return models.load(pipeline, self._device)
@@ -51,12 +56,12 @@ class Backend:
     ) -> np.ndarray:
         return sample.sample(models, noise, context, negative_context, table, guidance, self._config.train.precision)
 
-    def init(self, models: Models) -> State:
+    def init(self, models: Models, *, training: bool = True) -> State:
         if self._config.train.gradient_checkpointing:
             models.unet.enable_gradient_checkpointing()
         models.unet.train().requires_grad_(True)
         trainable = {f"unet.{name}": parameter for name, parameter in models.unet.named_parameters()}
-        return State(models, trainable, optim.adamw(trainable.values(), self._config))
+        return State(models, trainable, optim.adamw(trainable.values(), self._config) if training else None)
 
     def models(self, state: State) -> Models:
         return state.models

@@ -12,6 +12,7 @@ _TRAINABLE, _OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
 
 def save(state: State, folder: Path) -> None:
     """Writes the two files into an existing folder."""
+    assert state.optimizer is not None
     save_file({name: tensor.detach() for name, tensor in state.trainable.items()}, folder / _TRAINABLE)
     moments = {
         f"{name}/{key}": value
@@ -29,6 +30,8 @@ def restore(state: State, folder: Path) -> State:
     with torch.no_grad():
         for name, parameter in state.trainable.items():
             parameter.copy_(saved.pop(name))
+    if state.optimizer is None:
+        return state
     for key, value in load_file(folder / _OPTIMIZER, device=device).items():
         name, _, moment = key.rpartition("/")
         state.optimizer.state[state.trainable[name]][moment] = value

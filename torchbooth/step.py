@@ -14,15 +14,16 @@ from torchbooth.optim import clip_by_global_norm, set_learning_rate
 
 @dataclass
 class State:
-    """`trainable`: the UNet's live parameters by `component.name`; `optimizer` holds their moments."""
+    """`trainable`: the UNet's live parameters by `component.name`; `optimizer`: their moments, None if not training."""
 
     models: Models
     trainable: dict[str, torch.nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
 
 
 def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str, torch.Tensor]]:
     """Updates the state's tensors in place; metrics are float32 scalars on the device."""
+    assert state.optimizer is not None
     device = next(iter(state.trainable.values())).device
     on_device = to_device(batch, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):

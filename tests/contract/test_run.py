@@ -103,11 +103,25 @@ def test_without_prior(backend_class, tiny_config, tmp_path):
     assert not list((run.path / "class_images").iterdir()) if (run.path / "class_images").exists() else True
 
 
-def test_bf16_with_gradient_checkpointing(backend_class, tiny_config, tmp_path):
+def test_bf16(backend_class, tiny_config, tmp_path):
     reference = loop.train(backend_class, tiny_config, tmp_path / "plain")
     tiny_config.prior.images = str(reference.path / "class_images")
-    tiny_config.train.gradient_checkpointing, tiny_config.train.precision = True, "bf16"
+    tiny_config.train.precision = "bf16"
     bf16 = loop.train(backend_class, tiny_config, tmp_path / "bf16")
     assert losses(bf16) == pytest.approx(losses(reference), rel=2e-2)
     assert losses(bf16) != losses(reference), "bfloat16 must have been computed in"
     assert all(array.dtype == np.float32 for array in weights(bf16).values())
+
+
+def test_sampling_and_export_need_no_optimizer(backend_class, tiny_config, tmp_path):
+    """A checkpoint's weights are read without Adam's moments, which are twice their size."""
+    from booth.checkpoints import Checkpoints
+    from booth.pipeline_dir import open_pipeline
+    from booth.rundir import read_record
+
+    run = loop.train(backend_class, tiny_config, tmp_path / "run")
+    backend = backend_class(tiny_config)
+    state = backend.init(backend.load(open_pipeline(tiny_config.model.source)), training=False)
+    assert state.optimizer is None
+    state = Checkpoints(run.path / "checkpoints", read_record(run.path).run_id).restore(backend, state, 4)
+    assert same({name: array for _, name, array in backend.tensors(state)}, weights(run))

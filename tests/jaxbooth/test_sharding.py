@@ -10,6 +10,8 @@ import pytest
 
 from booth.preparation import check_inputs, prepare
 from booth.rundir import RunDir
+from booth.sampling import initial_noise, to_uint8
+from booth.schedule import ddim_table
 from jaxbooth.backend import Backend
 from jaxbooth.sharding import pad_batch, parameter_spec
 
@@ -17,12 +19,12 @@ STEPS = 20
 
 # Trains on given batches under a number of devices and hands back losses and weights.
 WORKER = """
-import pickle, sys
+import pathlib, pickle, sys
 import jax, numpy as np
 from booth.preparation import check_inputs
 from jaxbooth.backend import Backend
 
-jobs, out = sys.argv[1:]
+jobs, images, saved, out = sys.argv[1:]
 assert jax.device_count() == 8
 results = []
 for config, batches in pickle.loads(open(jobs, "rb").read()):
@@ -36,6 +38,10 @@ for config, batches in pickle.loads(open(jobs, "rb").read()):
         state, metrics = backend.train_step(state, batch)
         losses.append(float(metrics["loss"]))
     results.append((losses, shards, {name: array for _, name, array in backend.tensors(state)}))
+    if config.mesh.fsdp == 2:
+        pathlib.Path(saved).mkdir()
+        backend.save(state, pathlib.Path(saved))
+        results.append(backend.sample(backend.models(state), **pickle.loads(open(images, "rb").read())))
 open(out, "wb").write(pickle.dumps(results))
 """
 
@@ -61,19 +67,40 @@ def test_eight_devices_train_as_one(make_tiny_config, tmp_path):
         expected.append((losses, before, {name: array for _, name, array in backend.tensors(state)}))
         config.mesh.fsdp = fsdp
         jobs.append((config, batches))
+    sampling = sampling_job(inputs.pipeline)
     (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
+    (tmp_path / "images").write_bytes(pickle.dumps(sampling))
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-c", WORKER, str(tmp_path / "jobs"), str(tmp_path / "out")]
-    subprocess.run(command, env=environment, check=True)
+    paths = [str(tmp_path / name) for name in ("jobs", "images", "saved", "out")]
+    subprocess.run([sys.executable, "-c", WORKER, *paths], env=environment, check=True)
 
-    results = pickle.loads((tmp_path / "out").read_bytes())
-    assert results[0][1] == {(3, 3, 4, 32)} and results[1][1] == {(3, 3, 4, 64)}, "split over fsdp=2, whole over fsdp=1"
-    for (losses, _, after), (expected_losses, before, expected_after) in zip(results, expected, strict=True):
+    split, images, copied = pickle.loads((tmp_path / "out").read_bytes())
+    assert split[1] == {(3, 3, 4, 32)} and copied[1] == {(3, 3, 4, 64)}, "split over fsdp=2, whole over fsdp=1"
+    for (losses, _, after), (expected_losses, before, expected_after) in zip((split, copied), expected, strict=True):
         np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
         moved = [name for name in before if np.abs(expected_after[name] - before[name]).max() > 0]
         difference = np.sqrt(sum(np.sum((after[name] - expected_after[name]) ** 2.0) for name in moved))
         size = np.sqrt(sum(np.sum((expected_after[name] - before[name]) ** 2.0) for name in moved))
         assert difference / size <= 3e-4
+
+    # The checkpoint of eight devices comes back on one, to the bit, and gives the same images.
+    backend = Backend(make_tiny_config())
+    state = backend.restore(backend.init(backend.load(inputs.pipeline)), tmp_path / "saved")
+    assert all(np.array_equal(array, split[2][name]) for _, name, array in backend.tensors(state))
+    here = to_uint8(backend.sample(backend.models(state), **sampling))
+    assert np.abs(here.astype(int) - to_uint8(images)).max() <= 1
+
+
+def sampling_job(pipeline):
+    """Arguments of Backend.sample: two images, two steps; eight devices have six padding rows."""
+    context = np.random.default_rng(0).standard_normal((2, 77, 64)).astype(np.float32)
+    return {
+        "noise": np.stack([initial_noise(seed, (8, 8, 4)) for seed in (0, 1)]),
+        "context": context,
+        "negative_context": context[::-1],
+        "table": ddim_table(pipeline.component_config("scheduler"), 2),
+        "guidance": 5.0,
+    }
 
 
 def test_every_parameter_has_a_rule(tiny_config):

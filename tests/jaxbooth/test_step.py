@@ -1,6 +1,7 @@
 """The compiled step."""
 
 from booth.objective import dreambooth_loss
+from booth.pipeline_dir import open_pipeline
 from booth.preparation import check_inputs, prepare
 from booth.rundir import RunDir
 from jaxbooth import step
@@ -26,3 +27,13 @@ def test_the_step_is_compiled_once_for_all_steps_and_runs(tiny_config, tmp_path,
         state = backend.restore(state, tmp_path / f"saved{seed}")
         backend.train_step(state, batches(3, 1e-4))
     assert len(traced) == 1
+
+
+def test_gradient_checkpointing_reaches_the_network(tiny_config):
+    """That remat trains the same is shown on the model itself."""
+    pipeline = open_pipeline(tiny_config.model.source)
+    plain = Backend(tiny_config).load(pipeline)
+    tiny_config.train.gradient_checkpointing = True
+    models = Backend(tiny_config).load(pipeline)
+    assert models.unet.bind(models.of("unet")).remat
+    assert not plain.unet.bind(plain.of("unet")).remat

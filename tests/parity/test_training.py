@@ -154,3 +154,28 @@ def test_mutants_of_jaxbooth_are_rejected(job, change):
     from jaxbooth.backend import Backend
 
     assert not agrees(our_run(Backend, job, batches=[change(batch) for batch in job.batches]), job.reference)
+
+
+def test_the_weight_decay_of_optax_is_rejected(job):
+    from jaxbooth.backend import Backend
+
+    assert not agrees(our_run(Backend, job, _with(job.config, weight_decay=1e-4)), job.reference)
+
+
+@pytest.mark.full  # each compiles the step anew
+@pytest.mark.parametrize("mutant", ["no clipping", "tanh GELU"])
+def test_compiled_mutants_of_jaxbooth_are_rejected(job, mutant, monkeypatch):
+    import jax
+
+    from jaxbooth import networks
+    from jaxbooth.backend import Backend
+
+    config = _with(job.config, max_grad_norm=0.0) if mutant == "no clipping" else job.config
+    if mutant == "tanh GELU":
+        exact = jax.nn.gelu
+        monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate: exact(x, approximate=True))
+        networks._build.cache_clear()  # a network of its own, or the step compiled for the right one is found
+    try:
+        assert not agrees(our_run(Backend, job, config), job.reference)
+    finally:
+        networks._build.cache_clear()
