@@ -200,13 +200,14 @@ def parse_text(name: str, text: str) -> Any:
     kind = type(_BY_NAME[name].default)
     if kind is str:
         return text
+    if kind is tuple and not text.startswith("["):  # one prompt, whatever its ":" and "#" mean in YAML
+        return (text,) if text else ()
     try:
         if kind in (int, float):
             return kind(text)
-        value = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except (ValueError, yaml.YAMLError):
-        value = text
-    return (value,) if kind is tuple and isinstance(value, str) else value
+        return text
 
 
 def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
@@ -304,12 +305,17 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
         ("instance.images", "photos/"),
         ("instance.prompt", "a photo of sks dog"),
     ):
-        if not get(config, name):
+        if not get(config, name).strip():
             raise UserError(f"{name} is empty; set it in the config or with --config.{name}='{example}'")
-    if config.prior.weight > 0 and not config.prior.prompt:
+    if config.prior.weight > 0 and not config.prior.prompt.strip():
         raise UserError(
             f"prior.weight={config.prior.weight} needs prior.prompt, such as 'a photo of dog';"
             " give it, or set prior.weight=0 to train without prior preservation"
+        )
+    if config.prior.weight > 0 and config.instance.prompt.strip() == config.prior.prompt.strip():
+        raise UserError(
+            f"instance.prompt={config.instance.prompt!r} is prior.prompt too;"
+            " add an identifier, such as 'a photo of sks dog'"
         )
     if config.mesh.fsdp > 1 and "sharding" not in capabilities:
         raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: {backend} trains on one device")
@@ -329,4 +335,5 @@ def may_change(name: str) -> bool:
 def describe() -> str:
     """The table of fields for --help and the documentation."""
     width = max(len(field.name) for field in FIELDS)
-    return "\n".join(f"  {field.name:<{width}}  {field.default!r:<10}  {field.meaning}" for field in FIELDS)
+    rules = {field.name: f" ({field.rule.text})" if field.rule is not ANY else "" for field in FIELDS}
+    return "\n".join(f"  {f.name:<{width}}  {f.default!r:<10}  {f.meaning}{rules[f.name]}" for f in FIELDS)

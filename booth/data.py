@@ -20,8 +20,9 @@ log = logging.getLogger("booth")
 # What a photo folder may hold; anything else (notes, .DS_Store, Thumbs.db) is passed over. HEIC is in the list so that
 # an iPhone's folder is not silently halved: without a decoder such a file is refused by name.
 IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"]
+    [".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"]
 )
+_BESIDE_IMAGES = frozenset([".txt", ".json", ".csv", ".db", ".ini"])  # passed over without a word
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,26 @@ def find_images(folder: str | Path, field: str) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{field}={str(folder)!r} is not a folder; give the folder that holds the images")
-    paths = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
+    paths = [path for path in folder.iterdir() if _is_image(path)]
     return sorted(paths, key=lambda path: (_natural(path.name), path.name))
+
+
+def _is_image(path: Path) -> bool:
+    """By its name. A link to nowhere is one too: it is refused later by name, not silently left out."""
+    named = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return named and (path.is_file() or not path.exists())
+
+
+def log_passed_over(folder: str | Path, field: str) -> None:
+    """One line that names what in an image folder is neither an image nor known to lie beside images."""
+    entries = Path(folder).iterdir() if Path(folder).is_dir() else ()
+    rest = sorted(
+        path.name
+        for path in entries
+        if not (_is_image(path) or path.name.startswith(".") or path.suffix.lower() in _BESIDE_IMAGES)
+    )
+    if rest:
+        log.info("%s: passed over, not taken for images: %s", field, ", ".join(rest))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -89,6 +104,7 @@ def read_examples(paths: Sequence[Path], caption: str, kind: Literal["instance",
 def instance_examples(folder: str, prompt: str) -> list[Example]:
     """The subject's photos; UserError when there are none or one cannot be read."""
     paths = find_images(folder, "instance.images")
+    log_passed_over(folder, "instance.images")
     if not paths:
         raise UserError(
             f"instance.images={folder!r} holds no images; put 3 to 12 photos there"
@@ -107,13 +123,15 @@ def warn_if_small(examples: Sequence[Example], resolution: int) -> None:
 def load_image(path: Path) -> Image.Image:
     """Opens a file as an RGB image: EXIF orientation applied, 16 bits scaled to 8, transparency laid on white.
 
-    Raises whatever PIL raises for a file it cannot decode, and for a decompression bomb.
+    Raises whatever PIL raises for a file it cannot decode, and for a decompression bomb; ValueError for float pixels.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             image.load()
+    if image.mode == "F":  # 0 to 1, 0 to 255, and logarithms are all to be met
+        raise ValueError("float images are not supported; convert to 8 or 16 bit")
     if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion clips at 255 and turns it white
         image = Image.fromarray(np.round(np.asarray(image).clip(0, 65535) / 257.0).astype(np.uint8))
     if image.has_transparency_data:  # the colours under transparent pixels are arbitrary

@@ -61,12 +61,24 @@ def check_inputs(config: Any) -> Inputs:
         with _naming("prior.inference_steps"):
             ddim_table(scheduler, config.prior.inference_steps)
         if config.prior.images:
+            _check_apart(config.instance.images, config.prior.images)
+            data.log_passed_over(config.prior.images, "prior.images")
             own = prior.own_images(Path(config.prior.images))
             data.read_examples(own, config.prior.prompt, "prior", "prior.images")
     if config.samples.every_steps:
         with _naming("samples.inference_steps"):
             ddim_table(scheduler, config.samples.inference_steps)
     return Inputs(pipeline, load_tokenizer(pipeline), instances)
+
+
+def _check_apart(photos: str, class_images: str) -> None:
+    """UserError if class images would lie among the photos, or photos among the class images."""
+    one, other = Path(photos).resolve(), Path(class_images).resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise UserError(
+            f"prior.images={class_images!r} and instance.images={photos!r} must not lie in one another;"
+            " give class images a folder of their own"
+        )
 
 
 @contextmanager
@@ -94,9 +106,11 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
             inputs.sampler(config, "prior"),
             backend,
             models,
-            inputs.pipeline.weights_hash("unet"),
+            inputs.fingerprint()["model weights"],
         )
         examples["prior"] = data.read_examples(files, config.prior.prompt, "prior", "prior.images")
+        hashes = {example.path.name: example.sha256 for example in examples["prior"]}
+        run.check_manifest({"class images": hashes}, may_grow=True)
         data.warn_if_small(examples["prior"], config.data.resolution)
         weight["prior"], prompts["prior"] = config.prior.weight, config.prior.prompt
 

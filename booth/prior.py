@@ -6,6 +6,7 @@ are asked for, and making it takes nothing from training's randomness.
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ def own_images(folder: Path) -> list[Path]:
 
 
 def class_images(
-    folder: Path, config: Any, sampler: Sampler, backend: Backend, models: Any, weights_hash: str
+    folder: Path, config: Any, sampler: Sampler, backend: Backend, models: Any, weights: Mapping[str, str]
 ) -> list[Path]:
     """The `prior.count` images to train on, generated as far as they are missing: existing ones are used first.
 
-    `models` must be the untouched base. UserError if the folder's images were made for another prompt, base or size.
+    `models` must be the untouched base, `weights` has the sha256 of each of its networks.
+    UserError if the folder's images were made for another prompt, base or size.
     """
     recipe = {
         "prompt": config.prior.prompt,
@@ -42,7 +44,7 @@ def class_images(
         "resolution": config.data.resolution,
         "inference_steps": config.prior.inference_steps,
         "guidance": config.prior.guidance,
-        "base_sha256": weights_hash,
+        **{f"{network}_sha256": sha256 for network, sha256 in weights.items()},
     }
     existing = own_images(folder)[: config.prior.count]
     files = [folder / f"class-{index:05d}.png" for index in range(config.prior.count - len(existing))]
@@ -64,7 +66,10 @@ def class_images(
 
 def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     manifest = folder / MANIFEST
-    before = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    try:
+        before = dict(json.loads(manifest.read_text(encoding="utf-8"))) if manifest.is_file() else {}
+    except (TypeError, ValueError):
+        before = {}  # damaged: nothing is known about the images
     differing = [
         f"{key} {before.get(key)!r} there, {value!r} here" for key, value in recipe.items() if before.get(key) != value
     ]

@@ -26,11 +26,13 @@ class Tokenizer:
         except Exception as error:  # its libraries raise what they like
             raise UserError(f"{path} is broken ({' '.join(str(error).split())}); download it again") from error
         self._length = length
+        self._warned: set[str] = set()
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """int32 [prompts, length]. A prompt longer than the window is cut, with a warning that quotes what was lost."""
+        """int32 [prompts, length]. A longer prompt is cut, with one warning that quotes what was lost."""
         for prompt in prompts:
-            self._warn_if_cut(prompt)
+            if prompt not in self._warned:
+                self._warn_if_cut(prompt)
         encoded = self._tokenizer(list(prompts), padding="max_length", truncation=True, max_length=self._length)
         return np.asarray(encoded["input_ids"], np.int32)
 
@@ -38,4 +40,5 @@ class Tokenizer:
         ids = self._tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         lost = ids[self._length - 2 :]  # begin and end of text take two places
         if lost:
+            self._warned.add(prompt)
             log.warning("prompt longer than %d tokens, cut before %r", self._length - 2, self._tokenizer.decode(lost))

@@ -1,7 +1,7 @@
 """The run folder: its layout, who owns it, and how anything gets its final name.
 
     RUN/config.json            backend and resolved configuration, written before any work
-    RUN/manifest.json          sha256 of every photo and of the source weights, library versions
+    RUN/manifest.json          sha256 of every photo, class image and source network, library versions
     RUN/class_images/          generated class images and their manifest (prior.images may point elsewhere)
     RUN/cache/                 VAE moments by content
     RUN/checkpoints/step-000400/   (checkpoint.dir may point elsewhere: to a folder that carries this run's id)
@@ -155,20 +155,35 @@ class RunDir:
                 file.write(self.id)
             self._check_owner()
 
-    def check_manifest(self, inputs: Mapping[str, Any]) -> None:
-        """Records what the run is made from, or compares it with what the run began with. UserError if it changed."""
+    def check_manifest(self, inputs: Mapping[str, Mapping[str, str]], may_grow: bool = False) -> None:
+        """Records what the run is made from, or compares it with what the run began with. UserError if it changed.
+
+        `may_grow`: only what was there and is there is compared, and what is new is recorded.
+        """
         path = self.path / "manifest.json"
-        if not path.exists():
-            write_text(path, json.dumps({**inputs, "versions": _versions()}, indent=1) + "\n")
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = _read_manifest(path) if path.exists() else {"versions": _versions()}
+        after = dict(before)
         for name, value in inputs.items():
-            if before[name] != value:
-                changed = sorted(k for k in {*before[name], *value} if before[name].get(k) != value.get(k))
+            old = before.get(name, value)
+            compared = old.keys() & value.keys() if may_grow else old.keys() | value.keys()
+            if changed := sorted(key for key in compared if old.get(key) != value.get(key)):
                 raise UserError(
                     f"--workdir {self.path}: {name} changed since this run began ({', '.join(changed)});"
                     " put them back, or start a new run in another --workdir"
                 )
+            after[name] = {**old, **value}
+        if after != before:
+            write_text(path, json.dumps(after, indent=1) + "\n")
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return {name: dict(value) for name, value in manifest.items()}
+    except (AttributeError, TypeError, ValueError) as error:  # no JSON, no object, other values
+        raise UserError(
+            f"{path} is damaged; put it back from a copy, or delete it if photos and model are still the same"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -186,8 +201,9 @@ def read_record(workdir: str | Path) -> Record:
     if not path.is_file():
         raise UserError(f"{workdir} is not a run folder: it has no config.json")
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:  # other keys, no object, no JSON
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Record(record["backend"], record["run_id"], dict(record["config"]))
+    except (KeyError, TypeError, ValueError) as error:  # other keys, no object, no JSON
         raise UserError(f"{workdir} is not a run folder: its config.json is of something else") from error
 
 

@@ -71,8 +71,9 @@ def test_defaults_are_valid_once_the_required_fields_are_set(valid):
 
 @pytest.mark.parametrize("name", ["model.source", "instance.images", "instance.prompt"])
 def test_required_fields(valid, name):
-    set_field(valid, name, "")
-    assert refusal(check, valid).startswith(f"{name} is empty; set it")
+    for empty in ("", " \n"):
+        set_field(valid, name, empty)
+        assert refusal(check, valid).startswith(f"{name} is empty; set it")
 
 
 def test_a_prior_needs_its_prompt(valid):
@@ -87,6 +88,14 @@ def test_remote_folders_are_refused(valid, name):
     set_field(valid, name, "gs://bucket/folder")
     said = f"{name}='gs://bucket/folder' must be a local folder: remote folders are not available yet"
     assert refusal(check, resolved(valid)) == said
+
+
+@pytest.mark.parametrize("prompt", ["a photo of dog", " a photo of dog "])
+def test_an_identifier_tells_the_subject_from_its_class(valid, prompt):
+    valid.instance.prompt = prompt
+    assert "is prior.prompt too; add an identifier" in refusal(check, valid)
+    valid.prior.weight = 0.0
+    check(valid)
 
 
 def test_locked():
@@ -275,12 +284,28 @@ def test_a_config_that_is_no_file(tmp_path):
     [("train.steps", "7", 7), ("train.learning_rate", "2e-6", 2e-6), ("train.learning_rate", "1", 1.0),
      ("data.flip", "true", True), ("data.flip", "False", False), ("instance.prompt", "a: [b", "a: [b"),
      ("instance.prompt", "5", "5"), ("prior.prompt", "", ""), ("samples.prompts", "['a, b', c]", ("a, b", "c")),
-     ("samples.prompts", "a photo", ("a photo",)), ("samples.prompts", "[]", ())],
+     ("samples.prompts", "a photo", ("a photo",)), ("samples.prompts", "[]", ()), ("samples.prompts", "", ()),
+     ("samples.prompts", "a photo of sks dog #1", ("a photo of sks dog #1",)),
+     ("samples.prompts", "a photo: portrait", ("a photo: portrait",)), ("samples.prompts", "yes", ("yes",))],
 )  # fmt: skip
 def test_overrides(write, name, text, value):
     path = write("c.py", GET_CONFIG + "    return config")
     got = settings.get(load_config(path, [(name, text)]), name)
     assert got == value and type(got) is type(value)
+
+
+def test_a_broken_list_is_no_prompt():
+    text = "['a photo', b"
+    assert "must be a list of strings" in refusal(set_field, default_config(), "samples.prompts",
+                                                  parse_text("samples.prompts", text))  # fmt: skip
+
+
+def test_help_says_the_rules():
+    lines = {line.split()[0]: line for line in settings.describe().splitlines()}
+    assert lines["data.crop"].endswith("(one of 'center', 'random')")
+    assert lines["train.steps"].endswith("(at least 1)")
+    assert lines["train.lr_warmup_steps"].endswith("(0: warmup is not available yet)")
+    assert "anything" not in settings.describe()
 
 
 def test_overrides_come_after_the_file_and_the_last_one_counts(write):
@@ -304,9 +329,9 @@ def test_paths_are_resolved_to_one_spelling(valid, tmp_path, monkeypatch):
 
 def test_what_may_change_on_resume():
     longer = {"train.steps", "train.learning_rate", "prior.count", "checkpoint.every_steps", "checkpoint.keep",
-              "checkpoint.dir", "samples.every_steps", "samples.prompts", "export.precision", "mesh.fsdp"}  # fmt: skip
+              "samples.every_steps", "samples.prompts", "export.precision", "mesh.fsdp"}  # fmt: skip
     fixed = {"model.source", "instance.images", "instance.prompt", "prior.weight", "train.batch_size", "train.seed",
-             "train.precision", "data.resolution", "data.flip"}  # fmt: skip
+             "train.precision", "data.resolution", "data.flip", "checkpoint.dir"}  # fmt: skip
     assert all(map(settings.may_change, longer)) and not any(map(settings.may_change, fixed))
     before, after = flatten(default_config()), flatten(default_config()) | {"train.steps": 7}
     assert settings.changes(before, after) == {"train.steps": (800, 7)}

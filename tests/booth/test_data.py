@@ -225,6 +225,32 @@ def test_what_cannot_be_read_is_named_and_the_rest_listed_as_fine(save, tmp_path
     assert "cut.jpg (" in refused and "truncated" in refused
 
 
+def test_a_link_to_nowhere_is_named(save, tmp_path):
+    save("photo.png", picture())
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "unplugged" / "gone.jpg")
+    said = message(instance_examples, str(tmp_path), "a photo")
+    assert "1 of 2 images cannot be read: gone.jpg (" in said and "No such file" in said
+
+
+def test_float_pixels_are_refused_by_name(save):
+    path = save("float.tiff", Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)))
+    said = message(instance_examples, str(path.parent), "a photo")
+    assert "float.tiff (float images are not supported; convert to 8 or 16 bit)" in said
+
+
+def test_what_is_passed_over_is_named_once(save, tmp_path, caplog):
+    save("photo.jfif", picture(), format="JPEG")
+    for name in ("1.txt", "metadata.JSON", "Thumbs.db", ".hidden.raw", "captions.csv"):
+        (tmp_path / name).touch()
+    with caplog.at_level(logging.INFO, logger="booth"):
+        assert [found.path.name for found in instance_examples(str(tmp_path), "a photo")] == ["photo.jfif"]
+        assert not caplog.records
+        (tmp_path / "raw.cr2").touch()
+        (tmp_path / "more").mkdir()
+        instance_examples(str(tmp_path), "a photo")
+    assert caplog.messages == ["instance.images: passed over, not taken for images: more, raw.cr2"]
+
+
 def test_an_unreadable_folder_of_one(tmp_path):
     (tmp_path / "photo.jpg").touch()
     assert message(instance_examples, str(tmp_path), "a photo").endswith("(no file is readable)")

@@ -171,7 +171,7 @@ def test_paths_may_be_relative_and_begin_at_home(config, tmp_path, monkeypatch, 
     config.checkpoint.dir, config.prior.images = "elsewhere/checkpoints", "~/class/robots"
     run = loop.train(FakeBackend, config, "~/run")
     assert run.path == tmp_path / "run"
-    assert [path.name for path in (tmp_path / "elsewhere" / "checkpoints").iterdir()] == ["step-000004"]
+    assert (tmp_path / "elsewhere" / "checkpoints" / "step-000004").is_dir()
     assert len(list((tmp_path / "class" / "robots").glob("*.png"))) == 2
     recorded = json.loads((run.path / "config.json").read_text())["config"]
     assert recorded["checkpoint.dir"] == str(tmp_path / "elsewhere" / "checkpoints")
@@ -222,6 +222,31 @@ def test_a_photo_changed_between_two_sessions_is_refused(config, photos, tmp_pat
     with pytest.raises(UserError, match=r"instance images changed since this run began \(robot-3\.png\)"):
         loop.train(backend_class, config, tmp_path / "run")
     assert backend_class.calls == []
+
+
+def test_a_class_image_changed_between_two_sessions_is_refused(config, photos, tmp_path):
+    config.prior.images = str(shutil.copytree(photos, tmp_path / "class"))
+    loop.train(FakeBackend, config, tmp_path / "run")
+    config.train.steps, config.prior.count = 6, 7
+    loop.train(FakeBackend, config, tmp_path / "run")  # more of them are no change
+    Image.new("RGB", (64, 64)).save(tmp_path / "class" / "robot-1.png")
+    config.train.steps = 8
+    backend_class = watched()
+    with pytest.raises(UserError, match=r"class images changed since this run began \(robot-1\.png\)"):
+        loop.train(backend_class, config, tmp_path / "run")
+    assert "train_step" not in backend_class.calls
+
+
+@pytest.mark.parametrize("inside", ["photos", "photos/class", "link", "."])
+def test_class_images_do_not_lie_among_the_photos(config, photos, tmp_path, inside):
+    config.instance.images = str(shutil.copytree(photos, tmp_path / "photos"))
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    config.prior.images = str(tmp_path / inside)
+    with pytest.raises(UserError, match=r"prior\.images=.* must not lie in one another"):
+        loop.train(FakeBackend, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.prior.images = str(tmp_path / "photos-of-others")
+    loop.train(FakeBackend, config, tmp_path / "run")
 
 
 def test_an_incomplete_model_is_named(config, tiny_pipeline, tmp_path):

@@ -31,7 +31,9 @@ def make(tmp_path, pipeline, tokenizer):
     """Fills tmp_path/class, or the folder given; returns the names of the files to train on."""
     folder = tmp_path / "class"
 
-    def make(count=5, *, batch_size=2, backend_class=FakeBackend, folder=folder, weights="weights", **changes):
+    def make(
+        count=5, *, batch_size=2, backend_class=FakeBackend, folder=folder, weights="weights", vae="vae", **changes
+    ):
         config = default_config()
         config.prior.prompt, config.prior.count, config.prior.inference_steps = "a photo of robot", count, 2
         config.data.resolution = 64
@@ -41,7 +43,7 @@ def make(tmp_path, pipeline, tokenizer):
         side = config.data.resolution
         sampler = Sampler(pipeline, tokenizer, (side, side), config.prior.inference_steps, 3.0, batch_size)
         backend = backend_class(config)
-        files = class_images(folder, config, sampler, backend, backend.load(pipeline), weights)
+        files = class_images(folder, config, sampler, backend, backend.load(pipeline), {"unet": weights, "vae": vae})
         assert all(file.parent == folder for file in files)
         return [file.name for file in files]
 
@@ -135,7 +137,8 @@ def test_own_images_alone_need_no_recipe(make):
      ({"prior_seed": 3}, "seed 0 there, 3 here"), ({"data_resolution": 128}, "resolution 64 there, 128 here"),
      ({"prior_inference_steps": 3}, "inference_steps 2 there, 3 here"),
      ({"prior_guidance": 2.0}, "guidance 7.5 there, 2.0 here"),
-     ({"weights": "other"}, "base_sha256 'weights' there, 'other' here")],
+     ({"weights": "other"}, "unet_sha256 'weights' there, 'other' here"),
+     ({"vae": "other"}, "vae_sha256 'vae' there, 'other' here")],
 )  # fmt: skip
 def test_another_recipe_is_refused(make, change, said):
     make(2)
@@ -154,13 +157,21 @@ def test_the_manifest_says_how_they_were_made(make):
     make(2)
     recipe = json.loads((make.folder / MANIFEST).read_text())
     assert recipe == {"prompt": "a photo of robot", "seed": 0, "resolution": 64, "inference_steps": 2,
-                      "guidance": 7.5, "base_sha256": "weights"}  # fmt: skip
+                      "guidance": 7.5, "unet_sha256": "weights", "vae_sha256": "vae"}  # fmt: skip
 
 
 def test_files_of_our_name_without_a_manifest_are_refused(make):
     save_own(make.folder, "class-00000.png")
     with pytest.raises(UserError, match="class images of another recipe"):
         make(2)
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[1]", "3"])
+def test_a_damaged_manifest_is_none(make, damaged):
+    make(2)
+    (make.folder / MANIFEST).write_text(damaged)
+    with pytest.raises(UserError, match="class images of another recipe"):
+        make(3)
 
 
 def test_the_pictures_are_no_flat_colour(make):

@@ -71,3 +71,7 @@ def test_a_long_prompt_is_cut_with_a_warning_that_quotes_the_rest(tokenizer, cap
     assert (ids[0] == tokenizer([fits])[0]).all(), "the end of text stays"
     assert len(caplog.records) == 1
     assert caplog.messages[0].startswith("prompt longer than 75 tokens, cut before 'robot toy")
+    tokenizer([f"{fits} robot toy"])
+    assert len(caplog.records) == 1, "once a prompt"
+    tokenizer([f"{fits} dog"])
+    assert len(caplog.records) == 2

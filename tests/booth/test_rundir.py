@@ -206,7 +206,8 @@ def test_a_folder_with_other_files_is_refused(config, tmp_path, content):
     assert names(tmp_path) == sorted(content)
 
 
-@pytest.mark.parametrize("text", ['{"_class_name": "UNet2DConditionModel"}', "[]", "{", '{"backend": "jax"}'])
+@pytest.mark.parametrize("text", ['{"_class_name": "UNet2DConditionModel"}', "[]", "{", '{"backend": "jax"}',
+                                  '{"backend": "jax", "run_id": "1", "config": 3}'])  # fmt: skip
 def test_the_config_json_of_something_else(config, tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     assert "is not a run folder: its config.json is of something else" in refusal(tmp_path, config)
@@ -283,6 +284,31 @@ def test_changed_inputs_are_refused(config, tmp_path, inputs, said):
         with pytest.raises(UserError, match=said):
             run.check_manifest(INPUTS | inputs)
     assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_inputs_that_may_grow(config, tmp_path):
+    with RunDir.open(tmp_path, "jax", config) as run:
+        run.check_manifest(INPUTS)
+        for names in ("ab", "a", "abc", "bc"):  # fewer, then more
+            run.check_manifest({"class images": {name: name * 2 for name in names}}, may_grow=True)
+        run.check_manifest(INPUTS)
+        for changed in ({"a": "XX"}, {"c": "XX", "new": "YY"}):
+            with pytest.raises(UserError, match=rf"class images changed since this run began \({min(changed)}\)"):
+                run.check_manifest({"class images": changed}, may_grow=True)
+    recorded = json.loads((tmp_path / "manifest.json").read_text())
+    assert recorded["class images"] == {"a": "aa", "b": "bb", "c": "cc"}
+    assert recorded["instance images"] == INPUTS["instance images"] and "versions" in recorded
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"instance images": 3}'])
+def test_a_damaged_manifest_is_named(config, tmp_path, text):
+    with RunDir.open(tmp_path, "jax", config) as run:
+        run.check_manifest(INPUTS)
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(UserError, match=r"manifest\.json is damaged; put it back from a copy, or delete it"):
+            run.check_manifest(INPUTS)
+        (tmp_path / "manifest.json").unlink()  # as the message says
+        run.check_manifest(INPUTS)
 
 
 def test_the_manifest_has_the_versions(config, tmp_path):
