@@ -5,8 +5,8 @@
         --config.prior.prompt="a photo of dog"
 
 Either backend. float32 weights, gradients and Adam moments of the 859,520,964 UNet parameters are 12.8 GiB before any
-activation: a 24 GB card, or a smaller one with configs/gpu_16gb.py once 8-bit optimizers are there.
-Objects: as it is. Faces: train.learning_rate=2e-6, train.steps=1200. Likeness before the class: prior.weight=0.5.
+activation, so this is for 24 GB cards; configs/gpu_16gb.py samples in smaller batches. Not yet timed on a GPU.
+Objects: as it is. Faces: train.learning_rate=2e-6, train.steps=1200.
 """
 
 from booth.config import default_config
