@@ -25,15 +25,25 @@ def moments(
     """
     files = [folder / f"{_key(view, vae_hash)}.npy" for view in views]
     groups = range(0, len(views), batch_size)
-    missing = [first for first in groups if not all(file.exists() for file in files[first : first + batch_size])]
+    held = [_read(file) for file in files]
+    missing = [first for first in groups if any(array is None for array in held[first : first + batch_size])]
     for first in tqdm(missing, desc="encoding images", unit="batch", disable=not missing, leave=False):
         images = [pixels(view) for view in views[first : first + batch_size]]
         images += [np.zeros_like(images[0])] * (batch_size - len(images))
         mean, std = backend.encode_images(models, np.stack(images))
         for slot, file in enumerate(files[first : first + batch_size]):
+            held[first + slot] = array = np.stack([mean[slot], std[slot]])
             with publish(file) as staging, staging.open("wb") as handle:
-                np.save(handle, np.stack([mean[slot], std[slot]]))
-    return {view: np.load(file) for view, file in zip(views, files, strict=True)}
+                np.save(handle, array)
+    return {view: array for view, array in zip(views, held, strict=True) if array is not None}
+
+
+def _read(file: Path) -> np.ndarray | None:
+    """A file's moments; None if it is not there, or damaged."""
+    try:
+        return np.load(file)
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _key(view: View, vae_hash: str) -> str:

@@ -43,8 +43,11 @@ class Checkpoints:
         if step not in steps:
             have = ", ".join(map(str, steps)) or "none"
             raise UserError(f"step {step} has no checkpoint in {self.folder}; there are: {have}")
-        record = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8"))
-        if record["run_id"] != self._run_id:
+        try:
+            owner = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8"))["run_id"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise self._damaged(step, error) from error
+        if owner != self._run_id:
             raise UserError(
                 f"checkpoint.dir={str(self.folder)!r} holds checkpoints of another run; give an empty folder"
             )
@@ -73,8 +76,18 @@ class Checkpoints:
             remove(doomed)
 
     def restore(self, backend: Backend, state: Any, step: int) -> Any:
-        """The state saved at a step, as `Backend.restore` gives it."""
-        return backend.restore(state, self.path(step))
+        """The state saved at a step, as `Backend.restore` gives it. UserError if its files are damaged."""
+        try:
+            return backend.restore(state, self.path(step))
+        except (AssertionError, MemoryError, RuntimeError):  # a full device is a RuntimeError
+            raise
+        except Exception as error:  # safetensors, Orbax and JSON raise what they like, Orbax Exception itself
+            raise self._damaged(step, error) from error
+
+    def _damaged(self, step: int, error: Exception) -> UserError:
+        older = [found for found in self.steps() if found < step]
+        way = f"go on from an older one with --from-step {older[-1]}, or delete it" if older else "delete it"
+        return UserError(f"checkpoint {self.path(step)} is damaged ({' '.join(str(error).split())[:200]}); {way}")
 
     def set_aside_after(self, step: int) -> None:
         """Moves newer checkpoints out of the way, so that the run goes on from `step`; deletes nothing."""

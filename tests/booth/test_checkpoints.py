@@ -125,6 +125,45 @@ def test_other_things_in_the_folder_are_no_checkpoints(checkpoints):
     assert len(names(checkpoints)) == 6, "what is no checkpoint is not rotated away either"
 
 
+@pytest.mark.parametrize(
+    "error", [SafetensorError("header too\nsmall"), ValueError("DATA_LOSS"), FileNotFoundError("none"), Exception("x")]
+)
+def test_a_damaged_checkpoint_is_named(checkpoints, error):
+    class Broken(Backend):
+        def restore(self, state, folder):
+            raise error
+
+    save(checkpoints, 1, 2, 3)
+    with pytest.raises(UserError) as caught:
+        checkpoints.restore(Broken(), None, 3)
+    said = str(caught.value)
+    assert said.startswith(f"checkpoint {checkpoints.path(3)} is damaged (") and "\n" not in said
+    assert said.endswith("; go on from an older one with --from-step 2, or delete it")
+    with pytest.raises(UserError, match=r"damaged .*; delete it$"):
+        checkpoints.restore(Broken(), None, 1)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError, AssertionError, KeyboardInterrupt])
+def test_a_full_device_is_not_taken_for_damage(checkpoints, error):
+    class Full(Backend):
+        def restore(self, state, folder):
+            raise error
+
+    save(checkpoints, 1)
+    with pytest.raises(error):
+        checkpoints.restore(Full(), None, 1)
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}"])
+def test_a_checkpoint_without_its_record(checkpoints, text):
+    save(checkpoints, 1, 2)
+    record = checkpoints.path(2) / "checkpoint.json"
+    record.unlink() if text is None else record.write_text(text)
+    with pytest.raises(UserError, match=r"step-000002 is damaged .*--from-step 1"):
+        checkpoints.find()
+    assert checkpoints.find(1) == 1
+
+
 def test_another_runs_checkpoints_are_refused(checkpoints):
     save(checkpoints, 1)
     other = Checkpoints(checkpoints.folder, "other run")

@@ -3,17 +3,28 @@
 Each test runs the defective formula too and shows that the comparison rejects it.
 """
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from fake_backend import TRAINED, FakeBackend, Models, State, watched
 from PIL import Image
+from safetensors.numpy import load_file
 
 from booth import config as settings
-from booth.batches import Batches, made_ahead
+from booth import loop
+from booth.batches import Batches, _order, made_ahead
+from booth.checkpoints import Checkpoints
 from booth.data import find_images, read_examples, views
+from booth.errors import UserError
 from booth.objective import dreambooth_loss
 from booth.schedule import noise_schedule
+
+
+def trained_bias(run):
+    return load_file(run.pipeline / "unet" / "diffusion_pytorch_model.safetensors")[TRAINED]
+
 
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -99,8 +110,133 @@ def test_resuming_inside_an_epoch_goes_on_in_its_order(make_batches):
     epochs = np.array(whole).reshape(-1, 5)
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs.tolist()), "an epoch shows every photo once"
     assert len({tuple(epoch) for epoch in epochs.tolist()}) > 1, "epochs differ in order"
-    theirs = whole[:3] + [np.random.default_rng(1).permutation(5)[:2].tolist() for _ in range(7)]
-    assert theirs != whole
+
+
+def test_resuming_inside_an_epoch_as_the_script_does():
+    """Its loader draws an order when it is iterated, from a generator that begins again with the process."""
+
+    def theirs(start, stop, photos=5):
+        generator = np.random.default_rng(0)
+        order = [place for _ in range(stop) for place in generator.permutation(photos).tolist()]
+        skipped = start % photos  # "resume_step": so many batches of the first epoch drawn are skipped
+        return order[skipped : skipped + stop - start]
+
+    def ours(start, stop, photos=5):
+        return [int(_order(0, "instance", photos, step // photos)[step % photos]) for step in range(start, stop)]
+
+    def resumes_exactly(shown):
+        return shown(0, 8) + shown(8, 20) == shown(0, 20)
+
+    assert resumes_exactly(ours)
+    assert not resumes_exactly(theirs)
+    assert theirs(0, 3) + theirs(3, 5) == theirs(0, 5), "in the first epoch the script is right"
+
+
+def test_class_images_take_nothing_from_trainings_randomness(tiny_config, tmp_path):
+    """The scripts draw class images and training noise from one generator."""
+
+    seen = []
+
+    class Ours(FakeBackend):
+        def train_step(self, state, batch):
+            seen.append(batch.noise)
+            return super().train_step(state, batch)
+
+    class Theirs(Ours):
+        def __init__(self, config):
+            super().__init__(config)
+            self.generator = np.random.default_rng(0)
+
+        def sample(self, models, noise, *rest):
+            return super().sample(models, self.generator.standard_normal(noise.shape), *rest)
+
+        def train_step(self, state, batch):
+            return super().train_step(state, replace(batch, noise=self.generator.standard_normal(batch.noise.shape)))
+
+    def noise_with(class_images, backend_class):
+        seen.clear()
+        tiny_config.prior.count = class_images
+        loop.train(backend_class, tiny_config, tmp_path / f"{backend_class.__name__}-{class_images}")
+        return np.stack(seen)
+
+    def is_the_same(backend_class):
+        return np.array_equal(noise_with(1, backend_class), noise_with(5, backend_class))
+
+    assert is_the_same(Ours)
+    assert not is_the_same(Theirs)
+
+
+def test_a_failing_save_costs_no_checkpoint(tmp_path):
+    """The script made room for the new checkpoint first."""
+
+    class FullDisk(FakeBackend):
+        def save(self, state, folder):
+            raise OSError("No space left on device")
+
+    state = State(Models({TRAINED: np.zeros(4)}), np.zeros(4))
+
+    def theirs(checkpoints, backend, step):
+        for old in checkpoints.steps():
+            shutil.rmtree(checkpoints.path(old))
+        checkpoints.save(backend, state, step, keep=1)
+
+    def ours(checkpoints, backend, step):
+        checkpoints.save(backend, state, step, keep=1)
+
+    def left_by(save):
+        checkpoints = Checkpoints(tmp_path / save.__name__, "run")
+        save(checkpoints, FakeBackend(None), 1)
+        with pytest.raises(UserError, match="cannot be written"):
+            save(checkpoints, FullDisk(None), 2)
+        return checkpoints.steps()
+
+    assert left_by(ours) == [1]
+    assert left_by(theirs) == []
+
+
+def test_the_learning_rate_given_on_resume_counts(tiny_config, tmp_path):
+    """Loading the optimizer's state brought its old learning rate back."""
+
+    class Theirs(FakeBackend):
+        def restore(self, state, folder):
+            self.kept = np.float32(1e-3)  # as saved with the optimizer
+            return super().restore(state, folder)
+
+        def train_step(self, state, batch):
+            return super().train_step(state, replace(batch, learning_rate=getattr(self, "kept", batch.learning_rate)))
+
+    def third_step(backend_class, learning_rate):
+        """How far step 3 goes, resumed after two steps at 1e-3."""
+        folder, config = tmp_path / f"{backend_class.__name__}-{learning_rate}", tiny_config
+        config.train.steps, config.train.learning_rate = 2, 1e-3
+        before = trained_bias(loop.train(backend_class, config, folder))
+        config.train.steps, config.train.learning_rate = 3, learning_rate
+        return trained_bias(loop.train(backend_class, config, folder)) - before
+
+    right = third_step(FakeBackend, 1e-3) / 10
+    assert np.abs(right).min() > 0
+    assert third_step(FakeBackend, 1e-4) == pytest.approx(right, rel=1e-2)
+    assert third_step(Theirs, 1e-4) != pytest.approx(right, rel=1e-2)
+
+
+def test_a_finished_run_trains_no_further_step(tiny_config, tmp_path, monkeypatch):
+    """The script looked at the bound after the step, so each repetition trained one more."""
+
+    def theirs(make, start, stop):
+        return made_ahead(make, start, max(stop, start + 1))
+
+    def steps_of_a_repetition(batches):
+        folder = tmp_path / batches.__name__
+        monkeypatch.setattr(loop, "made_ahead", batches)
+        tiny_config.export.precision = "source"
+        loop.train(FakeBackend, tiny_config, folder)
+        tiny_config.export.precision = "fp16"  # so that the repetition has something to do
+        backend_class = watched()
+        loop.train(backend_class, tiny_config, folder)
+        return backend_class.calls.count("train_step")
+
+    assert steps_of_a_repetition(made_ahead) == 0
+    assert steps_of_a_repetition(theirs) == 1
 
 
 def test_hidden_files_and_directory_order_do_not_matter(tmp_path):

@@ -86,6 +86,27 @@ def test_an_interrupted_step_is_done_again(config, tmp_path):
     assert np.array_equal(trained(again.path), trained(whole.path))
 
 
+def test_damaged_files_of_a_run(config, tmp_path):
+    """A cut checkpoint is named and the way it names works; what is cut in the cache is encoded again."""
+    whole = loop.train(FakeBackend, config, tmp_path / "whole")
+    config.checkpoint.every_steps, config.train.steps = 1, 3
+    run = loop.train(FakeBackend, config, tmp_path / "run")
+    cut = run.path / "checkpoints" / "step-000003" / "state.npz"
+    cut.write_bytes(cut.read_bytes()[:40])
+    config.train.steps = 4
+    with pytest.raises(UserError, match=r"step-000003 is damaged \(.*--from-step 2"):
+        loop.train(FakeBackend, config, run.path)
+    for file, size in zip(sorted((run.path / "cache").iterdir()), (0, 10, 200), strict=False):
+        file.write_bytes(file.read_bytes()[:size])
+    backend_class = watched()
+    again = loop.train(backend_class, config, run.path, from_step=2)
+    assert "encode_images" in backend_class.calls
+    assert np.array_equal(trained(again.path), trained(whole.path))
+    assert [line["loss"] for line in again.metrics] == [line["loss"] for line in whole.metrics]
+    for file in (run.path / "cache").iterdir():
+        np.load(file)
+
+
 def test_a_finished_run_has_nothing_left_to_do(config, tmp_path):
     loop.train(FakeBackend, config, tmp_path / "run")
     config.checkpoint.keep = 5

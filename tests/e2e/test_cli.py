@@ -85,6 +85,15 @@ def test_sample_from_a_checkpoint(run_dir, main, tmp_path):
     assert images("2", "--run", run_dir, "--step", 2) != fourth
 
 
+def test_a_cut_checkpoint(run_dir, main, tmp_path):
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    file = copy / "checkpoints" / "step-000004" / "trainable.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    outcome = main("torchbooth", "export", "--run", copy, "--out", tmp_path / "out")
+    assert outcome.code == 2 and f"error: checkpoint {file.parent} is damaged (" in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err and not (tmp_path / "out").exists()
+
+
 def test_export_a_checkpoint(run_dir, main, tmp_path):
     done = main(
         "torchbooth", "export", "--run", run_dir, "--step", 2, "--precision", "fp16", "--out", tmp_path / "half"
