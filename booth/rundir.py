@@ -144,6 +144,10 @@ class RunDir:
         if claim.is_file():
             if claim.read_text(encoding="utf-8") != self.id:
                 raise UserError(f"{name} holds checkpoints of another run; give an empty folder")
+        elif self._elsewhere and self.metrics.exists():
+            raise UserError(
+                f"{name} does not hold this run's checkpoints any more; put them back (is its disk mounted?)"
+            )
         elif self._elsewhere and _strangers(self.checkpoints):
             raise UserError(f"{name} holds other files than this run's checkpoints; give a new or empty folder")
 

@@ -176,6 +176,17 @@ def test_a_checkpoint_folder_with_other_files_is_refused(config, tmp_path):
         assert names(tmp_path / place / "folder") == [place]
 
 
+def test_a_checkpoint_folder_that_has_gone_does_not_begin_the_run_again(config, tmp_path):
+    config.checkpoint.dir = str(tmp_path / "disk" / "checkpoints")
+    open_run(tmp_path / "run", config)
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    (tmp_path / "disk").rename(tmp_path / "unplugged")
+    assert "does not hold this run's checkpoints any more" in refusal(tmp_path / "run", config)
+    assert not (tmp_path / "disk").exists()
+    (tmp_path / "unplugged").rename(tmp_path / "disk")
+    open_run(tmp_path / "run", config)
+
+
 def test_a_folder_claimed_meanwhile_is_refused(config, tmp_path, monkeypatch):
     """Two runs found it empty at once."""
     config.checkpoint.dir = str(tmp_path / "shared")
