@@ -72,13 +72,9 @@ def check_inputs(config: Any) -> Inputs:
 
 
 def _check_apart(photos: str, class_images: str) -> None:
-    """UserError if class images would lie among the photos, or photos among the class images."""
-    one, other = Path(photos).resolve(), Path(class_images).resolve()
-    if one.is_relative_to(other) or other.is_relative_to(one):
-        raise UserError(
-            f"prior.images={class_images!r} and instance.images={photos!r} must not lie in one another;"
-            " give class images a folder of their own"
-        )
+    """UserError if class images would lie among the photos; subfolders are never looked into, so they may be nested."""
+    if Path(photos).resolve() == Path(class_images).resolve():
+        raise UserError(f"prior.images={class_images!r} is instance.images too; give class images a folder of their own")
 
 
 @contextmanager
@@ -116,7 +112,7 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
 
     shown = {kind: [_views(config, example) for example in images] for kind, images in examples.items()}
     every_view = [view for images in shown.values() for views in images for view in views]
-    vae_config = inputs.pipeline.component_config("vae")
+    scale, shift = inputs.pipeline.latent_scaling
     return Batches(
         views=shown,
         moments=cache.moments(
@@ -126,8 +122,8 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         context=np.stack([context_of(backend, models, inputs.tokenizer, prompt) for prompt in prompts.values()]),
         prompt_index={kind: index for index, kind in enumerate(prompts)},
         schedule=noise_schedule(inputs.pipeline.component_config("scheduler")),
-        latent_scale=vae_config.get("scaling_factor", 0.18215),  # files older than the key are SD1's
-        latent_shift=vae_config.get("shift_factor") or 0.0,
+        latent_scale=scale,
+        latent_shift=shift,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
     )

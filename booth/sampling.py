@@ -1,7 +1,7 @@
 """Prompts and seeds -> images, in full batches of one size, on either backend.
 
-Image i always sits in slot i % batch_size of a full batch (the last one filled with copies), whatever else is left to do:
-a result then does not depend on which images were already there, and nothing is compiled twice.
+Image i always sits in slot i % batch_size of a full batch (the last one filled with copies), whatever else is left to
+do: a result then does not depend on which images were already there, and nothing is compiled twice.
 """
 
 from collections.abc import Iterator, Sequence, Set
