@@ -74,7 +74,9 @@ def check_inputs(config: Any) -> Inputs:
 def _check_apart(photos: str, class_images: str) -> None:
     """UserError if class images would lie among the photos; subfolders are never looked into, so they may be nested."""
     if Path(photos).resolve() == Path(class_images).resolve():
-        raise UserError(f"prior.images={class_images!r} is instance.images too; give class images a folder of their own")
+        raise UserError(
+            f"prior.images={class_images!r} is instance.images too; give class images a folder of their own"
+        )
 
 
 @contextmanager
