@@ -50,17 +50,8 @@ SD1 = Family(
 
 FAMILIES = (SD1,)
 
-# What diffusers and transformers assume where a config leaves the key out, as older ones do.
-_DEFAULTS = {
-    ("unet", "use_linear_projection"): False,
-    ("text_encoder", "hidden_act"): "quick_gelu",
-    ("unet", "in_channels"): 4,
-    ("unet", "addition_embed_type"): None,
-    ("unet", "class_embed_type"): None,
-    ("unet", "encoder_hid_dim_type"): None,
-    ("unet", "time_cond_proj_dim"): None,
-    ("unet", "dropout"): 0.0,
-}
+# What diffusers and transformers assume where a config leaves the key out, as older ones do: just what 1.x has.
+_DEFAULTS = SD1.features
 
 
 def detect_family(
