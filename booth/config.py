@@ -67,11 +67,12 @@ class Field:
 
 
 FIELDS = (
+    # Model and photos may have moved: what is in them is compared through the manifest.
     Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, vae/, text_encoder/, ...)",
-          is_path=True),
+          may_change=True, is_path=True),
     Field("model.revision", "", "commit of a hub model", only("", "models from the hub are")),
     Field("model.variant", "", "weight file variant, such as fp16"),
-    Field("instance.images", "", "folder with the photos of the subject", is_path=True),
+    Field("instance.images", "", "folder with the photos of the subject", may_change=True, is_path=True),
     Field("instance.prompt", "", "prompt with identifier and class noun, such as 'a photo of sks dog'"),
     Field("prior.weight", 1.0, "lambda, the weight of the class images in the loss; 0: without them", at_least(0)),
     Field("prior.prompt", "", "prompt of the class, such as 'a photo of dog'"),

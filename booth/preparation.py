@@ -1,5 +1,7 @@
 """What happens before the first update: inputs are checked, class images made, images and prompts encoded."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,11 +31,16 @@ class Inputs:
     instances: list[Example]
 
     def fingerprint(self) -> dict[str, dict[str, str]]:
-        """sha256 of every photo and of the model's weights: what a resumed run must find unchanged."""
+        """sha256 of every photo, and of the model's weights and configs: what a resumed run must find unchanged."""
         return {
             "instance images": {example.path.name: example.sha256 for example in self.instances},
             "model weights": {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks},
+            "model configs": {name: self._config_hash(name) for name in (*self.pipeline.family.networks, "scheduler")},
         }
+
+    def _config_hash(self, component: str) -> str:
+        text = json.dumps(self.pipeline.component_config(component), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def sampler(self, config: Any, section: str) -> Sampler:
         """The sampler that `prior` or `samples` of the config describes, at the training resolution."""

@@ -275,3 +275,18 @@ def test_an_incomplete_model_is_named(config, tiny_pipeline, tmp_path):
     (tmp_path / "model" / "vae" / "config.json").unlink()
     with pytest.raises(UserError, match=r"^\S+/vae/config\.json cannot be read"):
         loop.train(FakeBackend, config, tmp_path / "run")
+
+
+def test_a_moved_model_and_moved_photos_are_the_same_run(config, photos, tiny_pipeline, tmp_path):
+    """Paths may change; what is in them may not, the scheduler's config included."""
+    config.train.steps = 2
+    loop.train(FakeBackend, config, tmp_path / "run")
+    config.instance.images = str(shutil.copytree(photos, tmp_path / "moved photos"))
+    config.model.source = str(shutil.copytree(tiny_pipeline, tmp_path / "moved model"))
+    config.train.steps = 4
+    run = loop.train(FakeBackend, config, tmp_path / "run")
+    assert [line["step"] for line in run.metrics] == [1, 2, 3, 4]
+    scheduler = tmp_path / "moved model" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace('"epsilon"', '"v_prediction"'))
+    with pytest.raises(UserError, match=r"model configs changed since this run began \(scheduler\)"):
+        loop.train(FakeBackend, config, tmp_path / "run")
