@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from booth.pipeline_dir import PipelineDir
-from booth.schedule import DDIMTable
+from booth.solvers import SamplingTable
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,13 @@ class Backend(Protocol[Models, State]):
         noise: np.ndarray,
         context: np.ndarray,
         negative_context: np.ndarray,
-        table: DDIMTable,
+        table: SamplingTable,
         guidance: float,
     ) -> np.ndarray:
-        """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1]."""
+        """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1].
+
+        All b images are denoised together; they are decoded one by one on each device, so that memory does not grow.
+        """
         ...
 
     def init(self, models: Models, *, training: bool = True) -> State:

@@ -2,12 +2,12 @@
 
 Everything that depends on the timestep or on what the model predicts is here turned into coefficients of a row, so
 that no framework code knows a beta or a prediction type. Sources: DDPM (arXiv 2006.11239), v-prediction (arXiv
-2202.00512, appendix D), DDIM (arXiv 2010.02502, eq. 12).
+2202.00512, appendix D). Sampling has its tables in `solvers.py`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -67,79 +67,3 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
     if kind == "scaled_linear":
         return np.linspace(start**0.5, end**0.5, count) ** 2
     raise UserError(f"scheduler: beta_schedule={kind!r} must be one of linear, scaled_linear")
-
-
-class DDIMRule(NamedTuple):
-    """What is the same in every step; hashable, so that it can be a static argument of a compiled function."""
-
-    predicts_v: bool
-    clip: float  # 0: the predicted clean latents are not clipped
-
-
-class DDIMTable(NamedTuple):
-    """One entry a denoising step, first to last: float32 [steps], the timesteps int32 [steps]."""
-
-    rule: DDIMRule
-    timestep: np.ndarray
-    signal: np.ndarray
-    sigma: np.ndarray
-    next_signal: np.ndarray
-    next_sigma: np.ndarray
-
-    @property
-    def columns(self) -> tuple[np.ndarray, ...]:
-        """The five arrays; one entry of each makes the `row` of `ddim_step`."""
-        return self[1:]
-
-
-def ddim_table(config: Mapping[str, Any], steps: int) -> DDIMTable:
-    """Deterministic DDIM (eta 0), as diffusers' `DDIMScheduler.from_config` builds it from this scheduler config.
-
-    Raises UserError for more steps than the schedule has timesteps, and for an unknown timestep_spacing.
-    """
-    schedule = noise_schedule(config)
-    total = schedule.timesteps
-    if not 1 <= steps <= total:
-        raise UserError(f"inference steps {steps} must be from 1 to {total}, the timesteps the model was trained with")
-    spacing, offset = config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)
-    if spacing == "leading":
-        timestep = np.arange(steps)[::-1] * (total // steps) + offset
-    elif spacing == "trailing":
-        timestep = np.round(np.arange(total, 0, -total / steps)) - 1
-    elif spacing == "linspace":
-        timestep = np.round(np.linspace(0, total - 1, steps))[::-1]
-    else:
-        raise UserError(f"scheduler: timestep_spacing={spacing!r} must be one of leading, trailing, linspace")
-    timestep = timestep.astype(np.int32).clip(0, total - 1)
-    following = timestep - total // steps
-    last = 1.0 if config.get("set_alpha_to_one", True) else schedule.alpha_bar[0]
-    next_alpha_bar = np.where(following >= 0, schedule.alpha_bar[following.clip(0)], last)
-    float32 = (
-        schedule.signal(timestep),
-        schedule.sigma(timestep),
-        np.sqrt(next_alpha_bar),
-        np.sqrt(1 - next_alpha_bar),
-    )
-    rule = DDIMRule(
-        predicts_v=schedule.prediction_type == "v_prediction",
-        clip=config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else 0.0,
-    )
-    return DDIMTable(rule, timestep, *(column.astype(np.float32) for column in float32))
-
-
-def ddim_step(rule: DDIMRule, latents: Any, prediction: Any, row: tuple[Any, ...]) -> Any:
-    """The latents of the next, less noisy timestep (arXiv 2010.02502, eq. 12 with eta 0).
-
-    Operators only, so that NumPy, JAX and torch arrays go through the same lines; `row` holds
-    one entry of each of `table.columns`.
-    """
-    _, signal, sigma, next_signal, next_sigma = row
-    if rule.predicts_v:
-        clean = signal * latents - sigma * prediction
-        noise = signal * prediction + sigma * latents
-    else:
-        clean = (latents - sigma * prediction) / signal
-        noise = prediction
-    if rule.clip:
-        clean = clean.clip(-rule.clip, rule.clip)
-    return next_signal * clean + next_sigma * noise

@@ -13,7 +13,7 @@ import numpy as np
 
 from booth.backend import Batch, Metrics
 from booth.pipeline_dir import PipelineDir
-from booth.schedule import DDIMTable
+from booth.solvers import SamplingTable
 from jaxbooth import checkpoint, networks, optim, sample, step
 from jaxbooth.networks import Models
 from jaxbooth.sharding import make_mesh, place_batch, place_rows
@@ -60,7 +60,7 @@ class Backend:
         noise: np.ndarray,
         context: np.ndarray,
         negative_context: np.ndarray,
-        table: DDIMTable,
+        table: SamplingTable,
         guidance: float,
     ) -> np.ndarray:
         return sample.sample(models, self._mesh, noise, context, negative_context, table, guidance)

@@ -1,4 +1,4 @@
-"""DDIM sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over the core's table, jitted."""
+"""Sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over the core's table, step by step, jitted."""
 
 from functools import partial
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from booth.schedule import DDIMRule, DDIMTable, ddim_step
+from booth.solvers import SamplingStep, SamplingTable, is_guided, solver_step
 from jaxbooth.networks import Models
-from jaxbooth.sharding import place_rows, place_shared
+from jaxbooth.sharding import place_rows, row_sharding
 from jaxbooth.weights import Network
 
 
@@ -19,53 +19,50 @@ def sample(
     noise: np.ndarray,
     context: np.ndarray,
     negative_context: np.ndarray,
-    table: DDIMTable,
+    table: SamplingTable,
     guidance: float,
 ) -> np.ndarray:
     """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1]."""
-    guided = guidance > 1  # at 1 the negative prompt cancels out
     # Both contexts of an image stay on its device: [b, 1 or 2, tokens, width].
-    contexts = np.stack([negative_context, context] if guided else [context], axis=1)
-    latents = _denoise(
-        models.of("unet"),
-        place_rows(mesh, noise),
-        place_rows(mesh, contexts),
-        tuple(place_shared(mesh, column) for column in table.columns),
-        np.float32(guidance),
-        unet=models.unet,
-        rule=table.rule,
-    )
-    pixels = _decode(models.of("vae"), latents / models.vae_scale + models.vae_shift, vae=models.vae)
-    return np.asarray(pixels)[: len(noise)]
+    contexts = place_rows(mesh, np.stack([negative_context, context] if is_guided(guidance) else [context], axis=1))
+    unet = models.of("unet")
+    latents, clean = place_rows(mesh, noise), place_rows(mesh, np.zeros_like(noise))
+    for step in table:
+        latents, clean = _denoise(unet, latents, clean, contexts, step, guidance, unet=models.unet, mesh=mesh)
+    decodable = np.asarray(latents)[: len(noise)] / models.vae_scale + models.vae_shift
+    # One image a device at once: decoding is where most memory is needed, and little is gained by more.
+    vae, at_once = models.of("vae"), mesh.size
+    parts = [place_rows(mesh, decodable[first : first + at_once]) for first in range(0, len(noise), at_once)]
+    return np.concatenate([np.asarray(_decode(vae, part, vae=models.vae)) for part in parts])[: len(noise)]
 
 
-@partial(jax.jit, static_argnames=("unet", "rule"))
+# One step, not a loop over all: it is compiled once for every solver and number of steps, and the compiler cannot keep
+# what all steps need (gathered or cast weights) over the whole loop.
+@partial(jax.jit, static_argnames=("unet", "mesh"))
 def _denoise(
     params: dict[str, jax.Array],
-    noise_bhwc: jax.Array,
+    latents_bhwc: jax.Array,
+    previous_clean_bhwc: jax.Array,
     contexts_bktd: jax.Array,
-    columns: tuple[jax.Array, ...],
-    guidance: jax.Array,
+    step: SamplingStep,
+    guidance: float,
     *,
     unet: Network,
-    rule: DDIMRule,
-) -> jax.Array:
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array]:
     b, k = contexts_bktd.shape[:2]
+    rows = jnp.repeat(latents_bhwc, k, axis=0)
     contexts_rtd = contexts_bktd.reshape(b * k, *contexts_bktd.shape[2:])
-
-    def step(latents_bhwc: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        model = unet.bind(params)  # inside the loop's body: a module belongs to the trace it is called in
-        rows = jnp.repeat(latents_bhwc, k, axis=0)
-        timesteps = jnp.full(b * k, row[0])
-        prediction = model(rows, timesteps, contexts_rtd).astype(jnp.float32).reshape(b, k, *rows.shape[1:])
-        if k == 2:
-            negative, positive = prediction[:, 0], prediction[:, 1]
-            combined = negative + guidance * (positive - negative)
-        else:
-            combined = prediction[:, 0]
-        return ddim_step(rule, latents_bhwc, combined, row), None
-
-    return jax.lax.scan(step, noise_bhwc, columns)[0]
+    prediction = unet.bind(params)(rows, jnp.full(b * k, step.timestep), contexts_rtd)
+    prediction = prediction.astype(jnp.float32).reshape(b, k, *rows.shape[1:])
+    if k == 2:
+        negative, positive = prediction[:, 0], prediction[:, 1]
+        combined = negative + guidance * (positive - negative)
+    else:
+        combined = prediction[:, 0]
+    following = solver_step(step, latents_bhwc, previous_clean_bhwc, combined)
+    # Pinned to where they came from; otherwise the second step would be compiled anew.
+    return jax.lax.with_sharding_constraint(following, row_sharding(mesh))
 
 
 @partial(jax.jit, static_argnames="vae")

@@ -67,9 +67,14 @@ def pad_rows(rows: np.ndarray, multiple: int) -> np.ndarray:
     return np.concatenate([rows, np.repeat(rows[-1:], spare, axis=0)]) if spare else rows
 
 
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Of an array [rows, ...] spread over all devices."""
+    return NamedSharding(mesh, _ROWS)
+
+
 def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
     """Spreads [rows, ...] over all devices, padded by `pad_rows`."""
-    return jax.device_put(pad_rows(rows, mesh.size), NamedSharding(mesh, _ROWS))
+    return jax.device_put(pad_rows(rows, mesh.size), row_sharding(mesh))
 
 
 def place_shared(mesh: Mesh, value: np.ndarray) -> jax.Array:

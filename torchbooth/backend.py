@@ -10,7 +10,7 @@ import torch
 
 from booth.backend import Batch, Metrics
 from booth.pipeline_dir import PipelineDir
-from booth.schedule import DDIMTable
+from booth.solvers import SamplingTable
 from torchbooth import checkpoint, models, optim, sample, step
 from torchbooth.models import Models
 from torchbooth.step import State
@@ -51,7 +51,7 @@ class Backend:
         noise: np.ndarray,
         context: np.ndarray,
         negative_context: np.ndarray,
-        table: DDIMTable,
+        table: SamplingTable,
         guidance: float,
     ) -> np.ndarray:
         return sample.sample(models, noise, context, negative_context, table, guidance, self._config.train.precision)
