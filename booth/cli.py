@@ -26,6 +26,7 @@ from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import load_tokenizer
 from booth.rundir import publish, read_record
 from booth.sampling import ImageRequest, Sampler
+from booth.solvers import SOLVERS
 
 log = logging.getLogger("booth")
 
@@ -106,7 +107,8 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     _add_source(sample)
     sample.add_argument("--prompt", action="append", required=True, help="may be given several times")
     sample.add_argument("--negative-prompt", default="", help="what the images should not show")
-    sample.add_argument("--steps", type=int, default=50, help="DDIM steps")
+    sample.add_argument("--solver", choices=SOLVERS, default="dpm++", help="how the noise is removed")
+    sample.add_argument("--steps", type=int, default=25, help="denoising steps")
     sample.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance scale; 1 turns it off")
     sample.add_argument("--seeds", type=int, nargs="+", default=[0], help="one image for every prompt and seed")
     sample.add_argument("--size", help="512 or WIDTHxHEIGHT; default: the size the model was made for")
@@ -175,6 +177,7 @@ def _sample(package: str, options: argparse.Namespace) -> None:
         pipeline,
         load_tokenizer(pipeline),
         _size(options.size, pipeline),
+        options.solver,
         options.steps,
         options.guidance,
         options.batch_size,

@@ -21,6 +21,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from booth.errors import UserError
+from booth.solvers import SOLVERS
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ FIELDS = (
     Field("prior.images", "", "folder of class images, used first and filled up; empty: RUN/class_images",
           is_path=True),
     Field("prior.count", 200, "class images to train with", at_least(1), may_change=True),
-    Field("prior.inference_steps", 50, "DDIM steps for a class image", at_least(1)),
+    Field("prior.solver", "dpm++", "solver for class images", one_of(*SOLVERS)),
+    Field("prior.inference_steps", 25, "denoising steps for a class image", at_least(1)),
     Field("prior.guidance", 7.5, "classifier-free guidance scale of class images", at_least(0)),
     Field("prior.seed", 0, "seed of class images; apart from train.seed, so that runs can share them", SEED),
     Field("prior.batch_size", 4, "class images sampled at once", at_least(1)),
@@ -112,9 +114,10 @@ FIELDS = (
     Field("checkpoint.dir", "", "folder of this run's checkpoints alone; empty: RUN/checkpoints", is_path=True),
     Field("samples.every_steps", 0, "updates between previews; 0: none", at_least(0), may_change=True),
     Field("samples.prompts", (), "prompts of the previews; empty: instance.prompt and prior.prompt", may_change=True),
-    Field("samples.inference_steps", 30, "DDIM steps of a preview", at_least(1), may_change=True),
+    Field("samples.images_per_prompt", 2, "images of each prompt, seeds 0, 1, ...", at_least(1), may_change=True),
+    Field("samples.solver", "dpm++", "solver for previews", one_of(*SOLVERS), may_change=True),
+    Field("samples.inference_steps", 25, "denoising steps of a preview", at_least(1), may_change=True),
     Field("samples.guidance", 7.5, "guidance scale of previews", at_least(0), may_change=True),
-    Field("samples.batch_size", 2, "previews sampled at once", at_least(1), may_change=True),
     Field("export.precision", "source", "type of RUN/pipeline; source: trained float32, the rest as it was",
           one_of("source", "fp32", "fp16", "bf16"), may_change=True),
     Field("log.every_steps", 10, "updates whose metrics are read together", at_least(1), may_change=True),

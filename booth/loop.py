@@ -88,8 +88,10 @@ def _due(done: int, every: int) -> bool:
 def _preview(config: Any, inputs: Inputs, backend: Backend, state: Any, path: Path) -> None:
     """One grid of `samples.prompts` at fixed seeds, so that previews of different steps can be compared."""
     prompts = config.samples.prompts or tuple(filter(None, (config.instance.prompt, config.prior.prompt)))
-    requests = [ImageRequest(prompt, seed) for prompt in prompts for seed in range(2)]
+    count = config.samples.images_per_prompt
+    requests = [ImageRequest(prompt, seed) for prompt in prompts for seed in range(count)]
     sampler = inputs.sampler(config, "samples")
     images = [image for _, image in sampler.images(backend, backend.models(state), requests)]
+    captions = [f"{request.prompt} (seed {request.seed})" for request in requests]
     with publish(path) as staging:
-        pictures.grid(images, [f"{r.prompt} (seed {r.seed})" for r in requests], columns=2).save(staging, format="PNG")
+        pictures.grid(images, captions, columns=count).save(staging, format="PNG")

@@ -18,8 +18,9 @@ from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.prompts import Tokenizer
 from booth.rundir import RunDir
-from booth.sampling import Sampler, context_of, latent_shape
-from booth.schedule import ddim_table, noise_schedule
+from booth.sampling import Sampler, context_of, latent_shape, sampling_table
+from booth.schedule import noise_schedule
+from booth.solvers import is_guided
 
 
 @dataclass(frozen=True)
@@ -49,33 +50,47 @@ class Inputs:
             self.pipeline,
             self.tokenizer,
             (side, side),
+            settings.solver,
             settings.inference_steps,
             settings.guidance,
-            settings.batch_size,
+            preview_batch_size(config) if section == "samples" else settings.batch_size,
         )
+
+
+def preview_batch_size(config: Any) -> int:
+    """Images of a preview that are denoised together: the UNet gets no more rows than in a training pass, if that is
+    possible (one guided image is two rows)."""
+    kinds = 2 if config.prior.weight > 0 else 1
+    rows = kinds * config.train.batch_size // config.train.accumulation
+    return max(1, rows // 2 if is_guided(config.samples.guidance) else rows)
 
 
 def check_inputs(config: Any) -> Inputs:
     """Looks at everything that can be refused, before anything is written and before a device starts. UserError."""
     pipeline = open_pipeline(config.model.source, config.model.variant)
-    scheduler = pipeline.component_config("scheduler")
-    noise_schedule(scheduler)
+    noise_schedule(pipeline.component_config("scheduler"))
     with _naming("data.resolution"):
         latent_shape(pipeline, config.data.resolution, config.data.resolution)
     instances = data.instance_examples(config.instance.images, config.instance.prompt)
     data.warn_if_small(instances, config.data.resolution)
     if config.prior.weight > 0:
-        with _naming("prior.inference_steps"):
-            ddim_table(scheduler, config.prior.inference_steps)
+        _check_sampling(config, "prior", pipeline)
         if config.prior.images:
             _check_apart(config.instance.images, config.prior.images)
             data.log_passed_over(config.prior.images, "prior.images")
             own = prior.own_images(Path(config.prior.images))
             data.read_examples(own, config.prior.prompt, "prior", "prior.images")
     if config.samples.every_steps:
-        with _naming("samples.inference_steps"):
-            ddim_table(scheduler, config.samples.inference_steps)
+        _check_sampling(config, "samples", pipeline)
     return Inputs(pipeline, load_tokenizer(pipeline), instances)
+
+
+def _check_sampling(config: Any, section: str, pipeline: PipelineDir) -> None:
+    settings = config[section]
+    with _naming(f"{section}.solver"):
+        sampling_table(pipeline, settings.solver, 1)
+    with _naming(f"{section}.inference_steps"):
+        sampling_table(pipeline, settings.solver, settings.inference_steps)
 
 
 def _check_apart(photos: str, class_images: str) -> None:

@@ -42,6 +42,7 @@ def class_images(
         "prompt": config.prior.prompt,
         "seed": config.prior.seed,
         "resolution": config.data.resolution,
+        "solver": config.prior.solver,
         "inference_steps": config.prior.inference_steps,
         "guidance": config.prior.guidance,
         **{f"{network}_sha256": sha256 for network, sha256 in weights.items()},

@@ -15,7 +15,7 @@ from booth.backend import Backend
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.prompts import Tokenizer
-from booth.schedule import ddim_table
+from booth.solvers import SamplingTable, as_in_pipeline, solver_table
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Sampler:
     pipeline: PipelineDir
     tokenizer: Tokenizer
     size: tuple[int, int]
+    solver: str
     steps: int
     guidance: float
     batch_size: int
@@ -42,7 +43,7 @@ class Sampler:
         self, backend: Backend, models: Any, requests: Sequence[ImageRequest], wanted: Set[int] | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (index, uint8 [height, width, 3]) of the wanted requests (default: all), batch by batch."""
-        table = ddim_table(self.pipeline.component_config("scheduler"), self.steps)
+        table = sampling_table(self.pipeline, self.solver, self.steps)
         contexts = self._contexts(backend, models, requests)
         for first in range(0, len(requests), self.batch_size):
             indices = range(first, min(first + self.batch_size, len(requests)))
@@ -62,8 +63,8 @@ class Sampler:
                     yield index, to_uint8(image)
 
     def check(self) -> None:
-        """UserError for a size or a number of steps that this model cannot be sampled with."""
-        ddim_table(self.pipeline.component_config("scheduler"), self.steps)
+        """UserError for a size, solver or number of steps that this model cannot be sampled with."""
+        sampling_table(self.pipeline, self.solver, self.steps)
         _ = self.latent_shape
 
     @property
@@ -74,6 +75,11 @@ class Sampler:
     def _contexts(self, backend: Backend, models: Any, requests: Sequence[ImageRequest]) -> dict[str, np.ndarray]:
         prompts = sorted({text for request in requests for text in (request.prompt, request.negative_prompt)})
         return {text: context_of(backend, models, self.tokenizer, text) for text in prompts}
+
+
+def sampling_table(pipeline: PipelineDir, solver: str, steps: int) -> SamplingTable:
+    """As diffusers' scheduler made `from_config` of this pipeline's; UserError as `solver_table`."""
+    return solver_table(as_in_pipeline(pipeline.component_config("scheduler")), solver, steps)
 
 
 def context_of(backend: Backend, models: Any, tokenizer: Tokenizer, prompt: str) -> np.ndarray:

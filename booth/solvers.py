@@ -10,6 +10,7 @@ nor prediction types. Sources: DDIM (arXiv 2010.02502, eq. 12), DPM-Solver++ (ar
 v-prediction (arXiv 2202.00512, appendix D), the spacings (arXiv 2305.08891, table 2).
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -109,7 +110,8 @@ def solver_table(config: Mapping[str, Any], solver: str, steps: int) -> Sampling
     for key, allowed in _SUPPORTED[solver].items():
         if (value := config.get(key, allowed[0])) not in allowed:
             other = "" if solver == "ddim" or key in _SUPPORTED["ddim"] else "; or take the solver ddim"
-            raise UserError(f"scheduler: {key}={value!r} must be {allowed[0]!r} for the solver {solver}{other}")
+            said, wanted = json.dumps(value), json.dumps(allowed[0])  # as it stands in the file
+            raise UserError(f"scheduler: {key}={said} must be {wanted} for the solver {solver}{other}")
     settings = _DEFAULTS[solver] | {key: config[key] for key in _DEFAULTS[solver] if key in config}
     # Where DDIM's steps are as many timesteps, multistep solvers spread one more and leave the last out: their last
     # step goes from the one before it to the clean image.
@@ -168,7 +170,7 @@ def _ddim(settings: Mapping[str, Any], schedule: NoiseSchedule, timestep: np.nda
     next_signal, next_sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
     clip = settings["clip_sample_range"] if settings["clip_sample"] else np.inf
     if schedule.prediction_type == "epsilon":
-        noise_x, noise_p = 0.0, 1.0
+        noise_x, noise_p = np.zeros(len(timestep)), np.ones(len(timestep))
     else:
         noise_x, noise_p = schedule.sigma(timestep), schedule.signal(timestep)
     return clip, next_sigma * noise_x, next_signal, 0.0, next_sigma * noise_p
@@ -181,10 +183,9 @@ def _dpm_plus_plus(settings: Mapping[str, Any], schedule: NoiseSchedule, timeste
     D = clean + (clean - previous_clean) / 2r. The first step has no previous one; the last has none to trust.
     """
     steps = len(timestep)
-    least = np.log(schedule.signal(schedule.timesteps - 1) / schedule.sigma(schedule.timesteps - 1))
-    if settings["lambda_min_clipped"] > least:
-        value = settings["lambda_min_clipped"]
-        raise UserError(f"scheduler: lambda_min_clipped={value!r} must be below {least:.2f}; or take the solver ddim")
+    least = np.log(schedule.alpha_bar[-1] / (1 - schedule.alpha_bar[-1])) / 2
+    if (clipped := settings["lambda_min_clipped"]) > least:
+        raise UserError(f"scheduler: lambda_min_clipped={clipped!r} must be below {least:.2f}; or take the solver ddim")
     end = 1.0 if settings["final_sigmas_type"] == "zero" else schedule.alpha_bar[0]
     alpha_bar = np.append(schedule.alpha_bar[timestep], end)
     signal, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)

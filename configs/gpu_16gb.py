@@ -5,8 +5,8 @@
         --config.prior.prompt="a photo of dog"
 
 Memory, predicted by tracing a training step with fake tensors, not measured on a card: 13.1 GiB for the UNet's weights,
-gradients, Adam moments and activations at 1 + 1 rows, and 0.8 GiB for VAE and text encoder. Class images and previews
-are sampled in small batches, so that they stay below that.
+gradients, Adam moments and activations at 1 + 1 rows, and 0.8 GiB for VAE and text encoder. Class images are
+sampled in small batches, so that they stay below that, as previews always do.
 """
 
 from booth.config import default_config
@@ -17,5 +17,4 @@ def get_config():
     config.train.precision = "bf16"
     config.train.gradient_checkpointing = True
     config.prior.batch_size = 2
-    config.samples.batch_size = 1
     return config

@@ -21,6 +21,5 @@ def get_config():
     config.mesh.fsdp = 8
     config.prior.batch_size = 8
     config.data.encode_batch_size = 8
-    config.samples.batch_size = 8
     config.checkpoint.every_steps = 100
     return config

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from booth.objective import dreambooth_loss, noisy_latents
-from booth.schedule import ddim_step
+from booth.solvers import solver_step
 
 TRAINED = "conv_out.bias"
 
@@ -48,10 +48,11 @@ class FakeBackend:
         return np.sin(token_ids[..., None] * np.arange(1, 5, dtype=np.float32), dtype=np.float32)
 
     def sample(self, models, noise, context, negative_context, table, guidance):
-        latents = noise
+        latents, clean = noise, np.zeros_like(noise)
         shift = context.mean(axis=(1, 2)) + guidance * (context - negative_context).mean(axis=(1, 2))
-        for row in zip(*table.columns, strict=True):
-            latents = ddim_step(table.rule, latents, 0.1 * latents + models.bias + shift[:, None, None, None], row)
+        for step in table:
+            prediction = 0.1 * latents + models.bias + shift[:, None, None, None]
+            latents, clean = solver_step(step, latents, clean, prediction)
         return np.tanh(latents[..., :3].repeat(8, axis=1).repeat(8, axis=2))
 
     def init(self, models):

@@ -108,13 +108,15 @@ def test_locked():
 
 # Each value breaks its field's rule; NaN and infinity break every rule of a number.
 OUT_OF_RANGE = {
-    "prior.weight": -0.1, "prior.count": 0, "prior.inference_steps": 0, "prior.guidance": -1.0, "prior.seed": -1,
-    "prior.batch_size": 0, "train.steps": 0, "train.batch_size": 0, "train.learning_rate": 0.0,
-    "train.precision": "fp8", "train.adam_b1": 1.0, "train.adam_b2": -0.1, "train.adam_eps": 0.0,
+    "prior.weight": -0.1, "prior.count": 0, "prior.solver": "euler", "prior.inference_steps": 0,
+    "prior.guidance": -1.0, "prior.seed": -1, "prior.batch_size": 0, "train.steps": 0,
+    "train.batch_size": 0, "train.learning_rate": 0.0, "train.precision": "fp8",
+    "train.adam_b1": 1.0, "train.adam_b2": -0.1, "train.adam_eps": 0.0,
     "train.weight_decay": -1e-9, "train.max_grad_norm": -1.0, "train.seed": 2**63, "data.resolution": 7,
     "data.crop": "left", "data.crop_variants": 0, "data.encode_batch_size": 0, "checkpoint.every_steps": -1,
-    "checkpoint.keep": 0, "samples.every_steps": -1, "samples.inference_steps": 0, "samples.guidance": -0.5,
-    "samples.batch_size": 0, "export.precision": "int8", "log.every_steps": 0, "mesh.fsdp": 0,
+    "checkpoint.keep": 0, "samples.every_steps": -1, "samples.images_per_prompt": 0,
+    "samples.solver": "DDIM", "samples.inference_steps": 0, "samples.guidance": -0.5,
+    "export.precision": "int8", "log.every_steps": 0, "mesh.fsdp": 0,
 }  # fmt: skip
 NOT_BUILT_YET = {
     "model.revision": "main", "train.accumulation": 4, "train.lr_schedule": "cosine", "train.lr_warmup_steps": 10,
@@ -329,7 +331,7 @@ def test_paths_are_resolved_to_one_spelling(valid, tmp_path, monkeypatch):
 
 def test_what_may_change_on_resume():
     longer = {"train.steps", "train.learning_rate", "prior.count", "checkpoint.every_steps", "checkpoint.keep",
-              "samples.every_steps", "samples.prompts", "export.precision", "mesh.fsdp",
+              "samples.every_steps", "samples.prompts", "samples.solver", "export.precision", "mesh.fsdp",
               "model.source", "instance.images"}  # fmt: skip
     fixed = {"instance.prompt", "prior.weight", "train.batch_size", "train.seed",
              "train.precision", "data.resolution", "data.flip", "checkpoint.dir"}  # fmt: skip

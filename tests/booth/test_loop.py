@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from booth import loop
 from booth.errors import UserError
 from booth.objective import dreambooth_loss, noisy_latents
+from booth.preparation import preview_batch_size
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -61,6 +62,56 @@ def test_a_whole_job_without_a_framework(config, tmp_path):
     assert {name for name in source if not np.array_equal(source[name], weights[name])} == {TRAINED}
     assert json.loads((run.pipeline / "export.json").read_text())["step"] == 30
     assert not list(run.path.rglob(".staging-*"))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "prior", "guidance", "images"),
+    [(1, 1, 1.0, 7.5, 1), (1, 1, 0.0, 7.5, 1), (1, 1, 1.0, 1.0, 2), (3, 1, 1.0, 7.5, 3), (3, 1, 0.0, 7.5, 1),
+     (4, 2, 1.0, 7.5, 2), (4, 4, 1.0, 7.5, 1), (2, 1, 0.5, 0.0, 4)],
+)  # fmt: skip
+def test_a_preview_takes_no_more_rows_than_a_training_pass(config, batch_size, accumulation, prior, guidance, images):
+    config.train.batch_size, config.train.accumulation = batch_size, accumulation
+    config.prior.weight, config.samples.guidance = prior, guidance
+    assert preview_batch_size(config) == images
+
+
+def test_a_preview_is_one_grid_of_all_prompts_and_seeds(config, tmp_path):
+    """Sampled in full batches of one size; the image of a prompt and a seed is the same in every grid."""
+    sizes = []
+
+    class Watched(FakeBackend):
+        def sample(self, models, noise, *arguments):
+            sizes.append(len(noise))
+            return super().sample(models, noise, *arguments)
+
+    config.prior.weight = 0.0
+    config.train.batch_size, config.train.steps, config.samples.every_steps = 4, 1, 1
+    config.samples.prompts, config.samples.inference_steps = ("a robot", "a toy", "a lamp"), 2
+    grids = {}
+    for count in (1, 3):
+        config.samples.images_per_prompt = count
+        run = loop.train(Watched, config, tmp_path / f"run{count}")
+        assert [path.name for path in (run.path / "samples").iterdir()] == ["step-000001.png"]
+        with Image.open(run.path / "samples" / "step-000001.png") as picture:
+            grids[count] = np.asarray(picture)
+    assert sizes == [2] * (2 + 5)
+    assert grids[3].shape[0] == grids[1].shape[0], "three prompts one below the other"
+    first_column = grids[3][:, : grids[1].shape[1] - 8]
+    assert np.array_equal(first_column, grids[1][:, :-8]), "seed 0"
+    second, third = (grids[3][:190, 8 + 200 * place : 200 + 200 * place] for place in (1, 2))
+    assert not np.array_equal(second, third)
+
+
+def test_a_scheduler_that_a_solver_cannot_follow(config, tiny_pipeline, tmp_path):
+    config.model.source = str(shutil.copytree(tiny_pipeline, tmp_path / "model"))
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_karras_sigmas": True}))
+    with pytest.raises(
+        UserError, match=r"^prior\.solver: scheduler: use_karras_sigmas=true .* or take the solver ddim$"
+    ):
+        loop.train(FakeBackend, config, tmp_path / "run")
+    config.prior.solver = "ddim"
+    loop.train(FakeBackend, config, tmp_path / "run")
 
 
 def test_resumed_equals_uninterrupted(config, tmp_path):
@@ -208,8 +259,9 @@ def test_paths_may_be_relative_and_begin_at_home(config, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [("data.resolution", 60, r"data\.resolution: image size 60x60 must be a multiple of 8"),
-     ("prior.inference_steps", 1001, r"prior\.inference_steps: inference steps 1001 must be from 1 to 1000"),
-     ("samples.inference_steps", 1001, r"samples\.inference_steps: inference steps 1001 must be from 1 to 1000"),
+     ("prior.inference_steps", 1001, r"prior\.inference_steps: inference steps 1001 must be from 1 to 999"),
+     ("samples.inference_steps", 1001, r"samples\.inference_steps: inference steps 1001 must be from 1 to 999"),
+     ("prior.solver", "euler", r"prior\.solver='euler' must be one of 'dpm\+\+', 'ddim'"),
      ("train.steps", 0, r"train\.steps=0 must be at least 1"),
      ("instance.images", "/nowhere", r"instance\.images='/nowhere' is not a folder"),
      ("prior.images", __file__, r"prior\.images='.*' is not a folder"),

@@ -41,7 +41,8 @@ def make(tmp_path, pipeline, tokenizer):
             section, _, key = name.partition("_")
             config[section][key] = value
         side = config.data.resolution
-        sampler = Sampler(pipeline, tokenizer, (side, side), config.prior.inference_steps, 3.0, batch_size)
+        steps = config.prior.inference_steps
+        sampler = Sampler(pipeline, tokenizer, (side, side), config.prior.solver, steps, 3.0, batch_size)
         backend = backend_class(config)
         files = class_images(folder, config, sampler, backend, backend.load(pipeline), {"unet": weights, "vae": vae})
         assert all(file.parent == folder for file in files)
@@ -135,6 +136,7 @@ def test_own_images_alone_need_no_recipe(make):
     ("change", "said"),
     [({"prior_prompt": "a robot"}, "prompt 'a photo of robot' there, 'a robot' here"),
      ({"prior_seed": 3}, "seed 0 there, 3 here"), ({"data_resolution": 128}, "resolution 64 there, 128 here"),
+     ({"prior_solver": "ddim"}, "solver 'dpm++' there, 'ddim' here"),
      ({"prior_inference_steps": 3}, "inference_steps 2 there, 3 here"),
      ({"prior_guidance": 2.0}, "guidance 7.5 there, 2.0 here"),
      ({"weights": "other"}, "unet_sha256 'weights' there, 'other' here"),
@@ -156,8 +158,8 @@ def test_another_recipe_is_refused(make, change, said):
 def test_the_manifest_says_how_they_were_made(make):
     make(2)
     recipe = json.loads((make.folder / MANIFEST).read_text())
-    assert recipe == {"prompt": "a photo of robot", "seed": 0, "resolution": 64, "inference_steps": 2,
-                      "guidance": 7.5, "unet_sha256": "weights", "vae_sha256": "vae"}  # fmt: skip
+    assert recipe == {"prompt": "a photo of robot", "seed": 0, "resolution": 64, "solver": "dpm++",
+                      "inference_steps": 2, "guidance": 7.5, "unet_sha256": "weights", "vae_sha256": "vae"}  # fmt: skip
 
 
 def test_files_of_our_name_without_a_manifest_are_refused(make):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from booth import loop
@@ -12,19 +12,20 @@ from booth.pipeline_dir import open_pipeline
 from booth.preparation import load_tokenizer
 from booth.sampling import ImageRequest, Sampler, initial_noise
 
+SCHEDULERS = {"dpm++": DPMSolverMultistepScheduler, "ddim": DDIMScheduler}
 PROMPT, NEGATIVE = "a photo of sks robot on the beach", "blurry"
 
 
-def our_images(backend_class, folder, requests, *, steps=8, guidance=5.0, size=(64, 64), batch_size=2):
+def our_images(backend_class, folder, requests, *, solver="dpm++", steps=8, guidance=5.0, size=(64, 64), batch_size=2):
     pipeline = open_pipeline(str(folder))
     backend = backend_class(default_config())
-    sampler = Sampler(pipeline, load_tokenizer(pipeline), size, steps, guidance, batch_size)
+    sampler = Sampler(pipeline, load_tokenizer(pipeline), size, solver, steps, guidance, batch_size)
     return np.stack([image for _, image in sampler.images(backend, backend.load(pipeline), requests)])
 
 
-def diffusers_image(folder, request, *, steps=8, guidance=5.0, size=(64, 64)):
+def diffusers_image(folder, request, *, solver="dpm++", steps=8, guidance=5.0, size=(64, 64)):
     pipe = StableDiffusionPipeline.from_pretrained(folder)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = SCHEDULERS[solver].from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     noise = initial_noise(request.seed, (size[1] // 8, size[0] // 8, 4))
     images = pipe(
@@ -48,10 +49,12 @@ def test_the_exported_pipeline_gives_diffusers_the_same_images(backend_class, ti
     tiny_config.train.learning_rate = 1e-4
     run = loop.train(backend_class, tiny_config, tmp_path / "run")
     requests = [ImageRequest(PROMPT, 3, NEGATIVE), ImageRequest("a photo of robot", 2**63 - 1)]
-    ours = our_images(backend_class, run.pipeline, requests)
-    for image, request in zip(ours, requests, strict=True):
-        assert furthest(image, diffusers_image(run.pipeline, request)) <= 2
-    assert image.std() > 5, "a flat picture would prove nothing"
+    for solver, steps in (("ddim", 8), ("dpm++", 25), ("dpm++", 8)):
+        ours = our_images(backend_class, run.pipeline, requests, solver=solver, steps=steps)
+        for image, request in zip(ours, requests, strict=True):
+            assert furthest(image, diffusers_image(run.pipeline, request, solver=solver, steps=steps)) <= 2
+            assert image.std() > 5, "a flat picture would prove nothing"
+    assert furthest(ours[0], diffusers_image(run.pipeline, requests[0], solver="ddim")) > 2
     assert furthest(ours[0], diffusers_image(run.pipeline, requests[0], guidance=4.0)) > 2
     assert furthest(ours[0], diffusers_image(run.pipeline, ImageRequest(PROMPT, 3))) > 2
     assert furthest(ours[0], diffusers_image(tiny_config.model.source, requests[0])) > 2

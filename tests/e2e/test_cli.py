@@ -240,7 +240,7 @@ def test_commands_that_cannot_work(main, run_dir, arguments, said, request, tmp_
     ("option", "value", "said"),
     [("--size", "big", "--size 'big' must be a number such as 512, or WIDTHxHEIGHT such as 768x512"),
      ("--size", "60", "image size 60x60 must be a multiple of 8"), ("--size", "0x64", "image size 0x64 must be"),
-     ("--steps", "0", "inference steps 0 must be from 1 to 1000"), ("--seeds", "-1", "--seeds -1 must be from 0 to"),
+     ("--steps", "0", "inference steps 0 must be from 1 to 999"), ("--seeds", "-1", "--seeds -1 must be from 0 to"),
      ("--seeds", str(2**63), f"--seeds {2**63} must be from 0 to 2**63 - 1"), ("--seeds", str(2**80), "must be from 0"),
      ("--batch-size", "0", "--batch-size 0 must be at least 1"), ("--guidance", "nan", "--guidance nan must be a"),
      ("--guidance", "-1", "--guidance -1.0 must be"), ("--step", "3", "--step names a checkpoint of --run")],

@@ -10,8 +10,7 @@ import pytest
 
 from booth.preparation import check_inputs, prepare
 from booth.rundir import RunDir
-from booth.sampling import initial_noise, to_uint8
-from booth.schedule import ddim_table
+from booth.sampling import initial_noise, sampling_table, to_uint8
 from jaxbooth.backend import Backend
 from jaxbooth.sharding import pad_batch, parameter_spec
 
@@ -92,13 +91,13 @@ def test_eight_devices_train_as_one(make_tiny_config, tmp_path):
 
 
 def sampling_job(pipeline):
-    """Arguments of Backend.sample: two images, two steps; eight devices have six padding rows."""
+    """Arguments of Backend.sample: two images, three steps; eight devices have six padding rows."""
     context = np.random.default_rng(0).standard_normal((2, 77, 64)).astype(np.float32)
     return {
         "noise": np.stack([initial_noise(seed, (8, 8, 4)) for seed in (0, 1)]),
         "context": context,
         "negative_context": context[::-1],
-        "table": ddim_table(pipeline.component_config("scheduler"), 2),
+        "table": sampling_table(pipeline, "dpm++", 3),
         "guidance": 5.0,
     }
 
