@@ -7,7 +7,6 @@ from booth.solvers import SamplingTable, is_guided, solver_step
 from torchbooth.models import Models
 
 
-@torch.inference_mode()
 def sample(
     models: Models,
     noise: np.ndarray,
@@ -18,20 +17,41 @@ def sample(
     precision: str,
 ) -> np.ndarray:
     """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1]."""
-    device = models.unet.device
-    latents = torch.from_numpy(noise).to(device).permute(0, 3, 1, 2)
+    contexts = np.concatenate([negative_context, context]) if is_guided(guidance) else context
+    latents_bchw = torch.from_numpy(noise).permute(0, 3, 1, 2)
+    latents_bchw = denoise(models, latents_bchw, torch.from_numpy(contexts), table, guidance, precision)
+    return decode(models, latents_bchw).permute(0, 2, 3, 1).numpy()
+
+
+@torch.inference_mode()
+def denoise(
+    models: Models,
+    noise_bchw: torch.Tensor,
+    contexts_rtd: torch.Tensor,
+    table: SamplingTable,
+    guidance: float,
+    precision: str,
+) -> torch.Tensor:
+    """Clean latents [b, c, h, w]; `contexts_rtd` has a row for each image, if guided b negative ones before them."""
+    device, guided = models.unet.device, len(contexts_rtd) > len(noise_bchw)
+    latents, contexts_rtd = noise_bchw.to(device), contexts_rtd.to(device)
     clean = torch.zeros_like(latents)
-    guided = is_guided(guidance)
-    contexts = torch.from_numpy(np.concatenate([negative_context, context]) if guided else context).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for step in table:
             rows = torch.cat([latents, latents]) if guided else latents
-            prediction = models.unet(rows, step.timestep, contexts, return_dict=False)[0].float()
+            prediction = models.unet(rows, step.timestep, contexts_rtd, return_dict=False)[0].float()
             if guided:
                 negative, positive = prediction.chunk(2)
                 prediction = negative + guidance * (positive - negative)
             latents, clean = solver_step(step, latents, clean, prediction)
-    decodable = latents / models.vae_scale + models.vae_shift
-    # One image at once: decoding is where most memory is needed, and little is gained by more.
-    images = [models.vae.decode(one, return_dict=False)[0].float().cpu() for one in decodable.split(1)]
-    return torch.cat(images).permute(0, 2, 3, 1).numpy()
+    return latents
+
+
+@torch.inference_mode()
+def decode(models: Models, latents_bchw: torch.Tensor) -> torch.Tensor:
+    """Pixels, float32 [b, 3, H, W] in the host's memory.
+
+    One image at once: decoding is where most memory is needed, and little is gained by more.
+    """
+    latents_bchw = latents_bchw / models.vae_scale + models.vae_shift
+    return torch.cat([models.vae.decode(one, return_dict=False)[0].float().cpu() for one in latents_bchw.split(1)])

@@ -1,6 +1,10 @@
 """What is particular to sampling with JAX: compiled once, and no more decoded at once than one image a device."""
 
+from itertools import pairwise
+
+import jax
 import numpy as np
+import pytest
 
 from booth.pipeline_dir import open_pipeline
 from booth.sampling import initial_noise, sampling_table
@@ -8,7 +12,21 @@ from jaxbooth import sample
 from jaxbooth.backend import Backend
 
 
-def test_solvers_and_numbers_of_steps_share_one_compilation(tiny_config, tiny_pipeline, monkeypatch):
+@pytest.fixture
+def compiled():
+    """The names of the functions that are compiled, or found in the cache on disk, while the test runs."""
+    names = []
+
+    def listener(event, duration, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(details["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_solvers_and_numbers_of_steps_share_one_compilation(tiny_config, tiny_pipeline, compiled, monkeypatch):
     shapes, decode = [], sample._decode
 
     def watched(params, latents, **network):
@@ -21,11 +39,11 @@ def test_solvers_and_numbers_of_steps_share_one_compilation(tiny_config, tiny_pi
     models = backend.load(pipeline)
     context = np.random.default_rng(0).standard_normal((2, 77, 64)).astype(np.float32)
     noise = np.stack([initial_noise(seed, (8, 8, 4)) for seed in (0, 1)])
-    before = sample._denoise._cache_size()
+    sample._denoise.clear_cache()  # of other tests
     images = [
-        backend.sample(models, noise, context, context[::-1], sampling_table(pipeline, solver, steps), 5.0)
-        for solver, steps in (("dpm++", 2), ("dpm++", 3), ("ddim", 3))
+        backend.sample(models, noise, context, context[::-1], sampling_table(pipeline, solver, steps), guidance)
+        for solver, steps, guidance in (("dpm++", 2, 5.0), ("dpm++", 3, 5.0), ("ddim", 3, 5.0), ("ddim", 3, 4.0))
     ]
-    assert sample._denoise._cache_size() == before + 1
-    assert not np.array_equal(images[1], images[2])
-    assert shapes == [(1, 8, 8, 4)] * 6
+    assert compiled.count("jit(_denoise)") == 1
+    assert all(not np.array_equal(a, b) for a, b in pairwise(images)), "their inputs count"
+    assert shapes == [(1, 8, 8, 4)] * 8

@@ -1,0 +1,175 @@
+"""Predicted peak memory of a training step and of a preview at Stable Diffusion 1.5's size; needs no GPU.
+
+    python scripts/check_preview_memory.py --backend torch            # two minutes on 2 cores
+    python scripts/check_preview_memory.py --backend jax              # compiles at full size: some ten minutes
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/check_preview_memory.py --backend jax --rows 8
+
+torchbooth: its own functions run on fake tensors (shapes without data), whose memory is added up. jaxbooth: its own
+functions are compiled for abstract arrays, and the compiler (XLA's for CPUs; others differ) says what they take on a
+device. Each line is what is held at the worst moment, weights and optimizer states included, as they are there when a
+preview is made. Exits with 1 if a preview takes more than a training step.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from make_pipeline import SCHEDULER, SIZES
+
+from booth.backend import Batch
+from booth.config import default_config
+from booth.preparation import preview_batch_size
+from booth.solvers import SamplingStep, SamplingTable, solver_table
+
+SIDE = 64  # latents of 512 pixels
+TOKENS, WIDTH = 77, SIZES["sd15"]["unet"]["cross_attention_dim"]
+
+
+def make_batch(rows: int) -> Batch:
+    """A batch of zeros: only shapes and types matter."""
+    latents, row = np.zeros((rows, SIDE, SIDE, 4), np.float32), np.zeros(rows, np.float32)
+    arrays = {field.name: row for field in fields(Batch)}
+    arrays |= {"latents": latents, "noise": latents, "context": np.zeros((2, TOKENS, WIDTH), np.float32)}
+    arrays |= {name: np.zeros(rows, np.int32) for name in ("timestep", "prompt_index")}
+    return Batch(**arrays | {"learning_rate": np.zeros((), np.float32)})
+
+
+def with_torch(config: Any, rows: int) -> dict[str, float]:
+    """Bytes by what is done, with the kernels for CPUs: attention does without its full matrix there, as on GPUs."""
+    import torch
+    from make_pipeline import build_networks
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    from torchbooth import sample
+    from torchbooth.backend import Backend
+    from torchbooth.models import Models
+
+    peaks: dict[str, float] = {}
+    tracker = MemTracker()
+
+    def tracked(what: str, call: Callable[[], Any]) -> Any:
+        with tracker:  # entering it begins a new peak
+            result = call()
+            peaks[what] = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+            tracker.reset_mod_stats()
+        return result
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        backend = Backend(config)
+        networks = {name: network.requires_grad_(False) for name, network in build_networks("sd15").items()}
+        state = backend.init(Models(**networks, vae_scale=0.18215, vae_shift=0.0))
+        tracker.track_external(*networks.values(), state.optimizer)
+        batch = make_batch(rows)
+        for _ in range(2):  # Adam's moments are made in the first
+            tracked("training step", lambda: backend.train_step(state, batch))
+        images = preview_batch_size(config)
+        noise, contexts = torch.zeros(images, 4, SIDE, SIDE), torch.zeros(2 * images, TOKENS, WIDTH)
+
+        def steps() -> Iterator[SamplingStep]:
+            for step in preview_table(config):
+                tracker.reset_mod_stats()  # it knows a module only once
+                yield step
+
+        arguments = state.models, noise, contexts, steps(), config.samples.guidance, config.train.precision
+        latents = tracked("preview, denoising", lambda: sample.denoise(*arguments))
+        tracked("preview, decoding", lambda: sample.decode(state.models, latents[:1]))
+    return peaks
+
+
+def with_jax(config: Any, rows: int) -> dict[str, float]:
+    """Bytes on a device by what is done, as XLA for CPUs plans them."""
+    import jax
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from jaxbooth import optim, sample, step
+    from jaxbooth.models.clip import CLIPTextModel
+    from jaxbooth.models.unet import UNet2DConditionModel
+    from jaxbooth.models.vae import AutoencoderKL
+    from jaxbooth.sharding import make_mesh, pad_batch, row_sharding, state_shardings
+    from jaxbooth.weights import Network
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    settings, mesh = optim.Settings.of(config), make_mesh(config.mesh.fsdp)
+    options = {
+        "dtype": jax.numpy.bfloat16 if config.train.precision == "bf16" else jax.numpy.float32,
+        "remat": config.train.gradient_checkpointing,
+    }
+    unet = Network.build(UNet2DConditionModel, SIZES["sd15"]["unet"], **options)
+    vae = Network.build(AutoencoderKL, SIZES["sd15"]["vae"])
+    text_encoder = Network.build(CLIPTextModel, SIZES["sd15"]["text_encoder"])
+
+    def placed(tree: Any) -> Any:
+        """Abstract arrays where the parameters they are named after are."""
+        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+        return jax.tree.map(place, tree, state_shardings(mesh, tree))
+
+    def spread(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, np.float32, sharding=row_sharding(mesh))
+
+    def held(tree: Any) -> int:
+        """Bytes on one device."""
+        leaves = jax.tree.leaves(tree)
+        return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
+
+    trainable = placed({f"unet.{name}": shape for name, shape in unet.shapes.items()})
+    moments = placed(jax.eval_shape(optim.adamw(settings).init, trainable))
+    weights = {"unet": placed(dict(unet.shapes)), "vae": placed(dict(vae.shapes))}
+    always = held((trainable, moments, weights["vae"], placed(dict(text_encoder.shapes))))
+
+    def total(lowered: Any) -> int:
+        memory = lowered.compile().memory_analysis()
+        # What is given is there already; what comes out takes room unless it takes the place of what was given.
+        return always + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+    batch = pad_batch(make_batch(rows), mesh.size)
+    shared = NamedSharding(mesh, P())
+    batch = Batch(**{
+        field.name: jax.ShapeDtypeStruct(
+            (value := getattr(batch, field.name)).shape, value.dtype,
+            sharding=shared if field.name in ("context", "learning_rate") else row_sharding(mesh),
+        )
+        for field in fields(Batch)
+    })  # fmt: skip
+    images = -(-preview_batch_size(config) // mesh.size) * mesh.size
+    latents, contexts = spread(images, SIDE, SIDE, 4), spread(images, 2, TOKENS, WIDTH)
+    first, guidance = preview_table(config)[0], config.samples.guidance
+    return {
+        "training step": total(
+            step.train_step.lower(trainable, moments, batch, unet=unet, settings=settings, mesh=mesh)
+        ),
+        "preview, denoising": total(
+            sample._denoise.lower(weights["unet"], latents, latents, contexts, first, guidance, unet=unet, mesh=mesh)
+        ),
+        "preview, decoding": total(sample._decode.lower(weights["vae"], spread(mesh.size, SIDE, SIDE, 4), vae=vae)),
+    }
+
+
+def preview_table(config: Any) -> SamplingTable:
+    """Two steps are as good as all: one has nothing from the step before it yet."""
+    return solver_table(SCHEDULER, config.samples.solver, config.samples.inference_steps)[:2]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=("torch", "jax"), required=True)
+    parser.add_argument("--rows", type=int, default=1, help="train.batch_size: as many class images join")
+    parser.add_argument("--fsdp", type=int, default=1, help="mesh.fsdp")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--keep-activations", action="store_true", help="without gradient checkpointing")
+    options = parser.parse_args()
+    config = default_config()
+    config.train.batch_size, config.mesh.fsdp, config.train.precision = options.rows, options.fsdp, options.precision
+    config.train.gradient_checkpointing = not options.keep_activations
+    peaks = (with_torch if options.backend == "torch" else with_jax)(config, 2 * options.rows)
+    for what, peak in peaks.items():
+        print(f"{options.backend}booth, {options.precision}: {what:<20} {peak / 2**30:6.2f} GiB")
+    return int(max(peaks.values()) > peaks["training step"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
