@@ -72,6 +72,11 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, _ROWS)
 
 
+def shared_sharding(mesh: Mesh) -> NamedSharding:
+    """Of an array that every device has whole."""
+    return NamedSharding(mesh, P())
+
+
 def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
     """Spreads [rows, ...] over all devices, padded by `pad_rows`."""
     return jax.device_put(pad_rows(rows, mesh.size), row_sharding(mesh))
@@ -79,7 +84,7 @@ def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
 
 def place_shared(mesh: Mesh, value: np.ndarray) -> jax.Array:
     """The same array on every device."""
-    return jax.device_put(value, NamedSharding(mesh, P()))
+    return jax.device_put(value, shared_sharding(mesh))
 
 
 def pad_batch(batch: Batch, multiple: int) -> Batch:

@@ -24,20 +24,25 @@ from booth.config import default_config
 from booth.preparation import preview_batch_size
 from booth.solvers import SamplingStep, SamplingTable, solver_table
 
-SIDE = 64  # latents of 512 pixels
-TOKENS, WIDTH = 77, SIZES["sd15"]["unet"]["cross_attention_dim"]
+TOKENS = 77
 
 
-def make_batch(rows: int) -> Batch:
+def dimensions(size: str) -> tuple[int, int]:
+    """(side of the latents, width of a context)."""
+    return SIZES[size]["unet"]["sample_size"], SIZES[size]["unet"]["cross_attention_dim"]
+
+
+def make_batch(size: str, rows: int) -> Batch:
     """A batch of zeros: only shapes and types matter."""
-    latents, row = np.zeros((rows, SIDE, SIDE, 4), np.float32), np.zeros(rows, np.float32)
+    side, width = dimensions(size)
+    latents, row = np.zeros((rows, side, side, 4), np.float32), np.zeros(rows, np.float32)
     arrays = {field.name: row for field in fields(Batch)}
-    arrays |= {"latents": latents, "noise": latents, "context": np.zeros((2, TOKENS, WIDTH), np.float32)}
+    arrays |= {"latents": latents, "noise": latents, "context": np.zeros((2, TOKENS, width), np.float32)}
     arrays |= {name: np.zeros(rows, np.int32) for name in ("timestep", "prompt_index")}
     return Batch(**arrays | {"learning_rate": np.zeros((), np.float32)})
 
 
-def with_torch(config: Any, rows: int) -> dict[str, float]:
+def with_torch(config: Any, size: str, rows: int) -> dict[str, float]:
     """Bytes by what is done, with the kernels for CPUs: attention does without its full matrix there, as on GPUs."""
     import torch
     from make_pipeline import build_networks
@@ -60,14 +65,14 @@ def with_torch(config: Any, rows: int) -> dict[str, float]:
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         backend = Backend(config)
-        networks = {name: network.requires_grad_(False) for name, network in build_networks("sd15").items()}
+        networks = build_networks(size)
         state = backend.init(Models(**networks, vae_scale=0.18215, vae_shift=0.0))
         tracker.track_external(*networks.values(), state.optimizer)
-        batch = make_batch(rows)
+        batch = make_batch(size, rows)
         for _ in range(2):  # Adam's moments are made in the first
             tracked("training step", lambda: backend.train_step(state, batch))
-        images = preview_batch_size(config)
-        noise, contexts = torch.zeros(images, 4, SIDE, SIDE), torch.zeros(2 * images, TOKENS, WIDTH)
+        images, (side, width) = preview_batch_size(config), dimensions(size)
+        noise, contexts = torch.zeros(images, 4, side, side), torch.zeros(2 * images, TOKENS, width)
 
         def steps() -> Iterator[SamplingStep]:
             for step in preview_table(config):
@@ -80,17 +85,15 @@ def with_torch(config: Any, rows: int) -> dict[str, float]:
     return peaks
 
 
-def with_jax(config: Any, rows: int) -> dict[str, float]:
+def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
     """Bytes on a device by what is done, as XLA for CPUs plans them."""
     import jax
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec as P
 
     from jaxbooth import optim, sample, step
     from jaxbooth.models.clip import CLIPTextModel
     from jaxbooth.models.unet import UNet2DConditionModel
     from jaxbooth.models.vae import AutoencoderKL
-    from jaxbooth.sharding import make_mesh, pad_batch, row_sharding, state_shardings
+    from jaxbooth.sharding import make_mesh, pad_batch, row_sharding, shared_sharding, state_shardings
     from jaxbooth.weights import Network
 
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -99,9 +102,9 @@ def with_jax(config: Any, rows: int) -> dict[str, float]:
         "dtype": jax.numpy.bfloat16 if config.train.precision == "bf16" else jax.numpy.float32,
         "remat": config.train.gradient_checkpointing,
     }
-    unet = Network.build(UNet2DConditionModel, SIZES["sd15"]["unet"], **options)
-    vae = Network.build(AutoencoderKL, SIZES["sd15"]["vae"])
-    text_encoder = Network.build(CLIPTextModel, SIZES["sd15"]["text_encoder"])
+    unet = Network.build(UNet2DConditionModel, SIZES[size]["unet"], **options)
+    vae = Network.build(AutoencoderKL, SIZES[size]["vae"])
+    text_encoder = Network.build(CLIPTextModel, SIZES[size]["text_encoder"])
 
     def placed(tree: Any) -> Any:
         """Abstract arrays where the parameters they are named after are."""
@@ -126,8 +129,8 @@ def with_jax(config: Any, rows: int) -> dict[str, float]:
         # What is given is there already; what comes out takes room unless it takes the place of what was given.
         return always + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
-    batch = pad_batch(make_batch(rows), mesh.size)
-    shared = NamedSharding(mesh, P())
+    batch = pad_batch(make_batch(size, rows), mesh.size)
+    shared = shared_sharding(mesh)
     batch = Batch(**{
         field.name: jax.ShapeDtypeStruct(
             (value := getattr(batch, field.name)).shape, value.dtype,
@@ -135,8 +138,9 @@ def with_jax(config: Any, rows: int) -> dict[str, float]:
         )
         for field in fields(Batch)
     })  # fmt: skip
+    side, width = dimensions(size)
     images = -(-preview_batch_size(config) // mesh.size) * mesh.size
-    latents, contexts = spread(images, SIDE, SIDE, 4), spread(images, 2, TOKENS, WIDTH)
+    latents, contexts = spread(images, side, side, 4), spread(images, 2, TOKENS, width)
     first, guidance = preview_table(config)[0], config.samples.guidance
     return {
         "training step": total(
@@ -145,7 +149,9 @@ def with_jax(config: Any, rows: int) -> dict[str, float]:
         "preview, denoising": total(
             sample._denoise.lower(weights["unet"], latents, latents, contexts, first, guidance, unet=unet, mesh=mesh)
         ),
-        "preview, decoding": total(sample._decode.lower(weights["vae"], spread(mesh.size, SIDE, SIDE, 4), vae=vae)),
+        "preview, decoding": total(
+            sample._decode.lower(weights["vae"], spread(mesh.size, side, side, 4), vae=vae, mesh=mesh)
+        ),
     }
 
 
@@ -157,7 +163,9 @@ def preview_table(config: Any) -> SamplingTable:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=("torch", "jax"), required=True)
+    parser.add_argument("--size", choices=SIZES, default="sd15")
     parser.add_argument("--rows", type=int, default=1, help="train.batch_size: as many class images join")
+    parser.add_argument("--without-prior", action="store_true", help="without class images")
     parser.add_argument("--fsdp", type=int, default=1, help="mesh.fsdp")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--keep-activations", action="store_true", help="without gradient checkpointing")
@@ -165,9 +173,11 @@ def main() -> int:
     config = default_config()
     config.train.batch_size, config.mesh.fsdp, config.train.precision = options.rows, options.fsdp, options.precision
     config.train.gradient_checkpointing = not options.keep_activations
-    peaks = (with_torch if options.backend == "torch" else with_jax)(config, 2 * options.rows)
+    config.prior.weight = float(not options.without_prior)
+    rows = options.rows if options.without_prior else 2 * options.rows
+    peaks = (with_torch if options.backend == "torch" else with_jax)(config, options.size, rows)
     for what, peak in peaks.items():
-        print(f"{options.backend}booth, {options.precision}: {what:<20} {peak / 2**30:6.2f} GiB")
+        print(f"{options.backend}booth, {options.precision}: {what:<20} {peak / 2**30:7.3f} GiB")
     return int(max(peaks.values()) > peaks["training step"])
 
 
