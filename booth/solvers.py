@@ -113,8 +113,7 @@ def solver_table(config: Mapping[str, Any], solver: str, steps: int) -> Sampling
             said, wanted = json.dumps(value), json.dumps(allowed[0])  # as it stands in the file
             raise UserError(f"scheduler: {key}={said} must be {wanted} for the solver {solver}{other}")
     settings = _DEFAULTS[solver] | {key: config[key] for key in _DEFAULTS[solver] if key in config}
-    # Where DDIM's steps are as many timesteps, multistep solvers spread one more and leave the last out: their last
-    # step goes from the one before it to the clean image.
+    # DPM-Solver++ spreads one timestep more and leaves the last out: the step there is the one to the clean image.
     spread = steps + (solver == "dpm++")
     timestep = _timesteps(settings, schedule.timesteps, steps, spread)
     signal, sigma = schedule.signal(timestep), schedule.sigma(timestep)
