@@ -111,7 +111,7 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     sample.add_argument("--seeds", type=int, nargs="+", default=[0], help="one image for every prompt and seed")
     sample.add_argument("--size", help="512 or WIDTHxHEIGHT; default: the size the model was made for")
     sample.add_argument("--batch-size", type=int, default=4, help="images sampled at once")
-    sample.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="compute type")
+    sample.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="compute type")
     sample.add_argument("--out", required=True, type=_path, help="folder for the images")
     sample.set_defaults(run=_sample)
 
@@ -152,6 +152,7 @@ def _train(package: str, options: argparse.Namespace) -> None:
     backend_class = load_backend(package)
     if options.dry_run:
         settings.validate(config, backend_class.name, backend_class.capabilities)
+        backend_class.check(config)
         loop.check_inputs(config)
         print(config.to_json_best_effort(indent=1))
         return

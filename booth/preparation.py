@@ -128,13 +128,19 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
             run.cache, backend, models, every_view, inputs.pipeline.weights_hash("vae"), config.data.encode_batch_size
         ),
         weight=weight,
-        context=np.stack([context_of(backend, models, inputs.tokenizer, prompt) for prompt in prompts.values()]),
+        prompts=(
+            inputs.tokenizer(list(prompts.values()))
+            if config.train.text_encoder
+            else np.stack([context_of(backend, models, inputs.tokenizer, prompt) for prompt in prompts.values()])
+        ),
         prompt_index={kind: index for index, kind in enumerate(prompts)},
         schedule=noise_schedule(inputs.pipeline.component_config("scheduler")),
         latent_scale=scale,
         latent_shift=shift,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
+        min_snr_gamma=config.train.min_snr_gamma,
+        noise_offset=config.train.noise_offset,
     )
 
 

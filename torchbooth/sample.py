@@ -5,6 +5,7 @@ import torch
 
 from booth.schedule import DDIMTable, ddim_step
 from torchbooth.models import Models
+from torchbooth.precision import autocast
 
 
 @torch.inference_mode()
@@ -22,7 +23,7 @@ def sample(
     latents = torch.from_numpy(noise).to(device).permute(0, 3, 1, 2)
     guided = guidance > 1  # at 1 the negative prompt cancels out
     contexts = torch.from_numpy(np.concatenate([negative_context, context]) if guided else context).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(device, precision):
         for row in zip(*(column.tolist() for column in table.columns), strict=True):
             rows = torch.cat([latents, latents]) if guided else latents
             prediction = models.unet(rows, row[0], contexts, return_dict=False)[0].float()

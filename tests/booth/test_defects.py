@@ -54,7 +54,7 @@ def make_batches(tmp_path):
 
 def test_lambda_stays_on_the_class_rows_when_rows_are_sharded(make_batches):
     """The Flax script split the local batch into halves after sharding: both kinds ended with (1 + lambda) / 2."""
-    batch = make_batches()(0, 1e-4)
+    batch = make_batches()(0, {})
     prediction = np.random.default_rng(0).standard_normal(batch.latents.shape).astype(np.float32)
     row = ((prediction - batch.noise) ** 2).mean((1, 2, 3))
     right = row[:2].mean() + 0.3 * row[2:].mean()
@@ -65,7 +65,7 @@ def test_lambda_stays_on_the_class_rows_when_rows_are_sharded(make_batches):
 
     def ours(rows):
         part = {name: getattr(batch, name)[rows] for name in ("latents", "noise", "target_latent", "target_noise",
-                                                              "weight", "is_prior")}  # fmt: skip
+                                                              "weight", "instance_weight", "prior_weight")}  # fmt: skip
         return dreambooth_loss(prediction[rows], replace(batch, **part))[0]
 
     def theirs(rows):
@@ -79,18 +79,18 @@ def test_lambda_stays_on_the_class_rows_when_rows_are_sharded(make_batches):
 def test_the_schedule_and_the_target_come_from_the_pipeline(make_batches):
     """The Flax script hard-coded SD1's betas and epsilon, so v-prediction models trained on the wrong target."""
     config = {"beta_start": 0.001, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
-    batch = make_batches(config)(3, 1e-4)
+    batch = make_batches(config)(3, {})
     alpha_bar = np.cumprod(1 - np.linspace(0.001, 0.02, 1000))[batch.timestep]
     column = (slice(None), None, None, None)
     velocity = np.sqrt(alpha_bar)[column] * batch.noise - np.sqrt(1 - alpha_bar)[column] * batch.latents
     assert dreambooth_loss(velocity.astype(np.float32), batch)[0] < 1e-10
-    hard_coded = make_batches(SD15)(3, 1e-4)
+    hard_coded = make_batches(SD15)(3, {})
     assert dreambooth_loss(velocity.astype(np.float32), hard_coded)[0] > 0.1
 
 
 def test_posterior_and_noise_are_drawn_apart(make_batches):
     """The Flax script used one key for both: with unit moments the latents' sample then equals the noise."""
-    batch = make_batches()(0, 1e-4)
+    batch = make_batches()(0, {})
     sample = batch.latents - batch.latents.mean((1, 2, 3), keepdims=True)
     for row in range(4):
         assert abs(np.corrcoef(sample[row].ravel(), batch.noise[row].ravel())[0, 1]) < 0.3
@@ -103,7 +103,7 @@ def test_resuming_inside_an_epoch_goes_on_in_its_order(make_batches):
     batches = make_batches(std=0.0)  # latents then tell which image a row shows
 
     def shown(start, stop):
-        return [batch.latents[:2, 0, 0, 0].tolist() for _, batch in made_ahead(lambda s: batches(s, 0.0), start, stop)]
+        return [batch.latents[:2, 0, 0, 0].tolist() for _, batch in made_ahead(lambda s: batches(s, {}), start, stop)]
 
     whole = shown(0, 10)
     assert shown(0, 3) + shown(3, 10) == whole
@@ -199,7 +199,7 @@ def test_the_learning_rate_given_on_resume_counts(tiny_config, tmp_path):
 
     class Theirs(FakeBackend):
         def restore(self, state, folder):
-            self.kept = np.float32(1e-3)  # as saved with the optimizer
+            self.kept = {"unet": np.float32(1e-3)}  # as saved with the optimizer
             return super().restore(state, folder)
 
         def train_step(self, state, batch):
@@ -264,7 +264,7 @@ def test_false_is_false():
 
 
 def test_learned_variance_uses_the_first_half(make_batches):
-    batch = make_batches()(0, 1e-4)
+    batch = make_batches()(0, {})
     doubled = np.concatenate([batch.noise, np.full_like(batch.noise, 9.0)], axis=-1)
     assert dreambooth_loss(doubled, batch)[0] < 1e-10
     assert dreambooth_loss(doubled[..., 4:], batch)[0] > 1

@@ -57,7 +57,7 @@ def test_eight_devices_train_as_one(make_tiny_config, tmp_path):
         models = backend.load(inputs.pipeline)
         with RunDir.open(tmp_path / f"run{fsdp}", "jax", config) as run:
             make_batch = prepare(config, inputs, run, backend, models)
-        batches = [make_batch(step, 3e-4) for step in range(STEPS)]
+        batches = [make_batch(step, {"unet": 3e-4}) for step in range(STEPS)]
         state = backend.init(models)
         before = {name: array.copy() for _, name, array in backend.tensors(state)}
         losses = []
@@ -116,7 +116,7 @@ def test_padding_rows_have_no_weight(tiny_config, tmp_path):
     backend = Backend(tiny_config)
     inputs = check_inputs(tiny_config)
     with RunDir.open(tmp_path / "run", "jax", tiny_config) as run:
-        batch = prepare(tiny_config, inputs, run, backend, backend.load(inputs.pipeline))(0, 1e-4)
+        batch = prepare(tiny_config, inputs, run, backend, backend.load(inputs.pipeline))(0, {"unet": 1e-4})
     padded = pad_batch(batch, 8)
     assert padded.latents.shape[0] == padded.weight.shape[0] == 8
     assert (padded.weight[:4] == batch.weight).all() and (padded.weight[4:] == 0).all()
