@@ -106,7 +106,13 @@ _SD15_SCHEDULER = {
     "skip_prk_steps": True,
     "clip_sample": False,  # no argument of PNDM, but in the published scheduler_config.json
 }
-_SD15 = {"unet": _SD15_UNET, "vae": _SD15_VAE, "text_encoder": _SD15_TEXT_ENCODER, "scheduler": _SD15_SCHEDULER}
+_SD15 = {
+    "unet": _SD15_UNET,
+    "vae": _SD15_VAE,
+    "text_encoder": _SD15_TEXT_ENCODER,
+    "tokenizer": {"pad_token": END},
+    "scheduler": _SD15_SCHEDULER,
+}
 
 _SD21_512 = {
     "unet": _SD15_UNET
@@ -125,6 +131,7 @@ _SD21_512 = {
         "num_attention_heads": 16,
         "hidden_act": "gelu",
     },
+    "tokenizer": {"pad_token": "!"},
     "scheduler": _SD15_SCHEDULER,
 }
 _SD21_768 = _SD21_512 | {
@@ -159,6 +166,7 @@ SIZES = {
         "text_encoder": _SD15_TEXT_ENCODER
         | _TINY_TEXT_ENCODER
         | {"hidden_size": 64, "projection_dim": 64, "num_attention_heads": 4},
+        "tokenizer": _SD15["tokenizer"],
         "scheduler": _SD15_SCHEDULER,
     },
     "tiny-sd2": {
@@ -167,6 +175,7 @@ SIZES = {
         "text_encoder": _SD21_768["text_encoder"]
         | _TINY_TEXT_ENCODER
         | {"hidden_size": 96, "projection_dim": 48, "num_attention_heads": 6},
+        "tokenizer": _SD21_768["tokenizer"],
         "scheduler": _SD21_768["scheduler"],
     },
 }
@@ -185,14 +194,14 @@ def make_pipeline(size: str, out: str | Path, seed: int = 0) -> Path:
         randomize(networks)
     pipeline = StableDiffusionPipeline(
         **networks,
-        tokenizer=build_tokenizer(SIZES[size]["text_encoder"]["vocab_size"]),
+        tokenizer=build_tokenizer(SIZES[size]["text_encoder"]["vocab_size"], **SIZES[size]["tokenizer"]),
         scheduler=build_scheduler(size),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out)
-    complete_tokenizer(out / "tokenizer")
+    complete_tokenizer(out / "tokenizer", **SIZES[size]["tokenizer"])
     add_text_model_prefix(out / "text_encoder" / "model.safetensors")
     for weights in out.glob("*/*.safetensors"):  # safetensors creates them 0600 whatever the umask
         weights.chmod((out / "model_index.json").stat().st_mode)
@@ -269,7 +278,7 @@ def merge(spelling: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def build_tokenizer(vocab_size: int) -> CLIPTokenizer:
+def build_tokenizer(vocab_size: int, pad_token: str) -> CLIPTokenizer:
     """A CLIP tokenizer that knows `WORDS`, with exactly `vocab_size` entries."""
     merges = learn_merges(WORDS)
     alphabet = sorted(ByteLevel.alphabet())
@@ -278,10 +287,10 @@ def build_tokenizer(vocab_size: int) -> CLIPTokenizer:
     tokens += [f"<|unused{i}|>" for i in range(vocab_size - len(tokens) - 2)] + [START, END]
     assert len(tokens) == vocab_size, f"{len(tokens)} tokens do not fit a vocabulary of {vocab_size}"
     vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=77)
 
 
-def complete_tokenizer(folder: Path) -> None:
+def complete_tokenizer(folder: Path, pad_token: str) -> None:
     """Add to transformers 5's tokenizer.json the files that published pipelines and transformers 4 have."""
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     write_json(folder / "vocab.json", model["vocab"])
@@ -293,7 +302,7 @@ def complete_tokenizer(folder: Path) -> None:
         "bos_token": {"content": START, **flags},
         "eos_token": {"content": END, **flags},
         "unk_token": {"content": END, **flags},
-        "pad_token": END,
+        "pad_token": pad_token,
     }
     write_json(folder / "special_tokens_map.json", special)
     config = {
@@ -303,7 +312,7 @@ def complete_tokenizer(folder: Path) -> None:
         "eos_token": {"__type": "AddedToken", **special["eos_token"]},
         "errors": "replace",
         "model_max_length": 77,
-        "pad_token": END,
+        "pad_token": pad_token,
         "tokenizer_class": "CLIPTokenizer",
         "unk_token": {"__type": "AddedToken", **special["unk_token"]},
     }
