@@ -20,9 +20,15 @@ def tiny_pipeline(tmp_path_factory):
     """A folder with the tiny pipeline; tests must not write into it."""
     from make_pipeline import make_pipeline
 
-    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
-    make_pipeline("tiny", folder)
-    return folder
+    return make_pipeline("tiny", tmp_path_factory.mktemp("pipeline") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2_pipeline(tmp_path_factory):
+    """The same of Stable Diffusion 2, predicting the velocity; tests must not write into it."""
+    from make_pipeline import make_pipeline
+
+    return make_pipeline("tiny-sd2", tmp_path_factory.mktemp("pipeline") / "tiny-sd2")
 
 
 @pytest.fixture(scope="session")
