@@ -55,7 +55,9 @@ def recompute_activations(network: Any) -> None:
     if hasattr(network, "enable_gradient_checkpointing"):  # diffusers
         network.enable_gradient_checkpointing()
     else:  # transformers; token ids carry no gradient, which the reentrant kind would need
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+        # The second name is that of older transformers.
+        enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
 
 
 def diffusers_name(component: str, name: str) -> str:
