@@ -181,13 +181,16 @@ def _sample(package: str, options: argparse.Namespace) -> None:
         options.batch_size,
     )
     sampler.check()
+    config = trained.config if trained else _inference_config(options.precision)
+    settings.check_capabilities(config, backend_class.name, backend_class.capabilities)
+    backend_class.check(config)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)  # if it cannot be made, then better now than after sampling
     if trained:
         backend, state = trained.restore(backend_class)
         models = backend.models(state)
     else:
-        backend = backend_class(_inference_config(options.precision))
+        backend = backend_class(config)
         models = backend.load(pipeline)
     requests = [
         ImageRequest(prompt, seed, options.negative_prompt) for prompt in options.prompt for seed in options.seeds
@@ -244,6 +247,7 @@ def _find(backend_class: type[Backend], run_dir: str, step: int | None, precisio
         settings.set_field(config, name, value)
     config.train.precision = precision
     config.mesh.fsdp = 1  # this machine may have other devices than the one that trained
+    config.train.optimizer = "adamw"  # none is needed, so its package neither
     pipeline = open_pipeline(config.model.source, config.model.variant)
     _check_base(Path(run_dir), pipeline)
     return _Trained(config, pipeline, checkpoints, step)

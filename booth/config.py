@@ -329,6 +329,11 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
             " add an identifier, such as 'a photo of sks dog'"
         )
     _validate_updates(config)
+    check_capabilities(config, backend, capabilities)
+
+
+def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+    """UserError for a setting that this backend has not, on any machine."""
     if config.mesh.fsdp > 1 and "sharding" not in capabilities:
         raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: {backend}booth trains on one device")
     if config.train.precision == "fp16" and "fp16" not in capabilities:

@@ -361,10 +361,12 @@ def test_paths_are_resolved_to_one_spelling(valid, tmp_path, monkeypatch):
 
 def test_what_may_change_on_resume():
     longer = {"train.steps", "train.learning_rate", "prior.count", "checkpoint.every_steps", "checkpoint.keep",
-              "samples.every_steps", "samples.prompts", "export.precision", "mesh.fsdp",
+              "samples.every_steps", "samples.prompts", "export.precision", "mesh.fsdp", "train.accumulation",
+              "train.lr_schedule", "train.lr_warmup_steps", "train.text_encoder_learning_rate",
               "model.source", "instance.images"}  # fmt: skip
     fixed = {"instance.prompt", "prior.weight", "train.batch_size", "train.seed",
-             "train.precision", "data.resolution", "data.flip", "checkpoint.dir"}  # fmt: skip
+             "train.precision", "train.text_encoder", "train.optimizer", "train.min_snr_gamma",
+             "data.resolution", "data.flip", "checkpoint.dir"}  # fmt: skip
     assert all(map(settings.may_change, longer)) and not any(map(settings.may_change, fixed))
     before, after = flatten(default_config()), flatten(default_config()) | {"train.steps": 7}
     assert settings.changes(before, after) == {"train.steps": (800, 7)}
@@ -377,4 +379,4 @@ def test_shipped_configs_are_valid(path):
     for field, value in (("model.source", "m"), ("instance.images", "i"), ("instance.prompt", "a sks dog"),
                          ("prior.prompt", "a dog")):  # fmt: skip
         set_field(config, field, settings.get(config, field) or value)
-    check(config)
+    check(config, frozenset({"sharding", "fp16", "adamw8bit"}))
