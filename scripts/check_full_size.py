@@ -1,7 +1,8 @@
 """Compare jaxbooth's UNet and text encoder with diffusers' and transformers' at their real sizes, on the CPU.
 
-    python scripts/check_full_size.py --size sd15        # two minutes on 2 cores, 9 GB of memory
-    python scripts/check_full_size.py --size sd21-768 --component unet
+    python scripts/check_full_size.py --size sd15        # two minutes on 2 cores, 10 GB of memory
+    python scripts/check_full_size.py --size sd21-768    # three minutes, 16 GB
+    python scripts/check_full_size.py --size sd21-512 --component text_encoder
 
 One forward pass each with the same random float32 weights; the UNet's at the size it was trained for (64x64 or 96x96
 latents). Prints parameter counts and the largest difference relative to the largest output; exits with 1 where a count
