@@ -4,10 +4,11 @@
         --config.instance.images=photos --config.instance.prompt="a photo of sks dog" \\
         --config.prior.prompt="a photo of dog"
 
-Either backend. What the model predicts is read from its scheduler's config: 2.0 base goes with this file too. float32
-weights, gradients and Adam moments of the 865,910,724 UNet parameters are 12.9 GiB before any activation, and the text
-encoder takes 1.3 GiB, so this is for 24 GB cards. Peak memory and time have not been measured on a GPU, nor have
-learning rate and steps been tuned for this model: they are those of configs/sd15.py.
+Either backend. What the model predicts is read from its scheduler's config: 2.0 base goes with this file too. Memory,
+predicted by tracing a training step with fake tensors, not measured on a card: 13.2 GiB for the UNet at 1 + 1 rows
+(12.9 GiB of it weights, gradients and Adam moments) and 1.6 GiB for VAE and text encoder; sampling is not in it. Time
+has not been measured on a GPU, nor have learning rate and steps been tuned for this model: they are those of
+configs/sd15.py.
 """
 
 from booth.config import default_config
