@@ -227,10 +227,7 @@ def build_scheduler(size: str) -> diffusers.SchedulerMixin:
 def randomize(networks: dict[str, torch.nn.Module]) -> None:
     """Make swapped weights visible and the VAE's output look like latents and pictures, in place."""
     for network in networks.values():
-        for parameter in network.parameters():
-            if parameter.ndim == 1:  # norm scales start as ones, many biases as zeros: all would be alike
-                parameter.add_(torch.randn_like(parameter), alpha=0.05)
-
+        perturb_vectors(network)
     vae = networks["vae"]
     scale, channels = vae.config.scaling_factor, vae.config.latent_channels
     smooth = torch.nn.functional.interpolate(torch.rand(4, 3, 8, 8) * 2 - 1, size=64, mode="bicubic")
@@ -239,6 +236,14 @@ def randomize(networks: dict[str, torch.nn.Module]) -> None:
     fit_output(vae.quant_conv, lambda: vae.quant_conv(vae.encoder(smooth)), moments_std, moments_mean)
     latents = torch.randn(4, channels, 8, 8) / scale
     fit_output(vae.decoder.conv_out, lambda: vae.decode(latents).sample, torch.full([3], 0.4), torch.zeros(3))
+
+
+@torch.no_grad()
+def perturb_vectors(network: torch.nn.Module) -> None:
+    """Add noise to biases and norm scales, in place: they start as zeros and ones, and all would be alike."""
+    for parameter in network.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
 
 
 def fit_output(
