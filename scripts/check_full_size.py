@@ -40,7 +40,7 @@ TOLERANCE = 1e-4
 def build_reference(component: str, config: Mapping[str, Any]) -> torch.nn.Module:
     """The library's own module, initialised as it does it (or empty, under a meta device)."""
     if component == "unet":
-        return diffusers.UNet2DConditionModel(**config).eval()
+        return diffusers.UNet2DConditionModel.from_config(config).eval()
     return transformers.CLIPTextModel(transformers.CLIPTextConfig(**config)).eval()
 
 
