@@ -156,5 +156,8 @@ def test_a_skipped_update_shows_in_a_whole_run(tiny_config, tmp_path, caplog):
     with caplog.at_level("WARNING", "booth"):
         run = loop.train(Overflowing, tiny_config, tmp_path / "run")
     assert "step 3: gradients overflowed at loss scale 65536: nothing was updated, the scale is halved" in caplog.text
-    assert [(line["skipped"], line["loss_scale"]) for line in run.metrics] == [(0, 2**16)] * 2 + [(1, 2**16), (0, 2**15)]
+    assert [(line["skipped"], line["loss_scale"]) for line in run.metrics] == [(0, 2**16)] * 2 + [
+        (1, 2**16),
+        (0, 2**15),
+    ]
     assert all(np.isfinite(array).all() for array in weights(run).values())
