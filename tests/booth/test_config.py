@@ -117,12 +117,12 @@ OUT_OF_RANGE = {
     "samples.batch_size": 0, "export.precision": "int8", "log.every_steps": 0, "mesh.fsdp": 0,
 }  # fmt: skip
 NOT_BUILT_YET = {
-    "model.revision": "main", "train.accumulation": 4, "train.lr_schedule": "cosine", "train.lr_warmup_steps": 10,
+    "train.accumulation": 4, "train.lr_schedule": "cosine", "train.lr_warmup_steps": 10,
     "train.unet": False, "train.text_encoder": True, "train.optimizer": "adamw8bit", "train.min_snr_gamma": 5.0,
     "train.noise_offset": 0.1,
 }  # fmt: skip
-FREE = {"model.source", "model.variant", "instance.images", "instance.prompt", "prior.prompt", "prior.images",
-        "checkpoint.dir", "samples.prompts", "data.flip", "train.gradient_checkpointing"}  # fmt: skip
+FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
+        "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.gradient_checkpointing"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():
@@ -325,12 +325,16 @@ def test_paths_are_resolved_to_one_spelling(valid, tmp_path, monkeypatch):
     assert got.prior.images == "" and got.instance.prompt == valid.instance.prompt
     assert valid.instance.images == "photos", "the caller's config stays as it is"
     assert flatten(resolved(got)) == flatten(got)
+    valid.model.source = "owner/name"
+    assert resolved(valid).model.source == "owner/name", "an id of the hub"
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert resolved(valid).model.source == str(tmp_path / "owner" / "name"), "a folder comes first"
 
 
 def test_what_may_change_on_resume():
     longer = {"train.steps", "train.learning_rate", "prior.count", "checkpoint.every_steps", "checkpoint.keep",
               "samples.every_steps", "samples.prompts", "export.precision", "mesh.fsdp",
-              "model.source", "instance.images"}  # fmt: skip
+              "model.source", "model.revision", "instance.images"}  # fmt: skip
     fixed = {"instance.prompt", "prior.weight", "train.batch_size", "train.seed",
              "train.precision", "data.resolution", "data.flip", "checkpoint.dir"}  # fmt: skip
     assert all(map(settings.may_change, longer)) and not any(map(settings.may_change, fixed))
