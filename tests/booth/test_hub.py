@@ -226,7 +226,9 @@ def test_a_moved_model_is_taken_from_where_it_is(hub, tiny, caplog):
     commit = hub.push("stable-diffusion-v1-5/stable-diffusion-v1-5", tiny)
     model = open_pipeline("runwayml/stable-diffusion-v1-5").model
     assert (model.id, model.commit) == ("stable-diffusion-v1-5/stable-diffusion-v1-5", commit)
-    assert "runwayml/stable-diffusion-v1-5 has moved: taking stable-diffusion-v1-5/stable-" in caplog.text
+    assert (
+        "runwayml/stable-diffusion-v1-5 was removed by its owner: taking the copy stable-diffusion-v1-5/" in caplog.text
+    )
     assert not set(hub_module.MOVED) & set(hub_module.MOVED.values())
 
 
