@@ -27,6 +27,7 @@ class HubServer:
         self.commits: dict[str, dict[str, bytes]] = {}  # commit -> files
         self.gated: set[str] = set()
         self.tokens: dict[str, bool] = {}  # a known token -> whether it may read what is gated
+        self.forbidden: set[str] = set()  # tokens that may look but not read
         self.requests: list[tuple[str, str]] = []  # (method, file) of what was answered with 200 or 206
         self.ranges: list[str] = []  # Range headers
         self.cut: dict[str, int] = {}  # file -> the next answer with it breaks off after so many bytes
@@ -98,6 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, content=json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode())
         if name in self.hub.gated and not self.hub.tokens.get(token):
             return self._send(403 if token else 401, {"X-Error-Code": "GatedRepo"})
+        if token in self.hub.forbidden:
+            return self._send(403, {"X-Error-Message": "Enable access to gated repositories"})
         if file not in files:
             return self._send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         etag = hashlib.sha256(files[file]).hexdigest()

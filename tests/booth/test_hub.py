@@ -248,10 +248,12 @@ PAGE = "https://huggingface.co/owner/tiny"
     [("", f"model.source=owner/tiny is gated: accept its licence on {PAGE}, then give your token with HF_TOKEN"),
      ("no access", f"your token's account has no access yet; ask for it or accept the licence on {PAGE}"),
      ("unknown", "model.source=owner/tiny: the hub does not know your token; give another one with HF_TOKEN or `hf"),
+     ("narrow", "the hub refuses it to your token (403 Forbidden: Enable access to gated repositories); give another"),
      ("access", None)],
 )  # fmt: skip
 def test_a_gated_model(hub, repository, monkeypatch, token, said):
-    hub.gated, hub.tokens = {ID}, {"no access": False, "access": True}
+    hub.gated, hub.tokens = {ID}, {"no access": False, "narrow": True, "access": True}
+    hub.forbidden = {"narrow"}
     monkeypatch.setenv("HF_TOKEN", token)
     if said:
         assert said in refusal(open_pipeline, ID) and hub.downloads() == []
