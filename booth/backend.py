@@ -5,8 +5,8 @@ backend (`jaxbooth`, `torchbooth`) only computes. Everything that crosses the li
 on both backends to the bit; models and training state belong to the backend and are opaque to the core.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,23 +15,40 @@ import numpy as np
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
 
+Array = Any  # NumPy's, as the core makes it; the framework's own once a backend has placed a batch
+
 
 @dataclass(frozen=True)
 class Batch:
     """What one update trains on; rows are instance rows first, then class rows, float32 unless said otherwise."""
 
-    latents: np.ndarray  # [rows, h, w, c], sampled from the VAE posterior, shifted and scaled
-    noise: np.ndarray  # [rows, h, w, c]
-    timestep: np.ndarray  # [rows] int32
-    signal: np.ndarray  # [rows]: z_t = signal * latents + sigma * noise
-    sigma: np.ndarray  # [rows]
-    target_latent: np.ndarray  # [rows]: target = target_latent * latents + target_noise * noise
-    target_noise: np.ndarray  # [rows]
-    weight: np.ndarray  # [rows]: loss = sum(weight * mean((prediction - target)**2))
-    is_prior: np.ndarray  # [rows], 1 for class rows
-    prompt_index: np.ndarray  # [rows] int32, into `context`
-    context: np.ndarray  # [unique prompts, tokens, width], the text encoder's output
-    learning_rate: np.ndarray  # []
+    latents: Array  # [rows, h, w, c], sampled from the VAE posterior, shifted and scaled
+    noise: Array  # [rows, h, w, c]
+    timestep: Array  # [rows] int32
+    signal: Array  # [rows]: z_t = signal * latents + sigma * noise
+    sigma: Array  # [rows]
+    target_latent: Array  # [rows]: target = target_latent * latents + target_noise * noise
+    target_noise: Array  # [rows]
+    weight: Array  # [rows]: loss = sum(weight * mean((prediction - target)**2))
+    instance_weight: Array  # [rows], the same for the reported loss of the instance rows
+    prior_weight: Array  # [rows], and of the class rows, before lambda
+    prompt_index: Array  # [rows] int32, into `prompts`
+    # What is said: [unique prompts, tokens, width], the text encoder's output; if that trains, what goes into it:
+    # [unique prompts, tokens] int32 token ids.
+    prompts: Array
+    learning_rate: Mapping[str, Array]  # [] of each trained component
+
+    def pieces(self, count: int) -> list["Batch"]:
+        """The batch in `count` pieces with as many rows of each kind, in any framework's arrays.
+
+        A row's weight belongs to the whole batch, so losses and gradients of the pieces are simply added.
+        """
+        return [
+            replace(self, **{name: getattr(self, name)[first::count] for name in ROW_FIELDS}) for first in range(count)
+        ]
+
+
+ROW_FIELDS = tuple(field.name for field in fields(Batch) if field.name not in ("prompts", "learning_rate"))
 
 
 Models = TypeVar("Models")
@@ -46,6 +63,11 @@ class Backend(Protocol[Models, State]):
     capabilities: frozenset[str]
 
     def __init__(self, config: Any) -> None: ...
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """UserError for settings that need other hardware or another package than there is; starts no device."""
+        ...
 
     def load(self, pipeline: PipelineDir) -> Models:
         """Reads all networks of the pipeline and places them: enough to sample and to encode."""
@@ -86,9 +108,10 @@ class Backend(Protocol[Models, State]):
         ...
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        """One update; the given state must not be used again.
+        """One update, computed in `train.accumulation` pieces; the given state must not be used again.
 
-        Metrics: loss, instance_loss, prior_loss, and grad_norm (the global norm before clipping).
+        Metrics: loss, instance_loss, prior_loss, grad_norm (the global norm before clipping); with loss scaling also
+        loss_scale and skipped (1 if the gradients overflowed and nothing was updated).
         """
         ...
 

@@ -25,46 +25,60 @@ class Batches:
     """What batches are made of.
 
     views: for each kind, for each image, its views. moments: [2, h, w, c] of each view. weight: of each kind, spread
-    over its rows (lambda for the prior). context: [unique prompts, tokens, width]; prompt_index: prompt of each kind.
+    over its rows (lambda for the prior). prompts: as in Batch; prompt_index: prompt of each kind.
     """
 
     views: Mapping[Kind, Sequence[Sequence[View]]]
     moments: Mapping[View, np.ndarray]
     weight: Mapping[Kind, float]
-    context: np.ndarray
+    prompts: np.ndarray
     prompt_index: Mapping[Kind, int]
     schedule: NoiseSchedule
     latent_scale: float
     latent_shift: float
     batch_size: int
     seed: int
+    min_snr_gamma: float = 0.0
+    noise_offset: float = 0.0
 
     @property
     def rows(self) -> int:
         """Rows of a batch, instance and class rows alike."""
         return len(self.views) * self.batch_size
 
-    def __call__(self, step: int, learning_rate: float) -> Batch:
+    def __call__(self, step: int, learning_rate: Mapping[str, float]) -> Batch:
         """The batch of update number `step` (0 for the first): batch_size rows of each kind, instances first."""
         rows = [(kind, place) for kind in self.views for place in range(self.batch_size)]
         latents = [self._latents(step, row, kind, place) for row, (kind, place) in enumerate(rows)]
         shape = latents[0].shape
         timestep = np.array([self._timestep(step, row) for row in range(len(rows))], np.int32)
         target_latent, target_noise = self.schedule.target(timestep)
+        # Each row has its own timestep and so its own min-SNR weight, instance and class rows alike.
+        row_weight = self.schedule.min_snr_weight(timestep, self.min_snr_gamma) / self.batch_size
+        is_prior = np.array([kind == "prior" for kind, _ in rows])
         return Batch(
             latents=np.stack(latents),
-            noise=np.stack([randomness.normal(self.seed, "noise", step, row, shape) for row in range(len(rows))]),
+            noise=np.stack([self._noise(step, row, shape) for row in range(len(rows))]),
             timestep=timestep,
             signal=self.schedule.signal(timestep).astype(np.float32),
             sigma=self.schedule.sigma(timestep).astype(np.float32),
             target_latent=target_latent.astype(np.float32),
             target_noise=target_noise.astype(np.float32),
-            weight=np.array([self.weight[kind] / self.batch_size for kind, _ in rows], np.float32),
-            is_prior=np.array([kind == "prior" for kind, _ in rows], np.float32),
+            weight=(row_weight * [self.weight[kind] for kind, _ in rows]).astype(np.float32),
+            instance_weight=(row_weight * ~is_prior).astype(np.float32),
+            prior_weight=(row_weight * is_prior).astype(np.float32),
             prompt_index=np.array([self.prompt_index[kind] for kind, _ in rows], np.int32),
-            context=self.context,
-            learning_rate=np.array(learning_rate, np.float32),
+            prompts=self.prompts,
+            learning_rate={component: np.array(rate, np.float32) for component, rate in learning_rate.items()},
         )
+
+    def _noise(self, step: int, row: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Diffusion noise, float32 [h, w, c]; an offset moves whole channels, so that light and dark can be learned."""
+        noise = randomness.normal(self.seed, "noise", step, row, shape)
+        if self.noise_offset:
+            offset = randomness.normal(self.seed, "noise offset", step, row, shape[-1:])
+            noise = noise + np.float32(self.noise_offset) * offset
+        return noise
 
     def _latents(self, step: int, row: int, kind: Kind, place: int) -> np.ndarray:
         """A sample of the VAE posterior, shifted and scaled: float32 [h, w, c]."""

@@ -21,6 +21,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from booth.errors import UserError
+from booth.hub import is_id
 from booth.solvers import SOLVERS
 
 
@@ -69,9 +70,9 @@ class Field:
 
 FIELDS = (
     # Model and photos may have moved: what is in them is compared through the manifest.
-    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, vae/, text_encoder/, ...)",
+    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, ...), or hub id owner/name",
           may_change=True, is_path=True),
-    Field("model.revision", "", "commit of a hub model", only("", "models from the hub are")),
+    Field("model.revision", "", "branch, tag or commit of a hub model; empty: its default branch", may_change=True),
     Field("model.variant", "", "weight file variant, such as fp16"),
     Field("instance.images", "", "folder with the photos of the subject", may_change=True, is_path=True),
     Field("instance.prompt", "", "prompt with identifier and class noun, such as 'a photo of sks dog'"),
@@ -87,21 +88,31 @@ FIELDS = (
     Field("prior.batch_size", 4, "class images sampled at once", at_least(1)),
     Field("train.steps", 800, "optimizer updates", at_least(1), may_change=True),
     Field("train.batch_size", 1, "instance images an update, over all devices; as many class images join", at_least(1)),
-    Field("train.accumulation", 1, "pieces an update is computed in", only(1, "accumulation is")),
+    Field("train.accumulation", 1, "pieces an update is computed in: less memory, the same result", at_least(1),
+          may_change=True),
     Field("train.learning_rate", 5e-6, "peak learning rate", above(0), may_change=True),
-    Field("train.lr_schedule", "constant", "shape of the learning rate", only("constant", "other schedules are")),
-    Field("train.lr_warmup_steps", 0, "updates of linear warmup", only(0, "warmup is")),
-    Field("train.precision", "fp32", "compute type: float32 or bfloat16; weights stay float32", one_of("fp32", "bf16")),
+    Field("train.lr_schedule", "constant", "shape of the learning rate after warmup",
+          one_of("constant", "linear", "cosine", "polynomial"), may_change=True),
+    Field("train.lr_warmup_steps", 0, "updates of linear warmup from 0", at_least(0), may_change=True),
+    Field("train.lr_power", 1.0, "exponent of the polynomial schedule", above(0), may_change=True),
+    Field("train.lr_end", 1e-7, "last learning rate of the polynomial schedule", at_least(0), may_change=True),
+    Field("train.precision", "fp32", "compute type: float32, bfloat16, or float16 with loss scaling (torchbooth);"
+          " weights stay float32", one_of("fp32", "bf16", "fp16")),
     Field("train.unet", True, "train the UNet", only(True, "training without the UNet is")),
-    Field("train.text_encoder", False, "train the text encoder", only(False, "training the text encoder is")),
-    Field("train.optimizer", "adamw", "optimizer", only("adamw", "other optimizers are")),
+    Field("train.text_encoder", False, "train the text encoder too (in float32)"),
+    Field("train.text_encoder_learning_rate", 0.0, "its peak learning rate; 0: train.learning_rate", at_least(0),
+          may_change=True),
+    Field("train.optimizer", "adamw", "optimizer; adamw8bit: Adam's moments in 8 bits (torchbooth)",
+          one_of("adamw", "adamw8bit")),
     Field("train.adam_b1", 0.9, "decay of the first moment", below_one()),
     Field("train.adam_b2", 0.999, "decay of the second moment", below_one()),
     Field("train.adam_eps", 1e-8, "epsilon beside the root of the second moment", above(0)),
     Field("train.weight_decay", 1e-2, "decoupled weight decay", at_least(0)),
     Field("train.max_grad_norm", 1.0, "gradients are clipped jointly to this global norm; 0: not clipped", at_least(0)),
-    Field("train.min_snr_gamma", 0.0, "min-SNR-gamma loss weights", only(0.0, "min-SNR weights are")),
-    Field("train.noise_offset", 0.0, "noise offset", only(0.0, "noise offset is")),
+    Field("train.min_snr_gamma", 0.0, "gamma of the min-SNR loss weights, usually 5; 0: all timesteps count alike",
+          at_least(0)),
+    Field("train.noise_offset", 0.0, "noise added to whole channels, such as 0.1, for very light or dark pictures",
+          at_least(0)),
     Field("train.gradient_checkpointing", False, "recompute activations in the backward pass: less memory, slower"),
     Field("train.seed", 0, "seed of everything else that is random", SEED),
     Field("data.resolution", 512, "side of the square training images, in pixels", at_least(8)),
@@ -138,11 +149,15 @@ def default_config() -> ConfigDict:
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
-    """A copy whose paths are absolute and written one way: `~`, a trailing slash or another folder change nothing."""
+    """A copy whose paths are absolute and written one way: `~`, a trailing slash or another folder change nothing.
+
+    A hub id stays as it is.
+    """
     config = config.copy_and_resolve_references()
     for field in FIELDS:
         value = get(config, field.name)
-        if field.is_path and isinstance(value, str) and value and not _is_remote(value):
+        local = field.is_path and isinstance(value, str) and value and not _is_remote(value)
+        if local and not (field.name == "model.source" and is_id(value)):
             home = os.path.expanduser(value)  # noqa: PTH111 (Path's own raises for an unknown user)
             set_field(config, field.name, str(Path(home).absolute()))
     return config
@@ -321,8 +336,43 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
             f"instance.prompt={config.instance.prompt!r} is prior.prompt too;"
             " add an identifier, such as 'a photo of sks dog'"
         )
+    _validate_updates(config)
+    check_capabilities(config, backend, capabilities)
+
+
+def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+    """UserError for a setting that this backend has not, on any machine."""
     if config.mesh.fsdp > 1 and "sharding" not in capabilities:
-        raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: {backend} trains on one device")
+        raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: {backend}booth trains on one device")
+    if config.train.precision == "fp16" and "fp16" not in capabilities:
+        raise UserError(f"train.precision='fp16' must be 'bf16' or 'fp32': {backend}booth has no loss scaling")
+    if config.train.optimizer == "adamw8bit" and "adamw8bit" not in capabilities:
+        raise UserError(f"train.optimizer='adamw8bit' must be 'adamw': {backend}booth has no 8-bit optimizer yet")
+
+
+def _validate_updates(config: ConfigDict) -> None:
+    """How the fields of an update go together."""
+    train = config.train
+    if train.batch_size % train.accumulation:
+        raise UserError(
+            f"train.accumulation={train.accumulation} must divide train.batch_size={train.batch_size}, which counts the"
+            " instance images of the whole update: what older scripts call batch 1 with accumulation 4 is batch_size=4"
+            " with accumulation=4 here"
+        )
+    if train.lr_warmup_steps >= train.steps:
+        raise UserError(f"train.lr_warmup_steps={train.lr_warmup_steps} must be less than train.steps={train.steps}")
+    if train.lr_schedule == "polynomial" and train.lr_end >= train.learning_rate:
+        raise UserError(f"train.lr_end={train.lr_end} must be less than train.learning_rate={train.learning_rate}")
+    if train.text_encoder_learning_rate and not train.text_encoder:
+        raise UserError(
+            f"train.text_encoder_learning_rate={train.text_encoder_learning_rate} needs train.text_encoder=true;"
+            " leave it 0 where the text encoder does not train"
+        )
+
+
+def trained_components(config: ConfigDict) -> tuple[str, ...]:
+    """The networks whose weights the run changes."""
+    return ("unet", "text_encoder") if config.train.text_encoder else ("unet",)
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -1,10 +1,10 @@
 """Model families: what a pipeline of each is made of, and how one is recognised.
 
-A new family is one more `Family` here. Supported: Stable Diffusion 1.x; 2.x, XL and 3 are to come.
+A new family is one more `Family` here. Supported: Stable Diffusion 1.x and 2.x; XL and 3 are to come.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from booth.errors import UserError
@@ -34,7 +34,7 @@ SD1 = Family(
     networks=("unet", "vae", "text_encoder"),
     trainable=("unet", "text_encoder"),
     features={
-        # 2.x has the same pipeline class but differs in these. Widths say nothing: small models count too.
+        # 1.x and 2.x have the same pipeline class but differ in these. Widths say nothing: small models count too.
         ("unet", "use_linear_projection"): False,
         ("text_encoder", "hidden_act"): "quick_gelu",
         # What the UNet is called with: latents, timestep and context, nothing else.
@@ -45,10 +45,23 @@ SD1 = Family(
         ("unet", "time_cond_proj_dim"): None,
         # Dropout would draw from a framework's own generator, outside the run's randomness.
         ("unet", "dropout"): 0.0,
+        ("text_encoder", "attention_dropout"): 0.0,
     },
 )
 
-FAMILIES = (SD1,)
+# The same parts, with OpenCLIP's text encoder. 512 and 768 pixels, noise and velocity: all of it is in the configs.
+SD2 = replace(
+    SD1,
+    name="sd2",
+    title="Stable Diffusion 2.x",
+    features={
+        **SD1.features,
+        ("unet", "use_linear_projection"): True,
+        ("text_encoder", "hidden_act"): "gelu",
+    },
+)
+
+FAMILIES = (SD1, SD2)
 
 # What diffusers and transformers assume where a config leaves the key out, as older ones do: just what 1.x has.
 _DEFAULTS = SD1.features
@@ -59,31 +72,36 @@ def detect_family(
 ) -> Family:
     """The family of a pipeline folder, from model_index.json and the components' configs.
 
-    Raises UserError, beginning with `source`, if no supported family fits; it names what differs.
+    Raises UserError, beginning with `source`, if no supported family fits; it names how the pipeline differs from the
+    nearest one.
     """
     supported = f"supported: {', '.join(f'{family.title} ({family.pipeline_class})' for family in FAMILIES)}"
     pipeline_class = model_index.get("_class_name")
     candidates = [family for family in FAMILIES if family.pipeline_class == pipeline_class]
     if not candidates:
         raise UserError(f"{source}: {pipeline_class} is not supported yet; {supported}")
-    differences = [_difference(family, model_index, component_config) for family in candidates]
-    for family, difference in zip(candidates, differences, strict=True):
-        if difference is None:
-            return family
-    raise UserError(f"{source}: {differences[0]}; {supported}")
+    differences = {family.name: _differences(family, model_index, component_config) for family in candidates}
+    nearest = min(candidates, key=lambda family: len(differences[family.name]))
+    if found := differences[nearest.name]:
+        raise UserError(f"{source}: {' and '.join(found)}; {supported}")
+    return nearest
 
 
-def _difference(
+def _differences(
     family: Family, model_index: Mapping[str, Any], component_config: Callable[[str], Mapping[str, Any]]
-) -> str | None:
-    """The first thing in which a pipeline is not of the family, or None."""
+) -> list[str]:
+    """In what a pipeline is not of the family. The config of a component of another class is not looked at."""
+    differences, others = [], set()
     for component, classes in family.classes.items():
         entry = model_index.get(component)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if found not in classes:
-            return f"{component} is {found}, where {family.title} has {classes[0]}"
+            others.add(component)
+            differences.append(f"{component} is {found}, where {family.title} has {classes[0]}")
     for (component, key), expected in family.features.items():
+        if component in others:
+            continue
         found = component_config(component).get(key, _DEFAULTS[component, key])
         if found != expected:
-            return f"{component}/config.json has {key}={found!r}, where {family.title} has {expected!r}"
-    return None
+            differences.append(f"{component}/config.json has {key}={found!r}, where {family.title} has {expected!r}")
+    return differences

@@ -1,9 +1,35 @@
-"""Step -> learning rate, in NumPy: the backends' own schedulers would each need the other framework's absence."""
+"""Step -> learning rates, in plain Python: the backends' own schedulers would each need the other framework's absence.
 
-from ml_collections import ConfigDict
+The shapes and their end points are those of `get_scheduler` in diffusers and transformers.
+"""
+
+import math
+from typing import Any
+
+from booth.config import trained_components
 
 
-def learning_rate(config: ConfigDict, step: int) -> float:
-    """The rate of update number `step` (0 for the first). Only the constant schedule exists so far."""
-    assert config.train.lr_schedule == "constant" and config.train.lr_warmup_steps == 0, "refused by validate()"
-    return config.train.learning_rate
+def learning_rates(config: Any, step: int) -> dict[str, float]:
+    """The rate of each trained component in update number `step` (0 for the first)."""
+    train = config.train
+    factor = schedule_factor(config, step)
+    peak = {"unet": train.learning_rate, "text_encoder": train.text_encoder_learning_rate or train.learning_rate}
+    return {component: peak[component] * factor for component in trained_components(config)}
+
+
+def schedule_factor(config: Any, step: int) -> float:
+    """What the peak learning rates are multiplied with: up from 0 during warmup, then down to the last update."""
+    train = config.train
+    warmup, rest = train.lr_warmup_steps, train.steps - train.lr_warmup_steps
+    if step < warmup:
+        return step / warmup
+    remaining = 1.0 - (step - warmup) / rest
+    if train.lr_schedule == "linear":
+        return remaining
+    if train.lr_schedule == "cosine":
+        return 0.5 * (1.0 - math.cos(math.pi * remaining))
+    if train.lr_schedule == "polynomial":
+        end = train.lr_end / train.learning_rate
+        return (1.0 - end) * remaining**train.lr_power + end
+    assert train.lr_schedule == "constant", "refused by validate()"
+    return 1.0

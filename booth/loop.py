@@ -12,10 +12,10 @@ from booth.batches import made_ahead
 from booth.checkpoints import Checkpoints
 from booth.config import resolved, validate
 from booth.export import export, exported_step
-from booth.learning_rate import learning_rate
+from booth.learning_rate import learning_rates
 from booth.metrics import Recorder, read_metrics
 from booth.preparation import Inputs, check_inputs, prepare
-from booth.rundir import RunDir, publish
+from booth.rundir import RunDir, pinned_revision, publish
 from booth.sampling import ImageRequest
 
 log = logging.getLogger("booth")
@@ -38,10 +38,12 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
     began = time.perf_counter()
     config = resolved(config)
     validate(config, backend_class.name, backend_class.capabilities)
-    inputs = check_inputs(config)
+    backend_class.check(config)
+    inputs = check_inputs(config, pinned_revision(workdir, config))
     with RunDir.open(workdir, backend_class.name, config) as run:
         log.info("%d photos, model %s: reading and hashing its weights", len(inputs.instances), config.model.source)
         run.check_manifest(inputs.fingerprint())
+        run.record_origin(inputs.origin(config))
         checkpoints = Checkpoints(run.checkpoints, run.id)
         start = checkpoints.find(from_step) or 0
         run.record_changes()
@@ -62,10 +64,10 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
 
         with Recorder(run, start, config.train.steps, batches.rows, config.log.every_steps) as recorder:
             stop = config.train.steps
-            for step, batch in made_ahead(lambda step: batches(step, learning_rate(config, step)), start, stop):
+            for step, batch in made_ahead(lambda step: batches(step, learning_rates(config, step)), start, stop):
                 state, metrics = backend.train_step(state, batch)
                 done = step + 1
-                recorder.record(done, float(batch.learning_rate), metrics)
+                recorder.record(done, batch.learning_rate, metrics)
                 if step == start:
                     log.info("first step finished %.1f s after the start", time.perf_counter() - began)
                 if _due(done, config.checkpoint.every_steps) or done == stop:

@@ -4,9 +4,10 @@ Metrics stay on the device and are read in blocks, so that the host never waits 
 """
 
 import json
+import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from tqdm import tqdm
 
 from booth.errors import UserError
 from booth.rundir import RunDir, write_text
+
+log = logging.getLogger("booth")
+
+MOST_SKIPPED_IN_A_ROW = 20  # a loss scale that starts at 65536 has then fallen below 0.1
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -36,12 +41,20 @@ class Recorder:
         self._file = run.metrics.open("a", encoding="utf-8")
         self._progress = tqdm(total=stop, initial=start, desc="training", unit="step", smoothing=0.1)
         self._rows, self._every = rows, every
-        self._pending: list[tuple[int, float, dict[str, Any]]] = []
+        self._pending: list[tuple[int, dict[str, float], dict[str, Any]]] = []
+        self._skipped_in_a_row = 0
         self._block_began = time.perf_counter()
 
-    def record(self, step: int, learning_rate: float, metrics: dict[str, Any]) -> None:
-        """Takes the device metrics of a step; reads a whole block when `log.every_steps` have come together."""
-        self._pending.append((step, learning_rate, metrics))
+    def record(self, step: int, learning_rate: Mapping[str, Any], metrics: dict[str, Any]) -> None:
+        """Takes a step's learning rate of each trained component and its metrics, which are still on the device.
+
+        Reads a whole block when `log.every_steps` have come together.
+        """
+        rates = {
+            "learning_rate" if component == "unet" else f"{component}_learning_rate": float(rate)
+            for component, rate in learning_rate.items()
+        }
+        self._pending.append((step, rates, metrics))
         # The very first step is read at once: it shows that training runs, and compiling stays out of the speeds.
         if self._progress.n == self._progress.initial:
             self.flush()
@@ -49,22 +62,43 @@ class Recorder:
             self.flush(but=1)  # the device has the newest step to do while the host reads the others
 
     def flush(self, but: int = 0) -> None:
-        """Waits for all pending steps `but` the newest and writes them. UserError if a metric is no finite number."""
+        """Waits for all pending steps `but` the newest and writes them.
+
+        UserError if a metric is no finite number, or if loss scaling skipped too many updates in a row.
+        """
         block, self._pending = self._pending[: len(self._pending) - but], self._pending[len(self._pending) - but :]
         if not block:
             return
-        values = [(step, rate, {k: float(v) for k, v in metrics.items()}) for step, rate, metrics in block]
+        values = [(step, rates, {k: float(v) for k, v in metrics.items()}) for step, rates, metrics in block]
         began, self._block_began = self._block_began, time.perf_counter()  # writing them counts for the next block
         speed = self._rows * len(values) / (self._block_began - began)
-        for step, rate, metrics in values:
-            _check_finite(step, metrics)
-            line = {"step": step, **metrics, "learning_rate": rate, "samples_per_s": round(speed, 3)}
-            self._file.write(json.dumps(line) + "\n")
-            for name, value in line.items():
+        for step, rates, metrics in values:
+            if metrics.get("skipped"):
+                self._report_skipped(step, metrics)
+            else:
+                self._skipped_in_a_row = 0
+                _check_finite(step, metrics)
+            line = {"step": step, **metrics, **rates, "samples_per_s": round(speed, 3)}
+            finite = {name: value for name, value in line.items() if math.isfinite(value)}
+            self._file.write(json.dumps({name: finite.get(name) for name in line}) + "\n")  # JSON has no NaN: null
+            for name, value in finite.items():
                 self._tensorboard.add_scalar(f"train/{name}", value, step)
         self._file.flush()
         self._progress.set_postfix_str(f"loss {values[-1][2]['loss']:.4f}, {speed:.3g} samples/s", refresh=False)
         self._progress.update(len(values))
+
+    def _report_skipped(self, step: int, metrics: dict[str, float]) -> None:
+        scale = metrics["loss_scale"]
+        log.warning(
+            "step %d: gradients overflowed at loss scale %g: nothing was updated, the scale is halved", step, scale
+        )
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"{MOST_SKIPPED_IN_A_ROW} updates in a row overflowed, down to loss scale {scale:g}: training diverged;"
+                " continue from an earlier checkpoint with --from-step and a lower train.learning_rate, or start anew"
+                " with train.precision=bf16 or fp32"
+            )
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -1,8 +1,9 @@
 """THE DreamBooth loss (arXiv 2208.12242, eq. 2), for NumPy, JAX and torch arrays alike.
 
 One forward pass covers instance and class rows. The prior is a weight on a row (1/B for instance rows, lambda/B for
-class rows), not a half of the batch: any shard of the batch is right alone, a padding row has weight 0, and the sum
-over all rows is mean(instance) + lambda * mean(class). Only operators and `mean`/`sum` are used.
+class rows; min-SNR multiplies each by its own timestep's), not a half of the batch: any shard of the batch is right
+alone, a padding row has weight 0, and the sum over all rows is mean(instance) + lambda * mean(class). Only operators
+and `mean`/`sum` are used.
 """
 
 from typing import Any
@@ -18,24 +19,17 @@ def dreambooth_loss(prediction: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
 
     `prediction`: float32 [rows, h, w, c or 2c]; a model with learned variance predicts 2c channels, of which the first
     half is the mean. Returns (loss, {"loss", "instance_loss", "prior_loss"}): the parts are means over their rows,
-    before lambda; prior_loss is 0 without class rows.
+    before lambda; prior_loss is 0 without class rows. All are sums over rows: those of a batch's pieces add up.
     """
     prediction = prediction[..., : batch.latents.shape[-1]]
     target = _column(batch.target_latent) * batch.latents + _column(batch.target_noise) * batch.noise
     row_loss = ((prediction - target) ** 2).mean(axis=(1, 2, 3))
     loss = (batch.weight * row_loss).sum()
-    prior = batch.weight * batch.is_prior
-    instance = batch.weight - prior
     return loss, {
         "loss": loss,
-        "instance_loss": _weighted_mean(row_loss, instance),
-        "prior_loss": _weighted_mean(row_loss, prior),
+        "instance_loss": (batch.instance_weight * row_loss).sum(),
+        "prior_loss": (batch.prior_weight * row_loss).sum(),
     }
-
-
-def _weighted_mean(values: Any, weights: Any) -> Any:
-    total = weights.sum()
-    return (weights * values).sum() / (total + (total == 0))
 
 
 def _column(rows: Any) -> Any:

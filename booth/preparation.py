@@ -39,6 +39,14 @@ class Inputs:
             "model configs": {name: self._config_hash(name) for name in (*self.pipeline.family.networks, "scheduler")},
         }
 
+    def origin(self, config: Any) -> dict[str, str]:
+        """Where a hub model came from; {} for a local folder."""
+        if not (model := self.pipeline.model):
+            return {}
+        return {
+            "source": config.model.source, "revision": config.model.revision, "id": model.id, "commit": model.commit,
+        }  # fmt: skip
+
     def _config_hash(self, component: str) -> str:
         text = json.dumps(self.pipeline.component_config(component), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -65,9 +73,12 @@ def preview_batch_size(config: Any) -> int:
     return max(1, rows // 2 if is_guided(config.samples.guidance) else rows)
 
 
-def check_inputs(config: Any) -> Inputs:
-    """Looks at everything that can be refused, before anything is written and before a device starts. UserError."""
-    pipeline = open_pipeline(config.model.source, config.model.variant)
+def check_inputs(config: Any, revision: str = "") -> Inputs:
+    """Looks at everything that can be refused, before anything is written and before a device starts. UserError.
+
+    `revision` is the commit that a run keeps to, if it has one already.
+    """
+    pipeline = open_pipeline(config.model.source, config.model.variant, revision or config.model.revision)
     noise_schedule(pipeline.component_config("scheduler"))
     with _naming("data.resolution"):
         latent_shape(pipeline, config.data.resolution, config.data.resolution)
@@ -143,13 +154,19 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
             run.cache, backend, models, every_view, inputs.pipeline.weights_hash("vae"), config.data.encode_batch_size
         ),
         weight=weight,
-        context=np.stack([context_of(backend, models, inputs.tokenizer, prompt) for prompt in prompts.values()]),
+        prompts=(
+            inputs.tokenizer(list(prompts.values()))
+            if config.train.text_encoder
+            else np.stack([context_of(backend, models, inputs.tokenizer, prompt) for prompt in prompts.values()])
+        ),
         prompt_index={kind: index for index, kind in enumerate(prompts)},
         schedule=noise_schedule(inputs.pipeline.component_config("scheduler")),
         latent_scale=scale,
         latent_shift=shift,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
+        min_snr_gamma=config.train.min_snr_gamma,
+        noise_offset=config.train.noise_offset,
     )
 
 

@@ -45,6 +45,17 @@ class NoiseSchedule:
             return np.zeros_like(signal), np.ones_like(signal)
         return -sigma, signal
 
+    def min_snr_weight(self, timestep: np.ndarray, gamma: float) -> np.ndarray:
+        """Min-SNR-gamma (arXiv 2303.09556, section 3.4): the loss weight of a timestep; all 1 for gamma 0.
+
+        The paper's min(SNR, gamma) weighs an error of the clean latents; an error of eps is SNR times that, an error
+        of v is SNR + 1 times that.
+        """
+        if gamma == 0:
+            return np.ones(np.shape(timestep))
+        snr = self.alpha_bar[timestep] / (1.0 - self.alpha_bar[timestep])
+        return np.minimum(snr, gamma) / (snr if self.prediction_type == "epsilon" else snr + 1.0)
+
 
 def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     """Reads a diffusers scheduler config. Raises UserError for a schedule or prediction type that is not supported."""

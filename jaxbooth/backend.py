@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from booth.backend import Batch, Metrics
+from booth.config import trained_components
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
 from jaxbooth import checkpoint, networks, optim, sample, step
@@ -41,6 +42,10 @@ class Backend:
         self._stepped = False
         log.info("jaxbooth on %d x %s", self._mesh.size, self._mesh.devices.flat[0].device_kind)
 
+    @staticmethod
+    def check(config: Any) -> None:
+        """Nothing of it depends on the machine."""
+
     def load(self, pipeline: PipelineDir) -> Models:
         train = self._config.train
         return networks.load(pipeline, self._mesh, train.precision, train.gradient_checkpointing)
@@ -51,7 +56,7 @@ class Backend:
         return mean, std
 
     def encode_prompts(self, models: Models, token_ids: np.ndarray) -> np.ndarray:
-        # SD1 trains and samples without an attention mask: padding tokens are part of the context.
+        # Stable Diffusion trains and samples without an attention mask: padding tokens are part of the context.
         return np.asarray(_encode_prompts(models.of("text_encoder"), token_ids, text_encoder=models.text_encoder))
 
     def sample(
@@ -66,7 +71,8 @@ class Backend:
         return sample.sample(models, self._mesh, noise, context, negative_context, table, guidance)
 
     def init(self, models: Models, *, training: bool = True) -> State:
-        trainable = {name: value for name, value in models.params.items() if name.startswith("unet.")}
+        components = trained_components(self._config)
+        trainable = {name: value for name, value in models.params.items() if name.partition(".")[0] in components}
         rest = {name: value for name, value in models.params.items() if name not in trainable}
         optimizer = step.init_optimizer(trainable, self._settings, self._mesh) if training else None
         return State(replace(models, params=rest), trainable, optimizer)
@@ -78,12 +84,13 @@ class Backend:
         if not self._stepped:
             log.info("compiling the training step: minutes at full size, then kept for later runs")
             self._stepped = True
-        placed = place_batch(self._mesh, batch)
+        placed = place_batch(self._mesh, batch, self._config.train.accumulation)
         trainable, optimizer, metrics = step.train_step(
             state.trainable,
             state.optimizer,
             placed,
             unet=state.frozen.unet,
+            text_encoder=state.frozen.text_encoder,
             settings=self._settings,
             mesh=self._mesh,
         )

@@ -50,14 +50,19 @@ def of(params: Mapping[str, jax.Array], component: str) -> dict[str, jax.Array]:
 def load(pipeline: PipelineDir, mesh: Mesh, precision: str, remat: bool) -> Models:
     """Reads the safetensors weights and places them by the sharding rules. UserError if they do not fit the configs.
 
-    Only the UNet computes in `precision`; encoding is done once, and in float32.
+    Only the UNet computes in `precision`: encoding is done once, or once an update, and in float32. `remat`: UNet and
+    text encoder compute their activations once more in a backward pass instead of keeping them.
     """
     networks: dict[str, Network] = {}
     params: dict[str, jax.Array] = {}
+    options: dict[str, dict[str, Any]] = {
+        "unet": {"dtype": jnp.bfloat16 if precision == "bf16" else jnp.float32, "remat": remat},
+        "vae": {},
+        "text_encoder": {"remat": remat},
+    }
     for component in _CLASSES:
-        options = {"dtype": jnp.bfloat16 if precision == "bf16" else jnp.float32, "remat": remat}
         config = json.dumps(pipeline.component_config(component), sort_keys=True)
-        network = _build(component, config, **(options if component == "unet" else {}))
+        network = _build(component, config, **options[component])
         tensors = from_diffusers(network, pipeline.tensors(component), component)
         params |= place_parameters(mesh, {f"{component}.{name}": value for name, value in tensors.items()})
         networks[component] = network

@@ -7,7 +7,7 @@ the same training; rows that do not divide are padded with rows of weight 0.
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey
 
-from booth.backend import Batch
+from booth.backend import ROW_FIELDS, Batch
 from booth.errors import UserError
 
 # First match wins; every parameter must match. In Flax's layout the last axis is the layer's output features, which
@@ -27,8 +27,6 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"\.weight$", P("fsdp")),
 )
 _ROWS = P(("data", "fsdp"))
-# The rest of a Batch (the prompts' contexts, the learning rate) is the same on every device.
-_ROW_FIELDS = [field.name for field in fields(Batch) if field.name not in ("context", "learning_rate")]
 
 
 def make_mesh(fsdp: int) -> Mesh:
@@ -82,23 +80,29 @@ def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
     return jax.device_put(pad_rows(rows, mesh.size), row_sharding(mesh))
 
 
-def place_shared(mesh: Mesh, value: np.ndarray) -> jax.Array:
-    """The same array on every device."""
+def place_shared(mesh: Mesh, value: Any) -> Any:
+    """The same array, or the same tree of arrays, on every device."""
     return jax.device_put(value, shared_sharding(mesh))
 
 
 def pad_batch(batch: Batch, multiple: int) -> Batch:
     """The batch with rows that repeat the last one with weight 0."""
-    padded = {name: pad_rows(getattr(batch, name), multiple) for name in _ROW_FIELDS}
-    padded["weight"][len(batch.weight) :] = 0
+    padded: Any = {name: pad_rows(getattr(batch, name), multiple) for name in ROW_FIELDS}
+    for name in ("weight", "instance_weight", "prior_weight"):
+        padded[name][len(batch.weight) :] = 0
     return replace(batch, **padded)
 
 
-def place_batch(mesh: Mesh, batch: Batch) -> Batch:
-    """The batch on the devices, padded by `pad_batch`."""
-    batch = pad_batch(batch, mesh.size)
-    placed: dict[str, Any] = {
-        field.name: (place_rows if field.name in _ROW_FIELDS else place_shared)(mesh, getattr(batch, field.name))
-        for field in fields(batch)
-    }
-    return Batch(**placed)
+def place_batch(mesh: Mesh, batch: Batch, pieces: int) -> Batch:
+    """The batch on the devices in pieces, [pieces, rows, ...]: each padded by `pad_batch` and spread over all devices.
+
+    The rest of a batch (prompts, learning rates) is the same on every device.
+    """
+    parts = [pad_batch(piece, mesh.size) for piece in batch.pieces(pieces)]
+    rows: Any = {name: np.stack([getattr(part, name) for part in parts]) for name in ROW_FIELDS}
+    return replace(
+        batch,
+        **jax.device_put(rows, NamedSharding(mesh, P(None, *_ROWS))),
+        prompts=place_shared(mesh, batch.prompts),
+        learning_rate=place_shared(mesh, dict(batch.learning_rate)),
+    )

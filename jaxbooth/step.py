@@ -1,6 +1,6 @@
 """One update: forward over instance and class rows, the loss, backward, clip, AdamW. A pure function."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from booth.backend import Batch
+from booth.backend import ROW_FIELDS, Batch
 from booth.objective import dreambooth_loss, noisy_latents
 from jaxbooth.networks import Models, of
 from jaxbooth.optim import Settings, adamw, clip_by_global_norm
@@ -17,6 +17,8 @@ from jaxbooth.sharding import state_shardings
 from jaxbooth.weights import Network
 
 jax.tree_util.register_dataclass(Batch, [field.name for field in fields(Batch)], [])
+
+Params = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -27,42 +29,85 @@ class State:
     """
 
     frozen: Models
-    trainable: dict[str, jax.Array]
+    trainable: Params
     optimizer: optax.OptState
 
 
-def init_optimizer(trainable: dict[str, jax.Array], settings: Settings, mesh: Mesh) -> optax.OptState:
+def init_optimizer(trainable: Params, settings: Settings, mesh: Mesh) -> optax.OptState:
     """Adam's moments at zero, each placed as the parameter it belongs to."""
     init = adamw(settings).init
     return jax.jit(init, out_shardings=state_shardings(mesh, jax.eval_shape(init, trainable)))(trainable)
 
 
-@partial(jax.jit, static_argnames=("unet", "settings", "mesh"), donate_argnames=("trainable", "optimizer"))
+@partial(
+    jax.jit, static_argnames=("unet", "text_encoder", "settings", "mesh"), donate_argnames=("trainable", "optimizer")
+)
 def train_step(
-    trainable: dict[str, jax.Array],
+    trainable: Params,
     optimizer: optax.OptState,
     batch: Batch,
     *,
     unet: Network,
+    text_encoder: Network,
     settings: Settings,
     mesh: Mesh,
-) -> tuple[dict[str, jax.Array], optax.OptState, dict[str, jax.Array]]:
+) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
     """(trainable, optimizer states, metrics) after one update; the metrics are float32 scalars.
 
-    Sharded inputs give a sharded step: the compiler derives every collective from where parameters and rows are. The
-    new state is pinned to the places of the old one; otherwise the second step would be compiled anew.
+    The rows of the batch are [pieces, rows, ...]. Sharded inputs give a sharded step: the compiler derives every
+    collective from where parameters and rows are. The new state is pinned to the places of the old one; otherwise the
+    second step would be compiled anew.
     """
-
-    def loss_of(trainable: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, Any]]:
-        model = unet.bind(of(trainable, "unet"))
-        context = batch.context[batch.prompt_index]
-        prediction = model(noisy_latents(batch), batch.timestep, context)
-        return dreambooth_loss(prediction.astype(jnp.float32), batch)
-
-    gradients, metrics = jax.grad(loss_of, has_aux=True)(trainable)
+    gradients, metrics = _gradients(trainable, batch, unet, text_encoder)
     gradients, metrics["grad_norm"] = clip_by_global_norm(gradients, settings.max_grad_norm)
     updates, optimizer = adamw(settings).update(gradients, optimizer, trainable)
-    trainable = jax.tree.map(lambda value, update: value - batch.learning_rate * update, trainable, updates)
+    trainable = {
+        name: value - batch.learning_rate[name.partition(".")[0]] * updates[name] for name, value in trainable.items()
+    }
     state = trainable, optimizer
     trainable, optimizer = jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
     return trainable, optimizer, metrics
+
+
+def _gradients(
+    trainable: Params, batch: Batch, unet: Network, text_encoder: Network
+) -> tuple[Params, dict[str, jax.Array]]:
+    """The gradients and metrics of a batch: the sums of its pieces'."""
+
+    def encode(params: Params) -> jax.Array:
+        if batch.prompts.ndim == 3:
+            return batch.prompts  # encoded already
+        return text_encoder.bind(params)(batch.prompts)
+
+    def loss_of(params: Params, context: jax.Array, piece: Batch) -> tuple[jax.Array, dict[str, Any]]:
+        prediction = unet.bind(params)(noisy_latents(piece), piece.timestep, context[piece.prompt_index])
+        return dreambooth_loss(prediction.astype(jnp.float32), piece)
+
+    # The text encoder runs once an update, forward and backward, however many rows and pieces there are.
+    context, backward_to_text = jax.vjp(encode, of(trainable, "text_encoder"))
+
+    def of_piece(rows: Any) -> Any:
+        piece = replace(batch, **rows)
+        return jax.grad(loss_of, argnums=(0, 1), has_aux=True)(of(trainable, "unet"), context, piece)
+
+    pieces = {name: getattr(batch, name) for name in ROW_FIELDS}
+    (unet_gradients, context_gradient), metrics = _sum_over_pieces(of_piece, pieces)
+    (text_gradients,) = backward_to_text(context_gradient)
+    by_component = {"unet": unet_gradients, "text_encoder": text_gradients}
+    gradients = {
+        f"{component}.{name}": value for component, grads in by_component.items() for name, value in grads.items()
+    }
+    return gradients, metrics
+
+
+def _sum_over_pieces(function: Any, pieces: dict[str, jax.Array]) -> Any:
+    """function(piece 0) + function(piece 1) + ..., in a loop: the activations of one piece are in memory at a time."""
+    first = {name: rows[0] for name, rows in pieces.items()}
+    if pieces["weight"].shape[0] == 1:
+        return function(first)
+
+    def add(total: Any, piece: dict[str, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(piece)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, first))
+    return jax.lax.scan(add, zeros, pieces)[0]

@@ -27,7 +27,7 @@ from booth.batches import Batches
 from booth.config import default_config
 from booth.data import find_images, read_examples, views
 from booth.data import pixels as pixels_of
-from booth.learning_rate import learning_rate
+from booth.learning_rate import learning_rates
 from booth.preparation import check_inputs, prepare
 from booth.rundir import RunDir
 
@@ -82,7 +82,7 @@ def bare_steps(backend_class, config, batches: Batches) -> Callable[[int], None]
     """Returns f(n): n calls of train_step on batches made beforehand, waiting for the last."""
     backend = backend_class(config)
     state = backend.init(backend.load(check_inputs(config).pipeline))
-    made = [batches(step, learning_rate(config, step)) for step in range(20)]
+    made = [batches(step, learning_rates(config, step)) for step in range(20)]
 
     def run(steps: int) -> None:
         nonlocal state

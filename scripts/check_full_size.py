@@ -1,88 +1,129 @@
-"""Compare jaxbooth's UNet with diffusers' at its real size, with random weights, in float32 on the CPU.
+"""Compare jaxbooth's UNet and text encoder with diffusers' and transformers' at their real sizes, on the CPU.
 
-    python scripts/check_full_size.py --size sd15     # 9 GB of memory, two minutes on 2 cores
+    python scripts/check_full_size.py --size sd15        # two minutes on 2 cores, 10 GB of memory
+    python scripts/check_full_size.py --size sd21-768    # three minutes, 16 GB
+    python scripts/check_full_size.py --size sd21-512 --component text_encoder
 
-Prints the parameter counts and the largest difference of one forward pass at 64x64 latents, relative to the
-largest value; exits with 1 where a count differs from the published model's or the difference is over 1e-4.
+One forward pass each with the same random float32 weights; the UNet's at the size it was trained for (64x64 or 96x96
+latents). Prints parameter counts and the largest difference relative to the largest output; exits with 1 where a count
+differs from the published model's or a difference is over 1e-4.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import jax
 import numpy as np
 import torch
-from make_pipeline import SIZES
+import transformers
+from make_pipeline import SIZES, perturb_vectors
 
+from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.weights import Network, from_diffusers
 
-_SD15 = SIZES["sd15"]["unet"]
-CONFIGS = {
-    "sd15": _SD15,
-    "sd21": _SD15
-    | {
-        "attention_head_dim": (5, 10, 20, 20),
-        "cross_attention_dim": 1024,
-        "use_linear_projection": True,
-        "upcast_attention": True,
-    },
+MODELS = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
+PARAMETERS = {
+    "sd15": {"unet": 859_520_964, "text_encoder": 123_060_480},
+    "sd21-512": {"unet": 865_910_724, "text_encoder": 340_387_840},
+    "sd21-768": {"unet": 865_910_724, "text_encoder": 340_387_840},
 }
-PARAMETERS = {"sd15": 859_520_964, "sd21": 865_910_724}
 TOLERANCE = 1e-4
 
 
-def compare(config: dict, seed: int = 0) -> tuple[int, int, float]:
-    """Returns both parameter counts (diffusers', jaxbooth's) and the relative difference."""
+def build_reference(component: str, config: Mapping[str, Any]) -> torch.nn.Module:
+    """The library's own module, initialised as it does it (or empty, under a meta device)."""
+    if component == "unet":
+        return diffusers.UNet2DConditionModel.from_config(config).eval()
+    return transformers.CLIPTextModel(transformers.CLIPTextConfig(**config)).eval()
+
+
+def reference_config(reference: torch.nn.Module) -> dict[str, Any]:
+    """The content of its config.json."""
+    config = reference.config
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+
+
+def rename(component: str, name: str) -> str:
+    """transformers 5 names a text encoder's tensors without the prefix that its files have."""
+    return f"text_model.{name.removeprefix('text_model.')}" if component == "text_encoder" else name
+
+
+def draw_inputs(component: str, config: Mapping[str, Any], rng: np.random.Generator) -> list[np.ndarray]:
+    """What jaxbooth's model is called with, for one row."""
+    if component == "unet":
+        latents_bhwc = rng.standard_normal(
+            (1, config["sample_size"], config["sample_size"], config["in_channels"]), np.float32
+        )
+        return [
+            latents_bhwc,
+            np.array([500], np.int32),
+            rng.standard_normal((1, 77, config["cross_attention_dim"]), np.float32),
+        ]
+    return [rng.integers(0, config["vocab_size"], (1, config["max_position_embeddings"]), np.int32)]
+
+
+@torch.no_grad()
+def run_reference(component: str, reference: torch.nn.Module, inputs: list[np.ndarray]) -> np.ndarray:
+    """The reference's answer to `draw_inputs`, in jaxbooth's layout."""
+    tensors = [torch.from_numpy(array) for array in inputs]
+    if component == "text_encoder":
+        return reference(tensors[0].long()).last_hidden_state.numpy()
+    latents_bhwc, timesteps_b, context_btd = tensors
+    return reference(latents_bhwc.permute(0, 3, 1, 2), timesteps_b, context_btd).sample.permute(0, 2, 3, 1).numpy()
+
+
+def compare(component: str, config: Mapping[str, Any], seed: int = 0) -> tuple[int, int, float]:
+    """Returns both parameter counts (the reference's, jaxbooth's) and the relative difference."""
     torch.manual_seed(seed)
-    reference = diffusers.UNet2DConditionModel(**config).eval()
-    rng = np.random.default_rng(seed)
-    latents_bhwc = rng.standard_normal((1, 64, 64, config["in_channels"]), np.float32)
-    context_btd = rng.standard_normal((1, 77, config["cross_attention_dim"]), np.float32)
-    timesteps_b = np.array([500], np.int32)
-
+    reference = build_reference(component, config)
+    perturb_vectors(reference)
+    inputs = draw_inputs(component, config, np.random.default_rng(seed))
     start = time.perf_counter()
-    with torch.no_grad():
-        expected_bchw = reference(
-            torch.from_numpy(latents_bhwc).permute(0, 3, 1, 2),
-            torch.from_numpy(timesteps_b),
-            torch.from_numpy(context_btd),
-        ).sample
-    expected_bhwc = expected_bchw.permute(0, 2, 3, 1).numpy()
-    print(f"diffusers: {time.perf_counter() - start:.0f} s")
+    expected = run_reference(component, reference, inputs)
+    print(f"reference: {time.perf_counter() - start:.0f} s", flush=True)
 
-    network = Network.build(UNet2DConditionModel, dict(reference.config))
-    tensors = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
+    network = Network.build(MODELS[component], reference_config(reference))
+    tensors = {rename(component, name): tensor.numpy() for name, tensor in reference.state_dict().items()}
     counts = (
         sum(tensor.size for tensor in tensors.values()),
         sum(shape.size for shape in network.shapes.values()),
     )
-    params = from_diffusers(network, tensors, "unet")
+    params = from_diffusers(network, tensors, component)
     del reference, tensors  # Two copies of the weights in memory, not three.
     start = time.perf_counter()
     with jax.default_matmul_precision("highest"):
         predict = jax.jit(lambda params, *inputs: network.bind(params)(*inputs))
-        prediction_bhwc = np.asarray(predict(params, latents_bhwc, timesteps_b, context_btd))
+        prediction = np.asarray(predict(params, *inputs))
     print(f"jaxbooth: {time.perf_counter() - start:.0f} s with compilation")
-    return *counts, float(np.abs(prediction_bhwc - expected_bhwc).max() / np.abs(expected_bhwc).max())
+    return *counts, float(np.abs(prediction - expected).max() / np.abs(expected).max())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--size", choices=CONFIGS, default="sd15")
-    parser.add_argument("--config", type=Path, help="a unet/config.json, instead of a size")
+    parser.add_argument("--size", choices=PARAMETERS, default="sd15")
+    parser.add_argument("--component", choices=MODELS, help="only this one")
+    parser.add_argument("--config", type=Path, help="the config.json of --component, instead of a size")
     args = parser.parse_args()
-    config = json.loads(args.config.read_text()) if args.config else CONFIGS[args.size]
+    if args.config and not args.component:
+        parser.error("--config needs --component")
 
-    reference_count, count, difference = compare(config)
-    expected_count = reference_count if args.config else PARAMETERS[args.size]
-    print(f"parameters: {count:,} (diffusers {reference_count:,}, expected {expected_count:,})")
-    print(f"relative difference: {difference:.2e} (at most {TOLERANCE:.0e})")
-    return int(not (count == reference_count == expected_count and difference <= TOLERANCE))
+    failed = False
+    for component in [args.component] if args.component else MODELS:
+        config = json.loads(args.config.read_text()) if args.config else SIZES[args.size][component]
+        print(f"{args.config or args.size}, {component}:")
+        reference_count, count, difference = compare(component, config)
+        expected_count = reference_count if args.config else PARAMETERS[args.size][component]
+        print(f"parameters: {count:,} (reference {reference_count:,}, expected {expected_count:,})")
+        print(f"relative difference: {difference:.2e} (at most {TOLERANCE:.0e})", flush=True)
+        failed |= not (count == reference_count == expected_count and difference <= TOLERANCE)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ preview is made. Exits with 1 if a preview takes more than a training step.
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from make_pipeline import SCHEDULER, SIZES
+from make_pipeline import SIZES
 
-from booth.backend import Batch
+from booth.backend import ROW_FIELDS, Batch
 from booth.config import default_config
 from booth.preparation import preview_batch_size
 from booth.solvers import SamplingStep, SamplingTable, solver_table
@@ -36,10 +35,15 @@ def make_batch(size: str, rows: int) -> Batch:
     """A batch of zeros: only shapes and types matter."""
     side, width = dimensions(size)
     latents, row = np.zeros((rows, side, side, 4), np.float32), np.zeros(rows, np.float32)
-    arrays = {field.name: row for field in fields(Batch)}
-    arrays |= {"latents": latents, "noise": latents, "context": np.zeros((2, TOKENS, width), np.float32)}
+    arrays: dict[str, Any] = dict.fromkeys(ROW_FIELDS, row)
+    arrays |= {"latents": latents, "noise": latents, "prompts": np.zeros((2, TOKENS, width), np.float32)}
     arrays |= {name: np.zeros(rows, np.int32) for name in ("timestep", "prompt_index")}
-    return Batch(**arrays | {"learning_rate": np.zeros((), np.float32)})
+    return Batch(**arrays, learning_rate={"unet": np.zeros((), np.float32)})
+
+
+def preview_table(config: Any, size: str) -> SamplingTable:
+    """Two steps are as good as all: one has nothing from the step before it yet."""
+    return solver_table(SIZES[size]["scheduler"], config.samples.solver, config.samples.inference_steps)[:2]
 
 
 def with_torch(config: Any, size: str, rows: int) -> dict[str, float]:
@@ -75,7 +79,7 @@ def with_torch(config: Any, size: str, rows: int) -> dict[str, float]:
         noise, contexts = torch.zeros(images, 4, side, side), torch.zeros(2 * images, TOKENS, width)
 
         def steps() -> Iterator[SamplingStep]:
-            for step in preview_table(config):
+            for step in preview_table(config, size):
                 tracker.reset_mod_stats()  # it knows a module only once
                 yield step
 
@@ -93,7 +97,7 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
     from jaxbooth.models.clip import CLIPTextModel
     from jaxbooth.models.unet import UNet2DConditionModel
     from jaxbooth.models.vae import AutoencoderKL
-    from jaxbooth.sharding import make_mesh, pad_batch, row_sharding, shared_sharding, state_shardings
+    from jaxbooth.sharding import make_mesh, place_batch, row_sharding, state_shardings
     from jaxbooth.weights import Network
 
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -121,6 +125,7 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
 
     trainable = placed({f"unet.{name}": shape for name, shape in unet.shapes.items()})
     moments = placed(jax.eval_shape(optim.adamw(settings).init, trainable))
+    networks = {"unet": unet, "text_encoder": text_encoder, "settings": settings, "mesh": mesh}
     weights = {"unet": placed(dict(unet.shapes)), "vae": placed(dict(vae.shapes))}
     always = held((trainable, moments, weights["vae"], placed(dict(text_encoder.shapes))))
 
@@ -129,23 +134,13 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
         # What is given is there already; what comes out takes room unless it takes the place of what was given.
         return always + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
-    batch = pad_batch(make_batch(size, rows), mesh.size)
-    shared = shared_sharding(mesh)
-    batch = Batch(**{
-        field.name: jax.ShapeDtypeStruct(
-            (value := getattr(batch, field.name)).shape, value.dtype,
-            sharding=shared if field.name in ("context", "learning_rate") else row_sharding(mesh),
-        )
-        for field in fields(Batch)
-    })  # fmt: skip
+    batch = place_batch(mesh, make_batch(size, rows), pieces=1)
     side, width = dimensions(size)
     images = -(-preview_batch_size(config) // mesh.size) * mesh.size
     latents, contexts = spread(images, side, side, 4), spread(images, 2, TOKENS, width)
-    first, guidance = preview_table(config)[0], config.samples.guidance
+    first, guidance = preview_table(config, size)[0], config.samples.guidance
     return {
-        "training step": total(
-            step.train_step.lower(trainable, moments, batch, unet=unet, settings=settings, mesh=mesh)
-        ),
+        "training step": total(step.train_step.lower(trainable, moments, batch, **networks)),
         "preview, denoising": total(
             sample._denoise.lower(weights["unet"], latents, latents, contexts, first, guidance, unet=unet, mesh=mesh)
         ),
@@ -153,11 +148,6 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
             sample._decode.lower(weights["vae"], spread(mesh.size, side, side, 4), vae=vae, mesh=mesh)
         ),
     }
-
-
-def preview_table(config: Any) -> SamplingTable:
-    """Two steps are as good as all: one has nothing from the step before it yet."""
-    return solver_table(SCHEDULER, config.samples.solver, config.samples.inference_steps)[:2]
 
 
 def main() -> int:

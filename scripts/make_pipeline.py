@@ -1,9 +1,12 @@
-"""Make a Stable Diffusion 1.x pipeline folder with random weights.
+"""Make a Stable Diffusion 1.x or 2.x pipeline folder with random weights.
 
-    python scripts/make_pipeline.py --size tiny --out tiny     # 17 MB: tests, dry runs on a laptop
-    python scripts/make_pipeline.py --size sd15 --out sd15     # 4.3 GB: the real shapes, for timing
+    python scripts/make_pipeline.py --size tiny --out tiny             # 17 MB: tests, dry runs on a laptop
+    python scripts/make_pipeline.py --size tiny-sd2 --out tiny-sd2     # 18 MB: the same of Stable Diffusion 2
+    python scripts/make_pipeline.py --size sd15 --out sd15             # 4.3 GB: the real shapes, for timing
+    python scripts/make_pipeline.py --size sd21-512 --out sd21-512     # 5.2 GB: 2.1 base; predicts the noise
+    python scripts/make_pipeline.py --size sd21-768 --out sd21-768     # 5.2 GB: 2.1; predicts the velocity
 
-The folder is what a hub repository of this family holds: `diffusers.StableDiffusionPipeline.from_pretrained`
+The folder is what a hub repository of its family holds: `diffusers.StableDiffusionPipeline.from_pretrained`
 loads it and draws meaningless pictures. Weights and tokenizer are made here; nothing is downloaded.
 """
 
@@ -14,8 +17,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -90,39 +94,8 @@ _SD15_TEXT_ENCODER = {
     "pad_token_id": 1,
 }
 
-# size -> component -> constructor arguments
-SIZES = {
-    "sd15": {"unet": _SD15_UNET, "vae": _SD15_VAE, "text_encoder": _SD15_TEXT_ENCODER},
-    "tiny": {
-        "unet": _SD15_UNET
-        | {
-            "sample_size": 8,
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "block_out_channels": (64, 128),
-            "layers_per_block": 1,
-            "cross_attention_dim": 64,
-        },
-        "vae": _SD15_VAE
-        | {
-            "sample_size": 64,
-            "block_out_channels": (32, 32, 64, 64),
-            "layers_per_block": 1,
-            "norm_num_groups": 16,
-        },
-        "text_encoder": _SD15_TEXT_ENCODER
-        | {
-            "vocab_size": 1024,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "projection_dim": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-        },
-    },
-}
-
-SCHEDULER = {
+_SD15_SCHEDULER = {
+    "_class_name": "PNDMScheduler",
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -132,6 +105,79 @@ SCHEDULER = {
     "set_alpha_to_one": False,
     "skip_prk_steps": True,
     "clip_sample": False,  # no argument of PNDM, but in the published scheduler_config.json
+}
+_SD15 = {
+    "unet": _SD15_UNET,
+    "vae": _SD15_VAE,
+    "text_encoder": _SD15_TEXT_ENCODER,
+    "tokenizer": {"pad_token": END},
+    "scheduler": _SD15_SCHEDULER,
+}
+
+_SD21_512 = {
+    "unet": _SD15_UNET
+    | {
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),  # the number of heads: 64 features each on every level
+        "use_linear_projection": True,
+    },
+    "vae": _SD15_VAE | {"sample_size": 768},  # in the one for 512 pixels too
+    "text_encoder": _SD15_TEXT_ENCODER
+    | {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "projection_dim": 512,
+        "num_hidden_layers": 23,  # OpenCLIP ViT-H has 24; Stable Diffusion 2 takes the last but one
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+    },
+    "tokenizer": {"pad_token": "!"},
+    "scheduler": _SD15_SCHEDULER,
+}
+_SD21_768 = _SD21_512 | {
+    "unet": _SD21_512["unet"] | {"sample_size": 96, "upcast_attention": True},
+    "scheduler": {key: value for key, value in _SD15_SCHEDULER.items() if key != "skip_prk_steps"}
+    | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+}
+
+_TINY_UNET = {
+    "sample_size": 8,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (64, 128),
+    "layers_per_block": 1,
+}
+_TINY_VAE = {
+    "sample_size": 64,
+    "block_out_channels": (32, 32, 64, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 16,
+}
+_TINY_TEXT_ENCODER = {"vocab_size": 1024, "num_hidden_layers": 2, "intermediate_size": 128}
+
+# size -> component -> constructor arguments
+SIZES = {
+    "sd15": _SD15,
+    "sd21-512": _SD21_512,
+    "sd21-768": _SD21_768,
+    "tiny": {
+        "unet": _SD15_UNET | _TINY_UNET | {"cross_attention_dim": 64},
+        "vae": _SD15_VAE | _TINY_VAE,
+        "text_encoder": _SD15_TEXT_ENCODER
+        | _TINY_TEXT_ENCODER
+        | {"hidden_size": 64, "projection_dim": 64, "num_attention_heads": 4},
+        "tokenizer": _SD15["tokenizer"],
+        "scheduler": _SD15_SCHEDULER,
+    },
+    "tiny-sd2": {
+        "unet": _SD21_768["unet"] | _TINY_UNET | {"cross_attention_dim": 96, "attention_head_dim": (2, 4)},
+        "vae": _SD21_768["vae"] | _TINY_VAE,
+        "text_encoder": _SD21_768["text_encoder"]
+        | _TINY_TEXT_ENCODER
+        | {"hidden_size": 96, "projection_dim": 48, "num_attention_heads": 6},
+        "tokenizer": _SD21_768["tokenizer"],
+        "scheduler": _SD21_768["scheduler"],
+    },
 }
 
 
@@ -148,14 +194,14 @@ def make_pipeline(size: str, out: str | Path, seed: int = 0) -> Path:
         randomize(networks)
     pipeline = StableDiffusionPipeline(
         **networks,
-        tokenizer=build_tokenizer(SIZES[size]["text_encoder"]["vocab_size"]),
-        scheduler=PNDMScheduler.from_config(SCHEDULER),
+        tokenizer=build_tokenizer(SIZES[size]["text_encoder"]["vocab_size"], **SIZES[size]["tokenizer"]),
+        scheduler=build_scheduler(size),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out)
-    complete_tokenizer(out / "tokenizer")
+    complete_tokenizer(out / "tokenizer", **SIZES[size]["tokenizer"])
     add_text_model_prefix(out / "text_encoder" / "model.safetensors")
     for weights in out.glob("*/*.safetensors"):  # safetensors creates them 0600 whatever the umask
         weights.chmod((out / "model_index.json").stat().st_mode)
@@ -172,14 +218,16 @@ def build_networks(size: str) -> dict[str, torch.nn.Module]:
     }
 
 
+def build_scheduler(size: str) -> diffusers.SchedulerMixin:
+    config = SIZES[size]["scheduler"]
+    return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
 @torch.no_grad()
 def randomize(networks: dict[str, torch.nn.Module]) -> None:
     """Make swapped weights visible and the VAE's output look like latents and pictures, in place."""
     for network in networks.values():
-        for parameter in network.parameters():
-            if parameter.ndim == 1:  # norm scales start as ones, many biases as zeros: all would be alike
-                parameter.add_(torch.randn_like(parameter), alpha=0.05)
-
+        perturb_vectors(network)
     vae = networks["vae"]
     scale, channels = vae.config.scaling_factor, vae.config.latent_channels
     smooth = torch.nn.functional.interpolate(torch.rand(4, 3, 8, 8) * 2 - 1, size=64, mode="bicubic")
@@ -188,6 +236,14 @@ def randomize(networks: dict[str, torch.nn.Module]) -> None:
     fit_output(vae.quant_conv, lambda: vae.quant_conv(vae.encoder(smooth)), moments_std, moments_mean)
     latents = torch.randn(4, channels, 8, 8) / scale
     fit_output(vae.decoder.conv_out, lambda: vae.decode(latents).sample, torch.full([3], 0.4), torch.zeros(3))
+
+
+@torch.no_grad()
+def perturb_vectors(network: torch.nn.Module) -> None:
+    """Add noise to biases and norm scales, in place: they start as zeros and ones, and all would be alike."""
+    for parameter in network.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
 
 
 def fit_output(
@@ -227,7 +283,7 @@ def merge(spelling: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def build_tokenizer(vocab_size: int) -> CLIPTokenizer:
+def build_tokenizer(vocab_size: int, pad_token: str) -> CLIPTokenizer:
     """A CLIP tokenizer that knows `WORDS`, with exactly `vocab_size` entries."""
     merges = learn_merges(WORDS)
     alphabet = sorted(ByteLevel.alphabet())
@@ -236,10 +292,10 @@ def build_tokenizer(vocab_size: int) -> CLIPTokenizer:
     tokens += [f"<|unused{i}|>" for i in range(vocab_size - len(tokens) - 2)] + [START, END]
     assert len(tokens) == vocab_size, f"{len(tokens)} tokens do not fit a vocabulary of {vocab_size}"
     vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=77)
 
 
-def complete_tokenizer(folder: Path) -> None:
+def complete_tokenizer(folder: Path, pad_token: str) -> None:
     """Add to transformers 5's tokenizer.json the files that published pipelines and transformers 4 have."""
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     write_json(folder / "vocab.json", model["vocab"])
@@ -251,7 +307,7 @@ def complete_tokenizer(folder: Path) -> None:
         "bos_token": {"content": START, **flags},
         "eos_token": {"content": END, **flags},
         "unk_token": {"content": END, **flags},
-        "pad_token": END,
+        "pad_token": pad_token,
     }
     write_json(folder / "special_tokens_map.json", special)
     config = {
@@ -261,7 +317,7 @@ def complete_tokenizer(folder: Path) -> None:
         "eos_token": {"__type": "AddedToken", **special["eos_token"]},
         "errors": "replace",
         "model_max_length": 77,
-        "pad_token": END,
+        "pad_token": pad_token,
         "tokenizer_class": "CLIPTokenizer",
         "unk_token": {"__type": "AddedToken", **special["unk_token"]},
     }

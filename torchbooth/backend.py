@@ -1,5 +1,6 @@
 """The Backend protocol over PyTorch: wiring only."""
 
+import importlib.util
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,13 @@ import numpy as np
 import torch
 
 from booth.backend import Batch, Metrics
+from booth.config import trained_components
+from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
 from torchbooth import checkpoint, models, optim, sample, step
-from torchbooth.models import Models
+from torchbooth.models import Models, diffusers_name, recompute_activations
+from torchbooth.precision import check_precision
 from torchbooth.step import State
 
 log = logging.getLogger("booth")
@@ -22,7 +26,7 @@ class Backend:
     """Trains on one device: the GPU if there is one, else the CPU."""
 
     name = "torch"
-    capabilities: frozenset[str] = frozenset()
+    capabilities: frozenset[str] = frozenset({"fp16", "adamw8bit"})
 
     def __init__(self, config: Any) -> None:
         self._config = config
@@ -30,6 +34,15 @@ class Backend:
         # float32 means float32. The setting is the process's: it also holds for other torch code beside a run.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         log.info("torchbooth on %s", torch.cuda.get_device_name() if self._device.type == "cuda" else "the CPU")
+
+    @staticmethod
+    def check(config: Any) -> None:
+        check_precision(config.train.precision)
+        if config.train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                "train.optimizer='adamw8bit' needs bitsandbytes: install this project with its [8bit] extra,"
+                " or use 'adamw'"
+            )
 
     def load(self, pipeline: PipelineDir) -> Models:
         return models.load(pipeline, self._device)
@@ -42,7 +55,7 @@ class Backend:
 
     @torch.inference_mode()
     def encode_prompts(self, models: Models, token_ids: np.ndarray) -> np.ndarray:
-        # SD1 trains and samples without an attention mask: padding tokens are part of the context.
+        # Stable Diffusion trains and samples without an attention mask: padding tokens are part of the context.
         return models.text_encoder(torch.from_numpy(token_ids).long().to(self._device))[0].cpu().numpy()
 
     def sample(
@@ -57,11 +70,15 @@ class Backend:
         return sample.sample(models, noise, context, negative_context, table, guidance, self._config.train.precision)
 
     def init(self, models: Models, *, training: bool = True) -> State:
-        if self._config.train.gradient_checkpointing:
-            models.unet.enable_gradient_checkpointing()
-        models.unet.train().requires_grad_(True)
-        trainable = {f"unet.{name}": parameter for name, parameter in models.unet.named_parameters()}
-        return State(models, trainable, optim.adamw(trainable.values(), self._config) if training else None)
+        trainable = {}
+        for component in trained_components(self._config):
+            network = getattr(models, component).train().requires_grad_(True)
+            if self._config.train.gradient_checkpointing:
+                recompute_activations(network)
+            for name, parameter in network.named_parameters():
+                trainable[f"{component}.{diffusers_name(component, name)}"] = parameter
+        optimizer = optim.make_optimizer(trainable, self._config) if training else None
+        return State(models, trainable, optimizer, optim.make_loss_scaler(self._device, self._config))
 
     def models(self, state: State) -> Models:
         return state.models

@@ -50,6 +50,16 @@ def load(pipeline: PipelineDir, device: torch.device) -> Models:
     return Models(**modules, vae_scale=scale, vae_shift=shift)
 
 
+def recompute_activations(network: Any) -> None:
+    """Has a network compute its activations once more in the backward pass instead of keeping them."""
+    if hasattr(network, "enable_gradient_checkpointing"):  # diffusers
+        network.enable_gradient_checkpointing()
+    else:  # transformers; token ids carry no gradient, which the reentrant kind would need
+        # The second name is that of older transformers.
+        enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+
+
 def diffusers_name(component: str, name: str) -> str:
     """The name in a pipeline folder of a module's own parameter."""
     return name if component != "text_encoder" or name.startswith(_PREFIX) else _PREFIX + name

@@ -5,6 +5,7 @@ import torch
 
 from booth.solvers import SamplingTable, is_guided, solver_step
 from torchbooth.models import Models
+from torchbooth.precision import autocast
 
 
 def sample(
@@ -36,7 +37,7 @@ def denoise(
     device, guided = models.unet.device, len(contexts_rtd) > len(noise_bchw)
     latents, contexts_rtd = noise_bchw.to(device), contexts_rtd.to(device)
     clean = torch.zeros_like(latents)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(device, precision):
         for step in table:
             rows = torch.cat([latents, latents]) if guided else latents
             prediction = models.unet(rows, step.timestep, contexts_rtd, return_dict=False)[0].float()

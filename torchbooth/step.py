@@ -1,5 +1,6 @@
 """One update: forward over instance and class rows, the loss, backward, clip, AdamW."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,42 +11,76 @@ from booth.backend import Batch
 from booth.objective import dreambooth_loss, noisy_latents
 from torchbooth.models import Models
 from torchbooth.optim import clip_by_global_norm, set_learning_rate
+from torchbooth.precision import autocast
 
 
 @dataclass
 class State:
-    """`trainable`: the UNet's live parameters by `component.name`; `optimizer`: their moments, None if not training."""
+    """`trainable`: the live parameters of the trained networks by `component.name`.
+
+    `optimizer`: their moments, None if not training; `scaler`: the loss scale, of use in fp16 only.
+    """
 
     models: Models
     trainable: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer | None
+    scaler: torch.amp.GradScaler
 
 
 def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str, torch.Tensor]]:
     """Updates the state's tensors in place; metrics are float32 scalars on the device."""
     assert state.optimizer is not None
-    device = next(iter(state.trainable.values())).device
-    on_device = to_device(batch, device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        prediction_bchw = state.models.unet(
-            noisy_latents(on_device).permute(0, 3, 1, 2),
-            on_device.timestep,
-            on_device.context[on_device.prompt_index],
-            return_dict=False,
-        )[0]
-    loss, metrics = dreambooth_loss(prediction_bchw.permute(0, 2, 3, 1).float(), on_device)
-    loss.backward()
+    batch = to_device(batch, next(iter(state.trainable.values())).device)
+    encoded, context = encode_prompts(state.models, batch.prompts)
+    metrics: dict[str, torch.Tensor] = {}
+    for piece in batch.pieces(config.train.accumulation):
+        with autocast(context.device, config.train.precision):
+            prediction_bchw = state.models.unet(
+                noisy_latents(piece).permute(0, 3, 1, 2),
+                piece.timestep,
+                context[piece.prompt_index],
+                return_dict=False,
+            )[0]
+        loss, parts = dreambooth_loss(prediction_bchw.permute(0, 2, 3, 1).float(), piece)
+        state.scaler.scale(loss).backward()
+        metrics = {name: metrics.get(name, 0) + value.detach() for name, value in parts.items()}
+    if encoded.requires_grad:
+        encoded.backward(context.grad)  # of all pieces together: the text encoder runs once an update
+
+    state.scaler.unscale_(state.optimizer)
     parameters = list(state.trainable.values())
     metrics["grad_norm"] = clip_by_global_norm(parameters, config.train.max_grad_norm)
-    set_learning_rate(state.optimizer, float(batch.learning_rate))
-    state.optimizer.step()
+    if state.scaler.is_enabled():
+        metrics["loss_scale"] = state.scaler.scale(torch.ones_like(loss))
+        metrics["skipped"] = (~metrics["grad_norm"].isfinite()).float()
+    set_learning_rate(state.optimizer, batch.learning_rate)
+    state.scaler.step(state.optimizer)  # does nothing where a gradient is not finite
+    state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    return state, {name: value.detach() for name, value in metrics.items()}
+    return state, metrics
+
+
+def encode_prompts(models: Models, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(what the text encoder gave, the same as a leaf that gathers gradients), [unique prompts, tokens, width].
+
+    Prompts that are encoded already are both at once, without gradients.
+    """
+    if prompts.ndim == 3:
+        return prompts, prompts
+    encoded = models.text_encoder(prompts.long())[0]
+    return encoded, encoded.detach().requires_grad_()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch with torch tensors in its fields; the copies overlap with what the device is doing."""
-    arrays = {field.name: torch.from_numpy(np.asarray(getattr(batch, field.name))) for field in fields(batch)}
-    if device.type == "cuda":
-        arrays = {name: array.pin_memory() for name, array in arrays.items()}
-    return Batch(**{name: array.to(device, non_blocking=True) for name, array in arrays.items()})  # type: ignore[arg-type]
+    """The same batch with torch tensors in its fields; the copies overlap with what the device is doing.
+
+    The learning rates stay on the host, where the optimizer takes them from.
+    """
+
+    def move(array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(np.asarray(array))
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    moved: Any = {name: value if isinstance(value, Mapping) else move(value) for name, value in values.items()}
+    return Batch(**moved)

@@ -113,13 +113,19 @@ class CLIPEncoderLayer(nnx.Module):
 class CLIPEncoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, c: SimpleNamespace, *, dtype: DTypeLike):
+    def __init__(self, c: SimpleNamespace, *, dtype: DTypeLike, remat: bool):
         self.layers = nnx.List(CLIPEncoderLayer(c, dtype=dtype) for _ in range(c.num_hidden_layers))
+        self.remat = remat
 
     def __call__(self, x_btd: jax.Array) -> jax.Array:
+        run = nnx.remat(_run) if self.remat else _run
         for layer in self.layers:
-            x_btd = layer(x_btd)
+            x_btd = run(layer, x_btd)
         return x_btd
+
+
+def _run(layer: nnx.Module, x_btd: jax.Array) -> jax.Array:
+    return layer(x_btd)  # type: ignore[operator]
 
 
 class CLIPTextEmbeddings(nnx.Module):
@@ -137,9 +143,9 @@ class CLIPTextEmbeddings(nnx.Module):
 class CLIPTextTransformer(nnx.Module):
     """Embeddings, layers and the final norm."""
 
-    def __init__(self, c: SimpleNamespace, *, dtype: DTypeLike):
+    def __init__(self, c: SimpleNamespace, *, dtype: DTypeLike, remat: bool):
         self.embeddings = CLIPTextEmbeddings(c, dtype=dtype)
-        self.encoder = CLIPEncoder(c, dtype=dtype)
+        self.encoder = CLIPEncoder(c, dtype=dtype, remat=remat)
         self.final_layer_norm = LayerNorm(c.hidden_size, eps=c.layer_norm_eps, dtype=dtype)
 
     def __call__(self, token_ids_bt: jax.Array) -> jax.Array:
@@ -152,19 +158,20 @@ class CLIPTextModel(nnx.Module):
     Args:
         config: the content of transformers' `text_encoder/config.json`.
         dtype: the compute dtype, float32 or bfloat16; parameters are cast to it at use.
+        remat: whether the backward pass computes the inside of every layer once more instead of keeping it.
 
     Raises:
         UserError: where the config asks for something that CLIP's and OpenCLIP's text encoders have not.
     """
 
-    def __init__(self, config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32):
+    def __init__(self, config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32, remat: bool = False):
         c = read_config("text_encoder", config, free=_FREE, fixed=_FIXED, ignored=_IGNORED)
         if c.hidden_act not in ACTIVATIONS:
             raise UserError(
                 f"text_encoder config: hidden_act={c.hidden_act!r} is not supported,"
                 f" only {' or '.join(map(repr, ACTIVATIONS))} is"
             )
-        self.text_model = CLIPTextTransformer(c, dtype=dtype)
+        self.text_model = CLIPTextTransformer(c, dtype=dtype, remat=remat)
 
     def __call__(self, token_ids_bt: jax.Array) -> jax.Array:
         """Returns the last hidden state after the final layer norm, [b, t, hidden_size] float32.

@@ -73,8 +73,8 @@ _FIXED = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-# Attention logits and softmax are float32 here whatever `upcast_attention` says; the last three belong to
-# embeddings that are refused above.
+# `upcast_attention` asks for logits and softmax in float32 where the rest is half precision; `attention.attend` always
+# does that. The last three belong to embeddings that are refused above.
 _IGNORED = {
     "sample_size",
     "upcast_attention",

@@ -36,6 +36,10 @@ class FakeBackend:
     def __init__(self, config):
         self.config = config
 
+    @staticmethod
+    def check(config):
+        pass
+
     def load(self, pipeline):
         return Models(pipeline.tensors("unet"))
 
@@ -55,7 +59,7 @@ class FakeBackend:
             latents, clean = solver_step(step, latents, clean, prediction)
         return np.tanh(latents[..., :3].repeat(8, axis=1).repeat(8, axis=2))
 
-    def init(self, models):
+    def init(self, models, *, training=True):
         return State(models, np.zeros_like(models.bias))
 
     def models(self, state):
@@ -71,7 +75,7 @@ class FakeBackend:
         )  # d mean((pred - target)**2) / d bias
         gradient = (batch.weight[:, None] * by_row).sum(axis=0)
         velocity = 0.9 * state.velocity + gradient
-        trained = {TRAINED: state.models.bias - batch.learning_rate * velocity}
+        trained = {TRAINED: state.models.bias - batch.learning_rate["unet"] * velocity}
         metrics["grad_norm"] = np.linalg.norm(gradient)
         return State(Models(state.models.unet | trained), velocity), metrics
 

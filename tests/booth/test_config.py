@@ -113,18 +113,18 @@ OUT_OF_RANGE = {
     "train.batch_size": 0, "train.learning_rate": 0.0, "train.precision": "fp8",
     "train.adam_b1": 1.0, "train.adam_b2": -0.1, "train.adam_eps": 0.0,
     "train.weight_decay": -1e-9, "train.max_grad_norm": -1.0, "train.seed": 2**63, "data.resolution": 7,
+    "train.accumulation": 0, "train.lr_schedule": "warm",
+    "train.lr_warmup_steps": -1, "train.lr_power": 0.0, "train.lr_end": -1e-9, "train.text_encoder_learning_rate": -1.0,
+    "train.optimizer": "lion", "train.min_snr_gamma": -1.0, "train.noise_offset": -0.1,
     "data.crop": "left", "data.crop_variants": 0, "data.encode_batch_size": 0, "checkpoint.every_steps": -1,
     "checkpoint.keep": 0, "samples.every_steps": -1, "samples.images_per_prompt": 0,
     "samples.solver": "DDIM", "samples.inference_steps": 0, "samples.guidance": -0.5,
     "export.precision": "int8", "log.every_steps": 0, "mesh.fsdp": 0,
 }  # fmt: skip
-NOT_BUILT_YET = {
-    "model.revision": "main", "train.accumulation": 4, "train.lr_schedule": "cosine", "train.lr_warmup_steps": 10,
-    "train.unet": False, "train.text_encoder": True, "train.optimizer": "adamw8bit", "train.min_snr_gamma": 5.0,
-    "train.noise_offset": 0.1,
-}  # fmt: skip
-FREE = {"model.source", "model.variant", "instance.images", "instance.prompt", "prior.prompt", "prior.images",
-        "checkpoint.dir", "samples.prompts", "data.flip", "train.gradient_checkpointing"}  # fmt: skip
+NOT_BUILT_YET = {"train.unet": False}
+FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
+        "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
+        "train.gradient_checkpointing"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():
@@ -164,8 +164,40 @@ def test_bounds_that_belong_to_the_range(valid, name, value):
 def test_sharding_only_where_the_backend_can(valid):
     valid.mesh.fsdp = 2
     check(valid)
-    with pytest.raises(UserError, match="must be 1: torch trains on one device"):
+    with pytest.raises(UserError, match="must be 1: torchbooth trains on one device"):
         validate(valid, "torch", frozenset())
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [
+    ("train.precision", "fp16", "train.precision='fp16' must be 'bf16' or 'fp32': jaxbooth has no loss scaling"),
+    ("train.optimizer", "adamw8bit", 
+     "train.optimizer='adamw8bit' must be 'adamw': jaxbooth has no 8-bit optimizer yet"),
+])  # fmt: skip
+def test_what_only_the_other_backend_can(valid, name, value, said):
+    set_field(valid, name, value)
+    assert refusal(check, valid) == said
+    validate(valid, "torch", frozenset({"fp16", "adamw8bit"}))
+
+
+def test_accumulation_splits_the_batch_of_an_update(valid):
+    valid.train.accumulation = 4
+    said = refusal(check, valid)
+    assert said.startswith("train.accumulation=4 must divide train.batch_size=1, ")
+    assert said.endswith("what older scripts call batch 1 with accumulation 4 is batch_size=4 with accumulation=4 here")
+    valid.train.batch_size = 8
+    check(valid)
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"lr_warmup_steps": 800}, "train.lr_warmup_steps=800 must be less than train.steps=800"),
+    ({"lr_schedule": "polynomial", "lr_end": 5e-6}, "train.lr_end=5e-06 must be less than train.learning_rate=5e-06"),
+    ({"text_encoder_learning_rate": 1e-6}, "train.text_encoder_learning_rate=1e-06 needs train.text_encoder=true; "),
+])  # fmt: skip
+def test_fields_of_an_update_that_do_not_go_together(valid, fields, said):
+    valid.train.update(fields)
+    assert refusal(check, valid).startswith(said)
+    valid.train.update(lr_warmup_steps=0, lr_end=1e-7, text_encoder=True)
+    check(valid)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +338,7 @@ def test_help_says_the_rules():
     lines = {line.split()[0]: line for line in settings.describe().splitlines()}
     assert lines["data.crop"].endswith("(one of 'center', 'random')")
     assert lines["train.steps"].endswith("(at least 1)")
-    assert lines["train.lr_warmup_steps"].endswith("(0: warmup is not available yet)")
+    assert lines["train.unet"].endswith("(True: training without the UNet is not available yet)")
     assert "anything" not in settings.describe()
 
 
@@ -327,14 +359,20 @@ def test_paths_are_resolved_to_one_spelling(valid, tmp_path, monkeypatch):
     assert got.prior.images == "" and got.instance.prompt == valid.instance.prompt
     assert valid.instance.images == "photos", "the caller's config stays as it is"
     assert flatten(resolved(got)) == flatten(got)
+    valid.model.source = "owner/name"
+    assert resolved(valid).model.source == "owner/name", "an id of the hub"
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert resolved(valid).model.source == str(tmp_path / "owner" / "name"), "a folder comes first"
 
 
 def test_what_may_change_on_resume():
     longer = {"train.steps", "train.learning_rate", "prior.count", "checkpoint.every_steps", "checkpoint.keep",
               "samples.every_steps", "samples.prompts", "samples.solver", "export.precision", "mesh.fsdp",
-              "model.source", "instance.images"}  # fmt: skip
+              "train.accumulation", "train.lr_schedule", "train.lr_warmup_steps", "train.text_encoder_learning_rate",
+              "model.source", "model.revision", "instance.images"}  # fmt: skip
     fixed = {"instance.prompt", "prior.weight", "train.batch_size", "train.seed",
-             "train.precision", "data.resolution", "data.flip", "checkpoint.dir"}  # fmt: skip
+             "train.precision", "train.text_encoder", "train.optimizer", "train.min_snr_gamma",
+             "data.resolution", "data.flip", "checkpoint.dir"}  # fmt: skip
     assert all(map(settings.may_change, longer)) and not any(map(settings.may_change, fixed))
     before, after = flatten(default_config()), flatten(default_config()) | {"train.steps": 7}
     assert settings.changes(before, after) == {"train.steps": (800, 7)}
@@ -347,4 +385,4 @@ def test_shipped_configs_are_valid(path):
     for field, value in (("model.source", "m"), ("instance.images", "i"), ("instance.prompt", "a sks dog"),
                          ("prior.prompt", "a dog")):  # fmt: skip
         set_field(config, field, settings.get(config, field) or value)
-    check(config)
+    check(config, frozenset({"sharding", "fp16", "adamw8bit"}))

@@ -37,7 +37,7 @@ def make_batches(tmp_path):
         for number in range(count):
             Image.new("RGB", (64, 64), (40 * number, 80, 90)).save(tmp_path / kind / f"{number}.png")
 
-    def make(scheduler=SD15, batch_size=2, seed=0, std=1.0):
+    def make(scheduler=SD15, batch_size=2, seed=0, std=1.0, **more):
         shown = {
             kind: [views(example, 64, "center", 1, False, seed)
                    for example in read_examples(find_images(tmp_path / kind, kind), kind, kind, kind)]
@@ -47,14 +47,15 @@ def make_batches(tmp_path):
         moments = {view: np.stack([np.full((8, 8, 4), n, np.float32), np.full((8, 8, 4), std, np.float32)])
                    for n, view in enumerate(every)}  # fmt: skip
         return Batches(shown, moments, {"instance": 1.0, "prior": 0.3}, np.zeros((2, 77, 8), np.float32),
-                       {"instance": 0, "prior": 1}, noise_schedule(scheduler), 1.0, 0.0, batch_size, seed)  # fmt: skip
+                       {"instance": 0, "prior": 1}, noise_schedule(scheduler), 1.0, 0.0, batch_size, seed,
+                       **more)  # fmt: skip
 
     return make
 
 
 def test_lambda_stays_on_the_class_rows_when_rows_are_sharded(make_batches):
     """The Flax script split the local batch into halves after sharding: both kinds ended with (1 + lambda) / 2."""
-    batch = make_batches()(0, 1e-4)
+    batch = make_batches()(0, {})
     prediction = np.random.default_rng(0).standard_normal(batch.latents.shape).astype(np.float32)
     row = ((prediction - batch.noise) ** 2).mean((1, 2, 3))
     right = row[:2].mean() + 0.3 * row[2:].mean()
@@ -65,7 +66,7 @@ def test_lambda_stays_on_the_class_rows_when_rows_are_sharded(make_batches):
 
     def ours(rows):
         part = {name: getattr(batch, name)[rows] for name in ("latents", "noise", "target_latent", "target_noise",
-                                                              "weight", "is_prior")}  # fmt: skip
+                                                              "weight", "instance_weight", "prior_weight")}  # fmt: skip
         return dreambooth_loss(prediction[rows], replace(batch, **part))[0]
 
     def theirs(rows):
@@ -76,21 +77,58 @@ def test_lambda_stays_on_the_class_rows_when_rows_are_sharded(make_batches):
     assert sharded(theirs) != pytest.approx(right, rel=1e-2)
 
 
+def test_min_snr_weighs_class_rows_by_their_own_timesteps(make_batches):
+    """The script computed the weights of all rows and applied the first half: class timesteps never counted."""
+    batch = make_batches(min_snr_gamma=5.0)(1, {})
+    prediction = np.random.default_rng(0).standard_normal(batch.latents.shape).astype(np.float32)
+    row = ((prediction - batch.noise) ** 2).mean((1, 2, 3))
+    alpha_bar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[batch.timestep]
+    snr = alpha_bar / (1 - alpha_bar)
+    weight = np.minimum(snr, 5) / snr
+    right = (weight * row)[:2].mean(), (weight * row)[2:].mean()
+    theirs = (weight[:2] * row[:2]).mean(), row[2:].mean()
+    loss, parts = dreambooth_loss(prediction, batch)
+    assert loss == pytest.approx(right[0] + 0.3 * right[1], rel=1e-5)
+    assert (parts["instance_loss"], parts["prior_loss"]) == pytest.approx(right, rel=1e-5)
+    assert loss != pytest.approx(theirs[0] + 0.3 * theirs[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+def test_an_update_is_whole_however_it_is_accumulated(make_batches, pieces):
+    """At the end of an epoch the script summed fewer pieces and still divided by the full number.
+
+    Five photos in updates of four: every second update runs over the end of an epoch.
+    """
+    batches = make_batches(batch_size=4)
+    for step in range(3):
+        batch = batches(step, {})
+        parts = batch.pieces(pieces)
+        prediction = np.random.default_rng(0).standard_normal(batch.latents.shape).astype(np.float32)
+        predicted = [replace(batch, noise=prediction).pieces(pieces)[piece].noise for piece in range(pieces)]
+        losses = [dreambooth_loss(p, part)[0] for p, part in zip(predicted, parts, strict=True)]
+        whole = dreambooth_loss(prediction, batch)[0]
+        assert all(len(part.latents) == 8 // pieces and part.instance_weight.any() for part in parts)
+        assert all(part.prior_weight.any() for part in parts), "each piece has rows of both kinds"
+        assert sum(losses) == pytest.approx(whole, rel=1e-6)
+        if pieces > 1:
+            assert sum(losses[:-1]) / pieces != pytest.approx(whole, rel=1e-2)
+
+
 def test_the_schedule_and_the_target_come_from_the_pipeline(make_batches):
     """The Flax script hard-coded SD1's betas and epsilon, so v-prediction models trained on the wrong target."""
     config = {"beta_start": 0.001, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
-    batch = make_batches(config)(3, 1e-4)
+    batch = make_batches(config)(3, {})
     alpha_bar = np.cumprod(1 - np.linspace(0.001, 0.02, 1000))[batch.timestep]
     column = (slice(None), None, None, None)
     velocity = np.sqrt(alpha_bar)[column] * batch.noise - np.sqrt(1 - alpha_bar)[column] * batch.latents
     assert dreambooth_loss(velocity.astype(np.float32), batch)[0] < 1e-10
-    hard_coded = make_batches(SD15)(3, 1e-4)
+    hard_coded = make_batches(SD15)(3, {})
     assert dreambooth_loss(velocity.astype(np.float32), hard_coded)[0] > 0.1
 
 
 def test_posterior_and_noise_are_drawn_apart(make_batches):
     """The Flax script used one key for both: with unit moments the latents' sample then equals the noise."""
-    batch = make_batches()(0, 1e-4)
+    batch = make_batches()(0, {})
     sample = batch.latents - batch.latents.mean((1, 2, 3), keepdims=True)
     for row in range(4):
         assert abs(np.corrcoef(sample[row].ravel(), batch.noise[row].ravel())[0, 1]) < 0.3
@@ -103,7 +141,7 @@ def test_resuming_inside_an_epoch_goes_on_in_its_order(make_batches):
     batches = make_batches(std=0.0)  # latents then tell which image a row shows
 
     def shown(start, stop):
-        return [batch.latents[:2, 0, 0, 0].tolist() for _, batch in made_ahead(lambda s: batches(s, 0.0), start, stop)]
+        return [batch.latents[:2, 0, 0, 0].tolist() for _, batch in made_ahead(lambda s: batches(s, {}), start, stop)]
 
     whole = shown(0, 10)
     assert shown(0, 3) + shown(3, 10) == whole
@@ -199,7 +237,7 @@ def test_the_learning_rate_given_on_resume_counts(tiny_config, tmp_path):
 
     class Theirs(FakeBackend):
         def restore(self, state, folder):
-            self.kept = np.float32(1e-3)  # as saved with the optimizer
+            self.kept = {"unet": np.float32(1e-3)}  # as saved with the optimizer
             return super().restore(state, folder)
 
         def train_step(self, state, batch):
@@ -264,7 +302,7 @@ def test_false_is_false():
 
 
 def test_learned_variance_uses_the_first_half(make_batches):
-    batch = make_batches()(0, 1e-4)
+    batch = make_batches()(0, {})
     doubled = np.concatenate([batch.noise, np.full_like(batch.noise, 9.0)], axis=-1)
     assert dreambooth_loss(doubled, batch)[0] < 1e-10
     assert dreambooth_loss(doubled[..., 4:], batch)[0] > 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from make_pipeline import SIZES, WORDS, build_networks, build_tokenizer, make_pipeline
+from make_pipeline import SIZES, WORDS, build_networks, build_scheduler, build_tokenizer, make_pipeline
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
@@ -113,13 +113,62 @@ def test_vocabulary_and_merges_alone_tokenize_the_same(loaded, tiny_pipeline, tm
 
 
 def test_full_vocabulary_ends_as_published():
-    tokenizer = build_tokenizer(49408)
+    tokenizer = build_tokenizer(49408, **SIZES["sd15"]["tokenizer"])
     assert len(tokenizer) == 49408
     assert tokenizer("").input_ids == [49406, 49407]
 
 
-def test_sd15_has_the_published_sizes():
+@pytest.mark.parametrize(
+    ("size", "published"),
+    [
+        ("sd15", {"unet": 859520964, "vae": 83653863, "text_encoder": 123060480}),
+        ("sd21-512", {"unet": 865910724, "vae": 83653863, "text_encoder": 340387840}),
+        ("sd21-768", {"unet": 865910724, "vae": 83653863, "text_encoder": 340387840}),
+    ],
+)
+def test_full_sizes_have_the_published_parameters(size, published):
     with torch.device("meta"):
-        networks = build_networks("sd15")
+        networks = build_networks(size)
     counts = {name: sum(parameter.numel() for parameter in network.parameters()) for name, network in networks.items()}
-    assert counts == {"unet": 859520964, "vae": 83653863, "text_encoder": 123060480}
+    assert counts == published
+
+
+# ------------------------------------------------------------------------------------- Stable Diffusion 2
+
+
+def test_diffusers_loads_stable_diffusion_2(tiny_sd2_pipeline):
+    loaded = StableDiffusionPipeline.from_pretrained(tiny_sd2_pipeline)
+    classes = {name: type(part).__name__ for name, part in loaded.components.items() if part is not None}
+    assert classes == {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": "CLIPTokenizer",
+        "scheduler": "DDIMScheduler",
+    }
+    assert loaded.scheduler.config.prediction_type == "v_prediction"
+    assert loaded.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.heads == 2
+    assert loaded.unet.mid_block.attentions[0].transformer_blocks[0].attn1.heads == 4
+    assert isinstance(loaded.unet.mid_block.attentions[0].proj_in, torch.nn.Linear)
+    assert loaded.text_encoder.config.hidden_act == "gelu"
+    widths = loaded.unet.config.cross_attention_dim, SIZES["tiny"]["unet"]["cross_attention_dim"]
+    assert widths[0] == loaded.text_encoder.config.hidden_size != widths[1], "no width of the other family fits"
+    assert loaded.tokenizer(["dog"], padding="max_length").input_ids[0][3:] == [0] * 74, "padded with '!'"
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("sd15", ("PNDMScheduler", "epsilon", 512, False)),
+        ("sd21-512", ("PNDMScheduler", "epsilon", 512, False)),
+        ("sd21-768", ("DDIMScheduler", "v_prediction", 768, True)),
+        ("tiny-sd2", ("DDIMScheduler", "v_prediction", 64, True)),
+    ],
+)
+def test_what_the_sizes_predict(size, expected):
+    scheduler, unet = build_scheduler(size), SIZES[size]["unet"]
+    config, upcasts = scheduler.config, unet.get("upcast_attention", False)
+    assert (type(scheduler).__name__, config.prediction_type, unet["sample_size"] * 8, upcasts) == expected
+    published = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    published |= {"num_train_timesteps": 1000, "clip_sample": False, "set_alpha_to_one": False}
+    assert published.items() <= config.items()

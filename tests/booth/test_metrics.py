@@ -10,7 +10,7 @@ from fake_backend import FakeBackend
 from booth import loop
 from booth.config import default_config
 from booth.errors import UserError
-from booth.metrics import Recorder, read_metrics
+from booth.metrics import MOST_SKIPPED_IN_A_ROW, Recorder, read_metrics
 from booth.rundir import RunDir
 
 
@@ -24,7 +24,7 @@ def record(run, start, stop, *, last=None, every=3, loss=lambda step: 1.0 / step
     """A session that trains steps start + 1 to stop; killed after step `last`, if given."""
     recorder = Recorder(run, start, stop, 4, every)
     for step in range(start + 1, (last or stop) + 1):
-        recorder.record(step, 1e-4, {"loss": np.float32(loss(step)), "grad_norm": np.float32(2.0)})
+        recorder.record(step, {"unet": 1e-4}, {"loss": np.float32(loss(step)), "grad_norm": np.float32(2.0)})
     if last is None:
         recorder.flush()
     recorder.__exit__()
@@ -59,7 +59,7 @@ def test_metrics_are_read_in_blocks(run):
     with Recorder(run, 0, 20, 4, every=5) as recorder:
         known = []  # how many steps the host knows after each that it sent
         for step in range(1, 20):
-            recorder.record(step, 1e-4, {"loss": OnDevice(step)})
+            recorder.record(step, {"unet": 1e-4}, {"loss": OnDevice(step)})
             known.append(len(read))
         assert known[0] == 1 and len(set(known)) <= 5, "after the first step, then every five"
         assert all(step - 6 <= count <= step for step, count in enumerate(known, 1)), "never far behind"
@@ -126,3 +126,35 @@ def test_no_checkpoint_pipeline_or_preview_follows_a_diverged_step(tiny_config, 
     assert not (tmp_path / "run" / "pipeline").exists() and not (tmp_path / "run" / "samples").exists()
     again = loop.train(FakeBackend, tiny_config, tmp_path / "run")
     assert [line["step"] for line in again.metrics] == [1, 2, 3, 4]
+
+
+def scaled(run, start, stop, skipped):
+    """A session with loss scaling that skips the given steps."""
+    with Recorder(run, start, stop, 4, 3) as recorder:
+        for step in range(start + 1, stop + 1):
+            metrics = {"loss": 1.0, "grad_norm": 2.0, "loss_scale": 1024.0, "skipped": 0.0}
+            if step in skipped:
+                metrics |= {"grad_norm": math.inf, "skipped": 1.0}
+            recorder.record(step, {"unet": 1e-4, "text_encoder": 1e-5}, metrics)
+        recorder.flush()
+
+
+def test_a_skipped_update_is_said_and_logged_and_training_goes_on(run, caplog):
+    with caplog.at_level("WARNING", "booth"):
+        scaled(run, 0, 6, {2})
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 2: gradients overflowed at loss scale 1024: nothing was updated, the scale is halved"
+    ]
+    text = run.metrics.read_text()
+    assert "Infinity" not in text and "NaN" not in text, "no JSON reader takes those"
+    lines = read_metrics(run.metrics)
+    assert [line["skipped"] for line in lines] == [0, 1, 0, 0, 0, 0]
+    assert lines[1]["grad_norm"] is None and lines[2]["grad_norm"] == 2.0
+    assert lines[0]["text_encoder_learning_rate"] == 1e-5
+
+
+def test_too_many_skipped_updates_in_a_row_end_the_run(run):
+    others = set(range(1, 60)) - set(range(MOST_SKIPPED_IN_A_ROW, 60, MOST_SKIPPED_IN_A_ROW))
+    scaled(run, 0, 59, others)  # never quite as many in a row
+    with pytest.raises(UserError, match="20 updates in a row overflowed, down to loss scale 1024: training diverged"):
+        scaled(run, 59, 90, set(range(61, 90)))

@@ -1,13 +1,13 @@
 """The loss on NumPy, JAX and torch arrays, against the formula written out."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-from booth.backend import Batch
+from booth.backend import ROW_FIELDS, Batch
 from booth.objective import dreambooth_loss, noisy_latents
 
 
@@ -19,9 +19,11 @@ def batch():
         name: random.random(4).astype(np.float32) for name in ("signal", "sigma", "target_latent", "target_noise")
     }
     return Batch(latents=latents, noise=noise, timestep=np.arange(4, dtype=np.int32), **column,
-                 weight=np.array([0.5, 0.5, 0.15, 0.15], np.float32), is_prior=np.array([0, 0, 1, 1], np.float32),
-                 prompt_index=np.array([0, 0, 1, 1], np.int32), context=np.zeros((2, 77, 8), np.float32),
-                 learning_rate=np.float32(0))  # fmt: skip
+                 weight=np.array([0.5, 0.5, 0.15, 0.15], np.float32),
+                 instance_weight=np.array([0.5, 0.5, 0, 0], np.float32),
+                 prior_weight=np.array([0, 0, 0.5, 0.5], np.float32),
+                 prompt_index=np.array([0, 0, 1, 1], np.int32), prompts=np.zeros((2, 77, 8), np.float32),
+                 learning_rate={})  # fmt: skip
 
 
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray, torch.from_numpy], ids=["numpy", "jax", "torch"])
@@ -31,7 +33,7 @@ def test_loss_is_mean_of_instances_plus_lambda_times_mean_of_class(batch, conver
     target = [batch.target_latent[i] * batch.latents[i] + batch.target_noise[i] * batch.noise[i] for i in range(4)]
     row = [np.mean((prediction[i, ..., :4].astype(np.float64) - target[i]) ** 2) for i in range(4)]
     instance, prior = (row[0] + row[1]) / 2, (row[2] + row[3]) / 2
-    arrays = {f.name: convert(np.asarray(getattr(batch, f.name))) for f in fields(batch)}
+    arrays = {name: convert(getattr(batch, name)) for name in ROW_FIELDS}
     loss, metrics = dreambooth_loss(convert(prediction), replace(batch, **arrays))
     assert float(loss) == pytest.approx(instance + 0.3 * prior, rel=1e-5)
     assert float(metrics["instance_loss"]) == pytest.approx(instance, rel=1e-5)
@@ -44,8 +46,8 @@ def test_any_shard_is_right_alone_and_padding_weighs_nothing(batch):
     prediction = np.random.default_rng(1).standard_normal((4, 8, 8, 4)).astype(np.float32)
     whole = dreambooth_loss(prediction, batch)[0]
     order = [2, 0, 3, 1, 1]  # shuffled, and one row twice: the second time without weight
-    rows = {f.name: getattr(batch, f.name)[order] for f in fields(batch) if f.name not in ("context", "learning_rate")}
-    rows["weight"][-1] = 0
+    rows = {name: getattr(batch, name)[order] for name in ROW_FIELDS}
+    rows["weight"][-1] = rows["instance_weight"][-1] = 0
     spread = replace(batch, **rows)
     parts = [replace(spread, **{name: value[part] for name, value in rows.items()}) for part in ([0, 1], [2, 3, 4])]
     shards = [
@@ -59,5 +61,5 @@ def test_any_shard_is_right_alone_and_padding_weighs_nothing(batch):
 
 
 def test_without_class_rows_the_prior_loss_is_zero(batch):
-    only = replace(batch, is_prior=np.zeros(4, np.float32))
+    only = replace(batch, prior_weight=np.zeros(4, np.float32))
     assert dreambooth_loss(batch.noise, only)[1]["prior_loss"] == 0

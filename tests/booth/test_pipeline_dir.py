@@ -64,6 +64,14 @@ def test_reads_a_pipeline_as_its_files_are(tiny_pipeline):
         assert pipeline.weights_hash(component) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_reads_stable_diffusion_2(tiny_sd2_pipeline):
+    pipeline = open_pipeline(tiny_sd2_pipeline)
+    assert (pipeline.family.name, pipeline.family.title) == ("sd2", "Stable Diffusion 2.x")
+    for component in pipeline.family.networks:
+        (path,) = (tiny_sd2_pipeline / component).glob("*.safetensors")
+        assert_same(pipeline.tensors(component), load_file(path))
+
+
 def test_text_encoder_names_have_one_spelling(tiny_pipeline, folder):
     expected = open_pipeline(tiny_pipeline).tensors("text_encoder")
 
@@ -113,7 +121,7 @@ def test_half_precision_keeps_its_type(folder):
 
 
 def test_refuses_what_is_no_pipeline_folder(tiny_pipeline, tmp_path):
-    assert "hub ids are not supported yet" in refusal("runwayml/stable-diffusion-v1-5")
+    assert "no such folder; give a diffusers pipeline folder, or a hub id such as" in refusal("models/sd15/tiny")
     assert "no model_index.json" in refusal(tmp_path)
     assert "single-file" in refusal(tiny_pipeline / "unet/diffusion_pytorch_model.safetensors")
 
@@ -121,22 +129,39 @@ def test_refuses_what_is_no_pipeline_folder(tiny_pipeline, tmp_path):
 @pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", None])
 def test_refuses_other_pipeline_classes(folder, name):
     edit_json(folder / "model_index.json", _class_name=name)
-    assert f"{name} is not supported yet; supported: Stable Diffusion 1.x" in refusal(folder)
+    message = refusal(folder)
+    assert f"{name} is not supported yet; supported: Stable Diffusion 1.x" in message
+    assert "Stable Diffusion 2.x" in message
 
 
 @pytest.mark.parametrize(
-    ("component", "key", "value"),
+    ("base", "component", "key", "value"),
     [
-        ("unet", "use_linear_projection", True),  # 2.x
-        ("text_encoder", "hidden_act", "gelu"),  # 2.x
-        ("unet", "in_channels", 9),  # inpainting
-        ("unet", "time_cond_proj_dim", 256),  # latent consistency
+        ("1.x", "unet", "use_linear_projection", True),  # 2.x's, but nothing else of it
+        ("1.x", "text_encoder", "hidden_act", "gelu"),  # 2.x's
+        ("1.x", "unet", "in_channels", 9),  # inpainting
+        ("1.x", "unet", "time_cond_proj_dim", 256),  # latent consistency
+        ("1.x", "text_encoder", "attention_dropout", 0.1),
+        ("2.x", "text_encoder", "hidden_act", "gelu_new"),
+        ("2.x", "unet", "in_channels", 9),
+        ("2.x", "unet", "class_embed_type", "projection"),  # image variations
     ],
 )
-def test_refuses_relatives_by_their_features(folder, component, key, value):
+def test_refuses_relatives_by_their_features(request, tmp_path, base, component, key, value):
+    source = request.getfixturevalue({"1.x": "tiny_pipeline", "2.x": "tiny_sd2_pipeline"}[base])
+    folder = shutil.copytree(source, tmp_path / "relative", copy_function=os.link)
     edit_json(folder / component / "config.json", **{key: value})
     message = refusal(folder)
-    assert f"{component}/config.json has {key}={value!r}, where Stable Diffusion 1.x has" in message
+    expected = f": {component}/config.json has {key}={value!r}, where Stable Diffusion {base} has "
+    assert expected in message
+    assert message.count("where") == 1, "only what differs from the nearest family"
+
+
+def test_refuses_a_relative_by_all_that_differs(folder):
+    edit_json(folder / "unet/config.json", in_channels=9, dropout=0.1)
+    edit_json(folder / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
+    message = refusal(folder)
+    assert all(part in message for part in ("in_channels=9", "dropout=0.1", "vae is AutoencoderTiny"))
 
 
 def test_features_may_be_left_out_as_old_configs_do(folder):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 from booth.errors import UserError
 from booth.schedule import noise_schedule
@@ -35,6 +36,20 @@ def test_noise_and_targets_are_diffusers(config):
     target = on_latents[column] * latents + on_noise[column] * noise
     expected = theirs.get_velocity(*as_torch) if theirs.config.prediction_type == "v_prediction" else noise
     np.testing.assert_allclose(target, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_weights(prediction_type, gamma):
+    """Against diffusers' SNR and the formula that its scripts use."""
+    config = SD15 | {"prediction_type": prediction_type}
+    timesteps = np.arange(1000)
+    snr = compute_snr(DDPMScheduler.from_config(config), torch.from_numpy(timesteps)).double().numpy()
+    expected = np.minimum(snr, gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+    weight = noise_schedule(config).min_snr_weight(timesteps, gamma)
+    np.testing.assert_allclose(weight, expected, rtol=1e-4)
+    assert weight.min() < 0.1 and weight.max() <= 1
+    assert (noise_schedule(config).min_snr_weight(timesteps, 0.0) == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -148,7 +149,7 @@ def test_a_refusal_in_a_process_of_its_own(run, job, tmp_path):
      ("train.steps", "many", "train.steps='many' must be of type int"),
      ("train.learning_rate", "-1", "train.learning_rate=-1.0 must be greater than 0"),
      ("train.learning_rate", "nan", "train.learning_rate=nan must be a finite number"),
-     ("train.optimizer", "lion", "train.optimizer='lion' must be 'adamw': other optimizers are not available yet"),
+     ("train.optimizer", "lion", "train.optimizer='lion' must be one of 'adamw', 'adamw8bit'"),
      ("prior.prompt", "", "prior.weight=1.0 needs prior.prompt"),
      ("data.resolution", "100", "data.resolution: image size 100x100 must be a multiple of 8")],
 )  # fmt: skip
@@ -157,6 +158,17 @@ def test_values_that_cannot_work(main, job, tmp_path, package, field, value, sai
     value = value.replace("EMPTY", str(tmp_path / "empty"))
     assert said in refusal(main(package, "train", *job(tmp_path / "run", **{field: value})), package)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which is not refused")
+def test_float16_needs_a_gpu(main, job, tiny_pipeline, tmp_path):
+    said = refusal(main("torchbooth", "train", *job(tmp_path / "run", train__precision="fp16")))
+    assert "train.precision='fp16' needs a GPU: on a CPU float16 is slower and less exact than float32" in said
+    assert not (tmp_path / "run").exists()
+    sample = ["--model", tiny_pipeline, "--prompt", "a", "--precision", "fp16", "--out", tmp_path / "out"]
+    assert "needs a GPU" in refusal(main("torchbooth", "sample", *sample))
+    said = refusal(main("jaxbooth", "sample", *sample), "jaxbooth")
+    assert "train.precision='fp16' must be 'bf16' or 'fp32': jaxbooth has no loss scaling" in said
 
 
 def test_one_device(main, job, tmp_path):

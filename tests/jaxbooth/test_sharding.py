@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from booth.learning_rate import learning_rates
 from booth.preparation import check_inputs, prepare
 from booth.rundir import RunDir
 from booth.sampling import initial_noise, sampling_table, to_uint8
@@ -36,7 +37,7 @@ for config, batches in pickle.loads(open(jobs, "rb").read()):
     for batch in batches:
         state, metrics = backend.train_step(state, batch)
         losses.append(float(metrics["loss"]))
-    results.append((losses, shards, {name: array for _, name, array in backend.tensors(state)}))
+    results.append((losses, shards, {f"{c}.{n}": array for c, n, array in backend.tensors(state)}))
     if config.mesh.fsdp == 2:
         pathlib.Path(saved).mkdir()
         backend.save(state, pathlib.Path(saved))
@@ -45,25 +46,32 @@ open(out, "wb").write(pickle.dumps(results))
 """
 
 
+def weights(backend, state):
+    """What is trained, copied, by component and name."""
+    return {f"{component}.{name}": array.copy() for component, name, array in backend.tensors(state)}
+
+
 def test_eight_devices_train_as_one(make_tiny_config, tmp_path):
     jobs, expected = [], []
-    # 2 + 2 rows over 4 x 2 devices with split weights; 1 + 1 rows over 8 copies of the model. Both need padding.
+    # 2 + 2 rows over 4 x 2 devices with split weights, in two pieces and with the text encoder; 1 + 1 rows over 8
+    # copies of the model. Both need padding.
     for batch_size, fsdp in ((2, 2), (1, 1)):
         config = make_tiny_config()
         config.train.learning_rate, config.train.batch_size, config.prior.weight = 3e-4, batch_size, 0.5
+        config.train.accumulation, config.train.text_encoder = batch_size, batch_size == 2
         inputs = check_inputs(config)
         backend = Backend(config)
         models = backend.load(inputs.pipeline)
         with RunDir.open(tmp_path / f"run{fsdp}", "jax", config) as run:
             make_batch = prepare(config, inputs, run, backend, models)
-        batches = [make_batch(step, 3e-4) for step in range(STEPS)]
+        batches = [make_batch(step, learning_rates(config, step)) for step in range(STEPS)]
         state = backend.init(models)
-        before = {name: array.copy() for _, name, array in backend.tensors(state)}
+        before = weights(backend, state)
         losses = []
         for batch in batches:
             state, metrics = backend.train_step(state, batch)
             losses.append(float(metrics["loss"]))
-        expected.append((losses, before, {name: array for _, name, array in backend.tensors(state)}))
+        expected.append((losses, before, weights(backend, state)))
         config.mesh.fsdp = fsdp
         jobs.append((config, batches))
     sampling = sampling_job(inputs.pipeline)
@@ -77,15 +85,18 @@ def test_eight_devices_train_as_one(make_tiny_config, tmp_path):
     assert split[1] == {(3, 3, 4, 32)} and copied[1] == {(3, 3, 4, 64)}, "split over fsdp=2, whole over fsdp=1"
     for (losses, _, after), (expected_losses, before, expected_after) in zip((split, copied), expected, strict=True):
         np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-        moved = [name for name in before if np.abs(expected_after[name] - before[name]).max() > 0]
+        # The gradient of a key's bias in the text encoder is rounding, which Adam makes random signs of.
+        moved = [name for name in before if (expected_after[name] != before[name]).any() and "k_proj.bias" not in name]
         difference = np.sqrt(sum(np.sum((after[name] - expected_after[name]) ** 2.0) for name in moved))
         size = np.sqrt(sum(np.sum((expected_after[name] - before[name]) ** 2.0) for name in moved))
         assert difference / size <= 3e-4
 
     # The checkpoint of eight devices comes back on one, to the bit, and gives the same images.
-    backend = Backend(make_tiny_config())
+    config = make_tiny_config()
+    config.train.text_encoder = True
+    backend = Backend(config)
     state = backend.restore(backend.init(backend.load(inputs.pipeline)), tmp_path / "saved")
-    assert all(np.array_equal(array, split[2][name]) for _, name, array in backend.tensors(state))
+    assert all(np.array_equal(array, split[2][name]) for name, array in weights(backend, state).items())
     here = to_uint8(backend.sample(backend.models(state), **sampling))
     assert np.abs(here.astype(int) - to_uint8(images)).max() <= 1
 
@@ -115,7 +126,7 @@ def test_padding_rows_have_no_weight(tiny_config, tmp_path):
     backend = Backend(tiny_config)
     inputs = check_inputs(tiny_config)
     with RunDir.open(tmp_path / "run", "jax", tiny_config) as run:
-        batch = prepare(tiny_config, inputs, run, backend, backend.load(inputs.pipeline))(0, 1e-4)
+        batch = prepare(tiny_config, inputs, run, backend, backend.load(inputs.pipeline))(0, {"unet": 1e-4})
     padded = pad_batch(batch, 8)
     assert padded.latents.shape[0] == padded.weight.shape[0] == 8
     assert (padded.weight[:4] == batch.weight).all() and (padded.weight[4:] == 0).all()

@@ -21,11 +21,11 @@ def test_the_step_is_compiled_once_for_all_steps_and_runs(tiny_config, tmp_path,
             batches = prepare(tiny_config, inputs, run, backend, models)
         state = backend.init(models)
         for number in range(3):
-            state, _ = backend.train_step(state, batches(number, 1e-4))
+            state, _ = backend.train_step(state, batches(number, {"unet": 1e-4}))
         (tmp_path / f"saved{seed}").mkdir()
         backend.save(state, tmp_path / f"saved{seed}")
         state = backend.restore(state, tmp_path / f"saved{seed}")
-        backend.train_step(state, batches(3, 1e-4))
+        backend.train_step(state, batches(3, {"unet": 1e-4}))
     assert len(traced) == 1
 
 

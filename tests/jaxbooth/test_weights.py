@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -144,6 +145,10 @@ def test_compute_dtype_and_bound_dtype(tensors: dict[str, np.ndarray]) -> None:
     np.testing.assert_allclose(kept.astype(np.float32), halved.astype(np.float32), atol=0.05)
 
 
+def count_parameters(model: type[nnx.Module], config: Mapping[str, Any]) -> int:
+    return sum(shape.size for shape in Network.build(model, config).shapes.values())
+
+
 def test_parameter_counts_of_stable_diffusion_1_5() -> None:
     """Building the real sizes takes no memory: the figures are those of the published weights."""
     unet = {"cross_attention_dim": 768, "attention_head_dim": 8}
@@ -159,13 +164,100 @@ def test_parameter_counts_of_stable_diffusion_1_5() -> None:
         "num_attention_heads": 12,
         "num_hidden_layers": 12,
     }
+    assert count_parameters(UNet2DConditionModel, unet) == 859_520_964
+    assert count_parameters(AutoencoderKL, vae) == 83_653_863
+    assert count_parameters(CLIPTextModel, text) == 123_060_480
 
-    def count(model: type[nnx.Module], config: dict) -> int:
-        return sum(shape.size for shape in Network.build(model, config).shapes.values())
 
-    assert count(UNet2DConditionModel, unet) == 859_520_964
-    assert count(AutoencoderKL, vae) == 83_653_863
-    assert count(CLIPTextModel, text) == 123_060_480
+# Stable Diffusion 2.1's configs with every key that diffusers 0.8 to 0.24 and transformers 4 wrote for 2.x.
+SD21_UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.10.0.dev0",
+    "act_fn": "silu",
+    "attention_head_dim": [5, 10, 20, 20],
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "cross_attention_dim": 1024,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "out_channels": 4,
+    "sample_size": 96,
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
+LATER_UNET_KEYS = {
+    "_name_or_path": "unet",
+    "addition_embed_type": None,
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": None,
+    "attention_type": "default",
+    "class_embed_type": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "dropout": 0.0,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "mid_block_only_cross_attention": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_attention_heads": None,
+    "projection_class_embeddings_input_dim": None,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "reverse_transformer_layers_per_block": None,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": 1,
+    "upcast_attention": None,
+}
+SD21_TEXT_ENCODER = {
+    "_name_or_path": "text_encoder",
+    "architectures": ["CLIPTextModel"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "dropout": 0.0,
+    "eos_token_id": 2,
+    "hidden_act": "gelu",
+    "hidden_size": 1024,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 4096,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 77,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 23,
+    "pad_token_id": 1,
+    "projection_dim": 512,
+    "torch_dtype": "float32",
+    "transformers_version": "4.25.0.dev0",
+    "vocab_size": 49408,
+}
+
+
+@pytest.mark.parametrize("more", [{}, LATER_UNET_KEYS], ids=["older", "later"])
+def test_parameter_count_of_stable_diffusion_2_1_unet(more: Mapping[str, Any]) -> None:
+    assert count_parameters(UNet2DConditionModel, SD21_UNET | more) == 865_910_724
+
+
+def test_parameter_count_of_stable_diffusion_2_1_text_encoder() -> None:
+    assert count_parameters(CLIPTextModel, SD21_TEXT_ENCODER) == 340_387_840
 
 
 @pytest.mark.parametrize(
@@ -189,6 +281,9 @@ def test_parameter_counts_of_stable_diffusion_1_5() -> None:
         (UNet2DConditionModel, {"down_block_types": ["AttnDownBlock2D"] * 4}, "AttnDownBlock2D.*only 4 names"),
         (UNet2DConditionModel, {"up_block_types": ["UpBlock2D"] * 3}, "up_block_types=.*only 4 names"),
         (UNet2DConditionModel, {"attention_head_dim": [5, 10]}, "attention_head_dim=.*4 integers"),
+        (UNet2DConditionModel, {"dual_cross_attention": True}, "dual_cross_attention=True .* only False is"),
+        (UNet2DConditionModel, {"num_class_embeds": 1000}, "num_class_embeds=1000 .* only None is"),
+        (UNet2DConditionModel, {"resnet_time_scale_shift": "scale_shift"}, "only 'default' is"),
         (UNet2DConditionModel, {"attention_head_dim": 7}, "attention_head_dim=7 .*divisors"),
         (UNet2DConditionModel, {"layers_per_block": [2, 1, 1, 2]}, r"=\[2, 1, 1, 2\] .* only a number is"),
         (UNet2DConditionModel, {"norm_num_groups": None}, "norm_num_groups=None .* only a number is"),

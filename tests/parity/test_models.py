@@ -17,6 +17,7 @@ import transformers
 from flax import nnx
 from make_pipeline import SIZES
 
+from booth.errors import UserError
 from jaxbooth.models import attention, clip, unet, vae
 from jaxbooth.weights import Network, from_diffusers, to_diffusers
 
@@ -24,18 +25,14 @@ OUTPUT_TOLERANCE = 5e-6  # of the reference's largest value
 GRADIENT_TOLERANCE = 1e-4  # of the norm of the parameter's gradient
 ZERO_GRADIENT = 1e-6  # of the norm of all gradients: a reference gradient below this is rounding noise
 
-TINY = SIZES["tiny"]
-SD2_UNET = TINY["unet"] | {
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "attention_head_dim": (2, 4),
-    "transformer_layers_per_block": (1, 2),
-    "use_linear_projection": True,
-    "upcast_attention": True,
+TINY, TINY_SD2 = SIZES["tiny"], SIZES["tiny-sd2"]
+SD2_UNET = TINY_SD2["unet"] | {
     # Not Stable Diffusion 2's, but supported and otherwise untested.
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "transformer_layers_per_block": (1, 2),
     "flip_sin_to_cos": False,
     "freq_shift": 1,
 }
-SD2_TEXT_ENCODER = TINY["text_encoder"] | {"hidden_act": "gelu"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -116,7 +113,7 @@ def text_encoder() -> Pair:
 
 @pytest.fixture(scope="module")
 def sd2_text_encoder() -> Pair:
-    return make_text_encoder(SD2_TEXT_ENCODER)
+    return make_text_encoder(TINY_SD2["text_encoder"])
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -154,21 +151,31 @@ def gradient_errors(pair: Pair, ours: Mapping[str, jax.Array]) -> dict[str, floa
 
 # ---------------------------------------------------------------------------------------------------- the UNet
 
-LATENTS, NOISE, CONTEXT = normal(10, 2, 8, 8, 4), normal(11, 2, 8, 8, 4), normal(12, 2, 77, 64)
+LATENTS, CONTEXT = normal(10, 2, 8, 8, 4), normal(12, 2, 77, 64)
+ODD_LATENTS, SD2_CONTEXT = normal(13, 2, 7, 6, 4), normal(14, 2, 77, 96)
 TIMESTEPS = np.array([7, 981], np.int32)
 
 
-def unet_reference(pair: Pair, latents_bhwc: np.ndarray = LATENTS) -> torch.Tensor:
-    return pair.reference(to_torch(latents_bhwc), torch.tensor(TIMESTEPS), torch.tensor(CONTEXT)).sample
+def noise_for(latents_bhwc: np.ndarray) -> np.ndarray:
+    """What the predictions are compared with where gradients are needed."""
+    return normal(11, *latents_bhwc.shape)
 
 
-def make_unet_step(pair: Pair, **build: Any) -> Callable:
-    """params -> the prediction, and the gradients of its mean squared error against NOISE."""
+def unet_reference(pair: Pair, latents_bhwc: np.ndarray, context_btd: np.ndarray) -> np.ndarray:
+    """The prediction; the parameters keep the gradients of its mean squared error."""
+    pair.reference.zero_grad()
+    prediction = pair.reference(to_torch(latents_bhwc), torch.tensor(TIMESTEPS), torch.tensor(context_btd)).sample
+    (prediction - to_torch(noise_for(latents_bhwc))).square().mean().backward()
+    return from_torch(prediction)
+
+
+def make_unet_step(pair: Pair, latents_bhwc: np.ndarray, context_btd: np.ndarray, **build: Any) -> Callable:
+    """params -> the prediction, and the gradients of its mean squared error."""
     network = Network.build(pair.model, pair.config, **build)
 
     def loss(params: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        prediction = network.bind(params)(LATENTS, TIMESTEPS, CONTEXT)
-        return jnp.square(prediction - NOISE).mean(), prediction
+        prediction = network.bind(params)(latents_bhwc, TIMESTEPS, context_btd)
+        return jnp.square(prediction - noise_for(latents_bhwc)).mean(), prediction
 
     @jax.jit
     def step(params: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -180,15 +187,17 @@ def make_unet_step(pair: Pair, **build: Any) -> Callable:
 
 @pytest.fixture(scope="module")
 def sd1_step(sd1_unet: Pair) -> Callable:
-    return make_unet_step(sd1_unet)
+    return make_unet_step(sd1_unet, LATENTS, CONTEXT)
 
 
 @pytest.fixture(scope="module")
 def sd1_expected(sd1_unet: Pair) -> np.ndarray:
-    """The reference's prediction; its parameters keep the gradients."""
-    prediction = unet_reference(sd1_unet)
-    (prediction - to_torch(NOISE)).square().mean().backward()
-    return from_torch(prediction)
+    return unet_reference(sd1_unet, LATENTS, CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def sd2_expected(sd2_unet: Pair) -> np.ndarray:
+    return unet_reference(sd2_unet, ODD_LATENTS, SD2_CONTEXT)
 
 
 def test_unet_prediction_and_gradients(sd1_unet: Pair, sd1_step: Callable, sd1_expected: np.ndarray) -> None:
@@ -200,7 +209,7 @@ def test_unet_prediction_and_gradients(sd1_unet: Pair, sd1_step: Callable, sd1_e
 
 
 def test_unet_with_remat_is_the_same(sd1_unet: Pair, sd1_expected: np.ndarray) -> None:
-    prediction, gradients = make_unet_step(sd1_unet, remat=True)(sd1_unet.params)
+    prediction, gradients = make_unet_step(sd1_unet, LATENTS, CONTEXT, remat=True)(sd1_unet.params)
     assert output_error(prediction, sd1_expected) < OUTPUT_TOLERANCE
     assert max(gradient_errors(sd1_unet, gradients).values()) < GRADIENT_TOLERANCE
 
@@ -274,11 +283,39 @@ def test_unet_check_rejects_swapped_norm(
     assert output_error(prediction, sd1_expected) > OUTPUT_TOLERANCE
 
 
-def test_sd2_unet_at_an_odd_size(sd2_unet: Pair) -> None:
+def test_sd2_unet_prediction_and_gradients_at_an_odd_size(sd2_unet: Pair, sd2_expected: np.ndarray) -> None:
     """Linear projections, heads and depth by level; an odd height is halved up and cut when doubled."""
-    latents = normal(13, 2, 7, 6, 4)
-    prediction = sd2_unet.run(unet.UNet2DConditionModel.__call__, latents, TIMESTEPS, CONTEXT)
-    assert output_error(prediction, from_torch(unet_reference(sd2_unet, latents))) < OUTPUT_TOLERANCE
+    prediction, gradients = make_unet_step(sd2_unet, ODD_LATENTS, SD2_CONTEXT)(sd2_unet.params)
+    assert output_error(prediction, sd2_expected) < OUTPUT_TOLERANCE
+    errors = gradient_errors(sd2_unet, gradients)
+    assert errors.keys() == gradients.keys()
+    assert max(errors.values()) < GRADIENT_TOLERANCE
+
+
+def heads_as_size_of_one(transformer: Callable) -> Callable:
+    return lambda channels, heads, **kw: transformer(channels, heads=channels // heads, **kw)
+
+
+def heads_of_the_first_level(transformer: Callable) -> Callable:
+    return lambda channels, heads, **kw: transformer(channels, heads=2, **kw)
+
+
+@pytest.mark.parametrize("mutate", [heads_as_size_of_one, heads_of_the_first_level])
+def test_sd2_unet_check_rejects_wrong_heads(
+    sd2_unet: Pair, sd2_expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, mutate: Callable
+) -> None:
+    monkeypatch.setattr(unet, "Transformer2DModel", mutate(unet.Transformer2DModel))
+    prediction = sd2_unet.run(unet.UNet2DConditionModel.__call__, ODD_LATENTS, TIMESTEPS, SD2_CONTEXT)
+    assert output_error(prediction, sd2_expected) > OUTPUT_TOLERANCE
+
+
+def test_linear_projections_do_not_fit_convolutions(sd1_unet: Pair, sd2_unet: Pair) -> None:
+    """Convolutions could compute the same: that the config is followed shows in what is refused."""
+    convolutions = Network.build(sd2_unet.model, {**sd2_unet.config, "use_linear_projection": False})
+    with pytest.raises(UserError, match=r"proj_in\.weight is float32\[64, 64\] instead of float\[64, 64, 1, 1\]"):
+        from_diffusers(convolutions, sd2_unet.tensors, "unet")
+    linear = Network.build(sd1_unet.model, {**sd1_unet.config, "use_linear_projection": True})
+    assert linear.shapes["mid_block.attentions.0.proj_in.weight"].shape == (128, 128)
 
 
 def test_unet_computes_in_bfloat16(sd1_unet: Pair, sd1_expected: np.ndarray) -> None:
@@ -345,7 +382,6 @@ def test_vae_check_rejects_transposed_weight(
 # -------------------------------------------------------------------------------------------- the text encoder
 
 TOKEN_IDS = np.random.default_rng(30).integers(0, 1000, (2, 77)).astype(np.int32)
-WEIGHT = normal(31, 2, 77, 64)
 
 
 def text_reference(pair: Pair) -> torch.Tensor:
@@ -357,23 +393,25 @@ def text_error(pair: Pair) -> float:
     return output_error(hidden, text_reference(pair).detach().numpy())
 
 
-def test_text_encoder(text_encoder: Pair) -> None:
-    assert text_error(text_encoder) < OUTPUT_TOLERANCE
+@pytest.mark.parametrize("encoder", ["text_encoder", "sd2_text_encoder"])
+def test_text_encoder(request: pytest.FixtureRequest, encoder: str) -> None:
+    assert text_error(request.getfixturevalue(encoder)) < OUTPUT_TOLERANCE
 
 
-def test_sd2_text_encoder(sd2_text_encoder: Pair) -> None:
-    assert text_error(sd2_text_encoder) < OUTPUT_TOLERANCE
+@pytest.mark.parametrize("encoder", ["text_encoder", "sd2_text_encoder"])
+def test_text_encoder_gradients(request: pytest.FixtureRequest, encoder: str) -> None:
+    pair = request.getfixturevalue(encoder)
+    expected = text_reference(pair)
+    weight = normal(31, *expected.shape)
 
-
-def test_text_encoder_gradients(text_encoder: Pair) -> None:
     @jax.jit
     @jax.grad
     def gradients(params: Mapping[str, jax.Array]) -> jax.Array:
-        return (text_encoder.network.bind(params)(TOKEN_IDS) * WEIGHT).mean()
+        return (pair.network.bind(params)(TOKEN_IDS) * weight).mean()
 
-    (text_reference(text_encoder) * torch.from_numpy(WEIGHT)).mean().backward()
-    ours = gradients(text_encoder.params)
-    errors = gradient_errors(text_encoder, ours)
+    (expected * torch.from_numpy(weight)).mean().backward()
+    ours = gradients(pair.params)
+    errors = gradient_errors(pair, ours)
     assert max(errors.values()) < GRADIENT_TOLERANCE
     # A bias of all keys alike moves no softmax: the only parameters without a gradient.
     assert {name.rsplit(".", 2)[-2:] == ["k_proj", "bias"] for name in ours.keys() - errors.keys()} == {True}
@@ -401,7 +439,7 @@ def test_text_check_rejects_wrong_model(
 # ------------------------------------------------------------------------------------------------- the mapping
 
 
-@pytest.mark.parametrize("model", ["sd1_unet", "sd2_unet", "autoencoder", "text_encoder"])
+@pytest.mark.parametrize("model", ["sd1_unet", "sd2_unet", "autoencoder", "text_encoder", "sd2_text_encoder"])
 def test_weights_come_back_to_the_bit(request: pytest.FixtureRequest, model: str) -> None:
     pair = request.getfixturevalue(model)
     assert pair.params.keys() == pair.tensors.keys()

@@ -1,8 +1,8 @@
 """jaxbooth, torchbooth and a plain loop of diffusers modules with torch's AdamW train alike, number by number.
 
-The plain loop shares no code with the project's step: its noise comes from diffusers' DDPMScheduler, its loss is the
-mean over instance rows plus lambda times the mean over class rows, its optimizer is torch's with torch's defaults. The
-same comparison must reject each mutant of our step.
+The plain loop shares no code with the project's step: noising, velocities, min-SNR weights and learning rates are
+diffusers', its loss is the mean over instance rows plus lambda times the mean over class rows, in one piece, its
+optimizer is torch's with torch's defaults. The same comparison must reject each mutant of our step.
 """
 
 from dataclasses import replace
@@ -12,61 +12,122 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import compute_snr
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from booth.learning_rate import learning_rates
 from booth.preparation import check_inputs, prepare
 from booth.rundir import RunDir
 
 STEPS, LEARNING_RATE, PRIOR_WEIGHT = 20, 3e-4, 0.5
 LOSS_TOLERANCE, UPDATE_TOLERANCE = 1e-5, 3e-4
 
+# Each as (pipeline, fields of train). Choices that need no compilation of their own are made together.
+CASES = {
+    "sd1": ("tiny_pipeline", {}),
+    "sd1, two pieces": ("tiny_pipeline", {"accumulation": 2}),
+    "sd1, min-SNR, noise offset, cosine": (
+        "tiny_pipeline",
+        {"min_snr_gamma": 5.0, "noise_offset": 0.1, "lr_schedule": "cosine", "lr_warmup_steps": 3},
+    ),
+    "sd1, text encoder, polynomial": (
+        "tiny_pipeline",
+        {"text_encoder": True, "text_encoder_learning_rate": 1e-4, "lr_schedule": "polynomial", "lr_power": 2.0},
+    ),
+    "sd2, text encoder, two pieces, min-SNR, linear": (
+        "tiny_sd2_pipeline",
+        {"text_encoder": True, "accumulation": 2, "min_snr_gamma": 5.0, "lr_schedule": "linear", "max_grad_norm": 0.1},
+    ),
+}
+SD2 = "sd2, text encoder, two pieces, min-SNR, linear"
+TEXT = "sd1, text encoder, polynomial"
+
 
 @pytest.fixture(scope="module")
-def job(make_tiny_config, tmp_path_factory):
-    """The config, its inputs, 20 batches of 2 + 2 rows, and the reference result."""
+def job_of(make_tiny_config, tmp_path_factory, request):
+    """case -> its config, its inputs, 20 batches of 2 + 2 rows, and the reference result; each made once."""
     from torchbooth.backend import Backend
 
-    config = make_tiny_config()
-    config.prior.count, config.prior.weight = 3, PRIOR_WEIGHT
-    config.train.steps, config.train.learning_rate = STEPS, LEARNING_RATE
-    inputs = check_inputs(config)
-    backend = Backend(config)
-    with RunDir.open(tmp_path_factory.mktemp("run") / "run", "torch", config) as run:
-        batches = prepare(config, inputs, run, backend, backend.load(inputs.pipeline))
-    made = [batches(step, LEARNING_RATE) for step in range(STEPS)]
-    return SimpleNamespace(config=config, inputs=inputs, batches=made, reference=reference_run(config, made))
+    jobs = {}
+
+    def make(case):
+        if case not in jobs:
+            pipeline, train = CASES[case]
+            config = make_tiny_config()
+            config.model.source = str(request.getfixturevalue(pipeline))
+            config.prior.count, config.prior.weight = 3, PRIOR_WEIGHT
+            config.train.steps, config.train.learning_rate = STEPS, LEARNING_RATE
+            config.train.update(train)
+            inputs = check_inputs(config)
+            backend = Backend(config)
+            with RunDir.open(tmp_path_factory.mktemp("run") / "run", "torch", config) as run:
+                batches = prepare(config, inputs, run, backend, backend.load(inputs.pipeline))
+            made = [batches(step, learning_rates(config, step)) for step in range(STEPS)]
+            jobs[case] = SimpleNamespace(
+                config=config, inputs=inputs, batches=made, reference=reference_run(config, made)
+            )
+        return jobs[case]
+
+    return make
+
+
+@pytest.fixture(params=CASES)
+def job(request, job_of):
+    return job_of(request.param)
 
 
 def reference_run(config, batches):
     """(losses, {name: update}, {name: whether its gradient was ever more than rounding})."""
-    folder = config.model.source
+    folder, train = config.model.source, config.train
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").train()
     text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE)
+    trained = {f"unet.{name}": parameter for name, parameter in unet.named_parameters()}
+    groups = [{"params": list(unet.parameters()), "lr": LEARNING_RATE}]
+    if train.text_encoder:
+        for name, parameter in text_encoder.named_parameters():
+            trained[f"text_encoder.text_model.{name.removeprefix('text_model.')}"] = parameter
+        rate = train.text_encoder_learning_rate or LEARNING_RATE
+        groups.append({"params": list(text_encoder.parameters()), "lr": rate})
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+    lr_scheduler = get_scheduler(
+        "constant_with_warmup" if train.lr_schedule == "constant" else train.lr_schedule,
+        optimizer,
+        num_warmup_steps=train.lr_warmup_steps,
+        num_training_steps=STEPS,
+        power=train.lr_power,
+    )
     prompts = [config.instance.prompt] * 2 + [config.prior.prompt] * 2
     ids = tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-    with torch.no_grad():
-        context = text_encoder(ids)[0]
-    before = {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
     losses, moved = [], dict.fromkeys(before, False)
     for batch in batches:
         latents, noise = (torch.from_numpy(a).permute(0, 3, 1, 2) for a in (batch.latents, batch.noise))
         timesteps = torch.from_numpy(batch.timestep).long()
+        target, snr_floor = noise, 0.0
+        if scheduler.config.prediction_type == "v_prediction":
+            target, snr_floor = scheduler.get_velocity(latents, noise, timesteps), 1.0
+        with torch.set_grad_enabled(train.text_encoder):
+            context = text_encoder(ids)[0]
         prediction = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, context).sample
-        (instance, prior), (instance_noise, prior_noise) = prediction.chunk(2), noise.chunk(2)
-        mse = torch.nn.functional.mse_loss
-        loss = mse(instance, instance_noise) + PRIOR_WEIGHT * mse(prior, prior_noise)
+        row_loss = torch.nn.functional.mse_loss(prediction, target, reduction="none").mean((1, 2, 3))
+        if train.min_snr_gamma:
+            snr = compute_snr(scheduler, timesteps)
+            row_loss = row_loss * snr.clamp(max=train.min_snr_gamma) / (snr + snr_floor)
+        instance, prior = row_loss.chunk(2)
+        loss = instance.mean() + PRIOR_WEIGHT * prior.mean()
         loss.backward()
-        total = torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        assert total > 1, "clipping must bite, or its mutant could not be rejected"
-        for name, parameter in unet.named_parameters():
+        total = torch.nn.utils.clip_grad_norm_(trained.values(), train.max_grad_norm)
+        assert total > train.max_grad_norm, "clipping must bite, or its mutant could not be rejected"
+        for name, parameter in trained.items():
             moved[name] |= bool(parameter.grad.norm() > 1e-6)
         optimizer.step()
+        lr_scheduler.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    updates = {name: (parameter.detach() - before[name]).numpy() for name, parameter in unet.named_parameters()}
+    updates = {name: (parameter.detach() - before[name]).numpy() for name, parameter in trained.items()}
     return losses, updates, moved
 
 
@@ -75,12 +136,13 @@ def our_run(backend_class, job, config=None, batches=None):
     config = config or job.config
     backend = backend_class(config)
     state = backend.init(backend.load(job.inputs.pipeline))
-    before = {name: array.copy() for _, name, array in backend.tensors(state)}
+    before = {f"{component}.{name}": array.copy() for component, name, array in backend.tensors(state)}
     losses = []
     for batch in batches or job.batches:
         state, metrics = backend.train_step(state, batch)
         losses.append(metrics["loss"])
-    return [float(loss) for loss in losses], {name: array - before[name] for _, name, array in backend.tensors(state)}
+    after = {f"{component}.{name}": array for component, name, array in backend.tensors(state)}
+    return [float(loss) for loss in losses], {name: after[name] - before[name] for name in before}
 
 
 def distance(ours, reference):
@@ -125,51 +187,104 @@ def _lambda_on_the_wrong_rows(batch):
 
 
 def _scaled_rate(batch):
-    return replace(batch, learning_rate=batch.learning_rate * np.float32(1.01))
+    return replace(batch, learning_rate={name: rate * np.float32(1.01) for name, rate in batch.learning_rate.items()})
 
 
-@pytest.mark.parametrize(
-    "mutant",
-    [
-        {"train": {"weight_decay": 1e-4}},  # optax's default
-        {"train": {"max_grad_norm": 0.0}},
-        {"batch": _scaled_rate},
-        {"batch": _lambda_on_the_wrong_rows},
-        {"gelu": "tanh"},
-    ],
-    ids=["optax weight decay", "no clipping", "learning rate x 1.01", "lambda on the wrong rows", "tanh GELU"],
-)
-def test_mutants_of_torchbooth_are_rejected(job, mutant, monkeypatch):
+def _one_rate_for_all(batch):
+    return replace(batch, learning_rate=dict.fromkeys(batch.learning_rate, batch.learning_rate["unet"]))
+
+
+def _instance_timesteps_weigh_class_rows(batch):
+    # The older scripts with min-SNR and a prior.
+    return replace(batch, weight=np.concatenate([batch.instance_weight[:2], PRIOR_WEIGHT * batch.instance_weight[:2]]))
+
+
+def _divided_by_the_pieces(batch):
+    # What averaging the losses of the pieces would do once more.
+    return replace(batch, weight=batch.weight / 2)
+
+
+def _noise_as_target(batch):
+    return replace(batch, target_latent=np.zeros(4, np.float32), target_noise=np.ones(4, np.float32))
+
+
+def _last_rate_first(batch):
+    return replace(batch, learning_rate={name: np.float32(LEARNING_RATE) for name in batch.learning_rate})
+
+
+MUTANTS = {
+    "optax weight decay": ("sd1", {"train": {"weight_decay": 1e-4}}),
+    "no clipping": ("sd1", {"train": {"max_grad_norm": 0.0}}),
+    "learning rate x 1.01": ("sd1", {"batch": _scaled_rate}),
+    "lambda on the wrong rows": ("sd1", {"batch": _lambda_on_the_wrong_rows}),
+    "tanh GELU": ("sd1", {"gelu": "tanh"}),
+    "losses divided by the pieces": ("sd1, two pieces", {"batch": _divided_by_the_pieces}),
+    "class rows by instance timesteps": (
+        "sd1, min-SNR, noise offset, cosine",
+        {"batch": _instance_timesteps_weigh_class_rows},
+    ),
+    "constant rate": ("sd1, min-SNR, noise offset, cosine", {"batch": _last_rate_first}),
+    "text encoder at the UNet's rate": (TEXT, {"batch": _one_rate_for_all}),
+    "networks clipped apart": (TEXT, {"clip": "apart"}),
+    "text gradients of the last piece only": (SD2, {"text": "last"}),
+    "noise as target of a velocity": (SD2, {"batch": _noise_as_target}),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_of_torchbooth_are_rejected(job_of, name, monkeypatch):
+    from torchbooth import step
     from torchbooth.backend import Backend
 
+    case, mutant = MUTANTS[name]
+    job = job_of(case)
     if "gelu" in mutant:
         exact = torch.nn.functional.gelu
         monkeypatch.setattr(torch.nn.functional, "gelu", lambda x: exact(x, approximate="tanh"))
+    if "clip" in mutant:
+        text = len(job.inputs.pipeline.tensors("text_encoder"))
+        joint = step.clip_by_global_norm
+        monkeypatch.setattr(
+            step, "clip_by_global_norm", lambda p, norm: joint(p[:-text], norm) + joint(p[-text:], norm)
+        )
+    if "text" in mutant:
+        encode = step.encode_prompts
+
+        def forgetful(models, prompts):
+            encoded, context = encode(models, prompts)
+            context.register_hook(lambda gradient: setattr(context, "grad", None))
+            return encoded, context
+
+        monkeypatch.setattr(step, "encode_prompts", forgetful)
     batches = [mutant.get("batch", lambda batch: batch)(batch) for batch in job.batches]
     assert not agrees(our_run(Backend, job, _with(job.config, **mutant.get("train", {})), batches), job.reference)
 
 
-@pytest.mark.parametrize("change", [_scaled_rate, _lambda_on_the_wrong_rows])
-def test_mutants_of_jaxbooth_are_rejected(job, change):
+@pytest.mark.parametrize("name", [name for name, (_, mutant) in MUTANTS.items() if "batch" in mutant])
+def test_mutants_of_jaxbooth_are_rejected(job_of, name):
     from jaxbooth.backend import Backend
 
-    assert not agrees(our_run(Backend, job, batches=[change(batch) for batch in job.batches]), job.reference)
+    case, mutant = MUTANTS[name]
+    job = job_of(case)
+    assert not agrees(our_run(Backend, job, batches=[mutant["batch"](batch) for batch in job.batches]), job.reference)
 
 
-def test_the_weight_decay_of_optax_is_rejected(job):
+def test_the_weight_decay_of_optax_is_rejected(job_of):
     from jaxbooth.backend import Backend
 
+    job = job_of("sd1")
     assert not agrees(our_run(Backend, job, _with(job.config, weight_decay=1e-4)), job.reference)
 
 
 @pytest.mark.full  # each compiles the step anew
 @pytest.mark.parametrize("mutant", ["no clipping", "tanh GELU"])
-def test_compiled_mutants_of_jaxbooth_are_rejected(job, mutant, monkeypatch):
+def test_compiled_mutants_of_jaxbooth_are_rejected(job_of, mutant, monkeypatch):
     import jax
 
     from jaxbooth import networks
     from jaxbooth.backend import Backend
 
+    job = job_of("sd1")
     config = _with(job.config, max_grad_norm=0.0) if mutant == "no clipping" else job.config
     if mutant == "tanh GELU":
         exact = jax.nn.gelu

@@ -1,0 +1,22 @@
+"""Stable Diffusion 1.5 on one 16 GB GPU without bfloat16 (T4, V100, GTX 16 and RTX 20 series): full UNet fine-tuning.
+
+    pip install -e ".[8bit]"
+    python -m torchbooth.train --config configs/gpu_t4.py --workdir runs/dog --config.model.source=models/sd15 \\
+        --config.instance.images=photos --config.instance.prompt="a photo of sks dog" \\
+        --config.prior.prompt="a photo of dog"
+
+float16 with dynamic loss scaling: an update whose gradients overflow is skipped, said so and counted, the scale halved;
+the first few usually are. 8-bit Adam. Memory, computed and not measured on a card: float32 weights 3.2 GiB, gradients
+3.2 GiB and 8-bit moments 1.6 GiB make 8.0 GiB, float16 copies of the weights 1.6 GiB; activations come on top.
+"""
+
+from booth.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.train.precision = "fp16"
+    config.train.optimizer = "adamw8bit"
+    config.train.gradient_checkpointing = True
+    config.prior.batch_size = 2
+    return config

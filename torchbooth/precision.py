@@ -1,0 +1,21 @@
+"""What is computed in which type: the UNet as `train.precision` says; text encoder, VAE and loss in float32."""
+
+import torch
+
+from booth.errors import UserError
+
+_COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which matrix products and convolutions use the compute type; for fp32 it changes nothing."""
+    return torch.autocast(device.type, _COMPUTE.get(precision), enabled=precision in _COMPUTE)
+
+
+def check_precision(precision: str) -> None:
+    """UserError for fp16 without a GPU."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError(
+            "train.precision='fp16' needs a GPU: on a CPU float16 is slower and less exact than float32;"
+            " use fp32, or bf16"
+        )
