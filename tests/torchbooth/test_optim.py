@@ -138,3 +138,26 @@ def test_the_loss_scale_is_part_of_a_checkpoint(fp16, tmp_path):
     again, metrics = backend.train_step(checkpoint.restore(make_state(), tmp_path / "saved"), batches[2])
     assert float(metrics["loss_scale"]) == 32768
     assert same(snapshot(backend, again), snapshot(backend, state))
+
+
+def test_a_skipped_update_shows_in_a_whole_run(tiny_config, tmp_path, caplog):
+    class Overflowing(Backend):
+        """In float16 on whatever there is; the batch of step 3 overflows."""
+
+        check = staticmethod(lambda config: None)
+        steps = 0
+
+        def train_step(self, state, batch):
+            self.steps += 1
+            gain = np.float32(np.inf if self.steps == 3 else 1)
+            return super().train_step(state, replace(batch, latents=batch.latents * gain))
+
+    tiny_config.train.precision = "fp16"
+    with caplog.at_level("WARNING", "booth"):
+        run = loop.train(Overflowing, tiny_config, tmp_path / "run")
+    assert "step 3: gradients overflowed at loss scale 65536: nothing was updated, the scale is halved" in caplog.text
+    assert [(line["skipped"], line["loss_scale"]) for line in run.metrics] == [(0, 2**16)] * 2 + [
+        (1, 2**16),
+        (0, 2**15),
+    ]
+    assert all(np.isfinite(array).all() for array in weights(run).values())
