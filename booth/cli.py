@@ -22,9 +22,10 @@ from booth.backend import Backend
 from booth.checkpoints import Checkpoints
 from booth.errors import UserError
 from booth.export import check_target, export
+from booth.hub import readable
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import load_tokenizer
-from booth.rundir import publish, read_record
+from booth.rundir import pinned_revision, publish, read_record
 from booth.sampling import ImageRequest, Sampler
 
 log = logging.getLogger("booth")
@@ -135,7 +136,7 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", type=_path, help="folder of a diffusers pipeline")
+    source.add_argument("--model", type=_path, help="folder of a diffusers pipeline, or hub id owner/name")
     source.add_argument(
         "--run",
         dest="run_dir",
@@ -143,6 +144,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         help="a run folder: samples from its newest checkpoint, or from --step",
     )
     parser.add_argument("--step", type=int, help="checkpoint of --run")
+    parser.add_argument("--revision", default="", help="branch, tag or commit of a hub --model")
 
 
 def _train(package: str, options: argparse.Namespace) -> None:
@@ -153,7 +155,10 @@ def _train(package: str, options: argparse.Namespace) -> None:
     if options.dry_run:
         settings.validate(config, backend_class.name, backend_class.capabilities)
         backend_class.check(config)
-        loop.check_inputs(config)
+        revision = pinned_revision(options.workdir, config) if options.workdir else ""
+        pipeline = loop.check_inputs(config, revision).pipeline
+        if pipeline.model and (files := pipeline.to_download):
+            log.info("a run would download %d files, %s", len(files), readable(pipeline.model.size(files)))
         print(config.to_json_best_effort(indent=1))
         return
     loop.train(backend_class, config, options.workdir, options.from_step)
@@ -170,8 +175,10 @@ def _sample(package: str, options: argparse.Namespace) -> None:
     backend_class = load_backend(package)
     if options.step is not None and not options.run_dir:
         raise UserError("--step names a checkpoint of --run; with --model leave it out")
+    if options.revision and options.run_dir:
+        raise UserError("--revision belongs to --model; with --run leave it out")
     trained = _find(backend_class, options.run_dir, options.step, options.precision) if options.run_dir else None
-    pipeline = trained.pipeline if trained else open_pipeline(options.model)
+    pipeline = trained.pipeline if trained else open_pipeline(options.model, revision=options.revision)
     sampler = Sampler(
         pipeline,
         load_tokenizer(pipeline),
@@ -248,7 +255,7 @@ def _find(backend_class: type[Backend], run_dir: str, step: int | None, precisio
     config.train.precision = precision
     config.mesh.fsdp = 1  # this machine may have other devices than the one that trained
     config.train.optimizer = "adamw"  # none is needed, so its package neither
-    pipeline = open_pipeline(config.model.source, config.model.variant)
+    pipeline = open_pipeline(config.model.source, config.model.variant, pinned_revision(run_dir, config))
     _check_base(Path(run_dir), pipeline)
     return _Trained(config, pipeline, checkpoints, step)
 

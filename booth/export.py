@@ -18,6 +18,7 @@ from booth.pipeline_dir import (
     PipelineDir,
     TensorSpec,
     canonical_name,
+    components,
     has_vocabulary,
     open_pipeline,
     written_key,
@@ -91,8 +92,8 @@ def _write_pipeline(
     """Fills a new folder; returns what there is to say about it."""
     out.mkdir()
     changes: dict[str, str] = {}  # file -> why it is no copy of the source's file of that name
-    components = [name for name, entry in source.model_index.items() if isinstance(entry, list) and entry[1]]
-    present = [name for name in components if name.isidentifier() and (source.path / name).is_dir()]
+    named = components(source.model_index)
+    present = [name for name in named if name.isidentifier() and (source.path / name).is_dir()]
     for component in present:
         (out / component).mkdir()
 
@@ -115,10 +116,15 @@ def _write_pipeline(
         if component not in source.family.networks:
             _copy_files(source, component, out, changes)
     _complete_tokenizer(out / "tokenizer", changes)
-    _write_model_index(source, out, set(components) - set(present), changes)
+    _write_model_index(source, out, set(named) - set(present), changes)
     return {
         "family": source.family.name,
-        "source": {"path": str(source.path), "variant": source.variant, "weights_sha256": _hashes(source)},
+        "source": {
+            "path": str(source.path),
+            **({"hub_id": source.model.id, "commit": source.model.commit} if source.model else {}),
+            "variant": source.variant,
+            "weights_sha256": _hashes(source),
+        },
         "trained": sorted(writers),
         "precision": precision,
         "weights_sha256": _hashes(open_pipeline(out)),  # which also shows that the folder can be read

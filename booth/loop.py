@@ -15,7 +15,7 @@ from booth.export import export, exported_step
 from booth.learning_rate import learning_rates
 from booth.metrics import Recorder, read_metrics
 from booth.preparation import Inputs, check_inputs, prepare
-from booth.rundir import RunDir, publish
+from booth.rundir import RunDir, pinned_revision, publish
 from booth.sampling import ImageRequest
 
 log = logging.getLogger("booth")
@@ -39,10 +39,11 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
     config = resolved(config)
     validate(config, backend_class.name, backend_class.capabilities)
     backend_class.check(config)
-    inputs = check_inputs(config)
+    inputs = check_inputs(config, pinned_revision(workdir, config))
     with RunDir.open(workdir, backend_class.name, config) as run:
         log.info("%d photos, model %s: reading and hashing its weights", len(inputs.instances), config.model.source)
         run.check_manifest(inputs.fingerprint())
+        run.record_origin(inputs.origin(config))
         checkpoints = Checkpoints(run.checkpoints, run.id)
         start = checkpoints.find(from_step) or 0
         run.record_changes()

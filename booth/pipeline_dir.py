@@ -4,7 +4,8 @@
     unet/ vae/ text_encoder/                config.json and weights, in one file or in shards with an index
     tokenizer/ scheduler/                   vocabulary, noise schedule
 
-Weights are named here as current diffusers and transformers 4 name them, whatever spelling the files have.
+Weights are named here as current diffusers and transformers 4 name them, whatever spelling the files have. A model from
+the hub is such a folder too, whose weights are downloaded when they are first needed.
 """
 
 import hashlib
@@ -13,14 +14,17 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from booth import hub
 from booth.errors import UserError
 from booth.family import Family, detect_family
+from booth.hub import HubModel
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 _OLD_VAE_ATTENTION = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.)")
@@ -63,13 +67,31 @@ class Weights:
 class PipelineDir:
     """An opened pipeline folder; `open_pipeline` makes it."""
 
-    def __init__(self, path: Path, variant: str, model_index: Mapping[str, Any], family: Family) -> None:
+    def __init__(
+        self, path: Path, variant: str, model_index: Mapping[str, Any], family: Family, model: HubModel | None = None
+    ) -> None:
         self.path = path
         self.variant = variant
         self.model_index = model_index
         self.family = family
-        self.weights = {component: self._find_weights(component) for component in family.networks}
+        self.model = model  # None: a local folder
+        self._weight_files = {component: self._weight_file(component) for component in family.networks}
         self._hashes: dict[str, str] = {}
+
+    @cached_property
+    def weights(self) -> dict[str, Weights]:
+        """The networks' weights by component; those of a hub model are downloaded first. Raises UserError."""
+        if self.model:
+            self.model.fetch(self.to_download)
+        return {component: self._read_weights(component) for component in self.family.networks}
+
+    @property
+    def to_download(self) -> list[str]:
+        """Weight files that are still on the hub alone."""
+        if not self.model:
+            return []
+        _, weights = self.model.files(components(self.model_index), self.variant)
+        return self.model.missing(weights)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -102,39 +124,53 @@ class PipelineDir:
             self._hashes[component] = digest.hexdigest()
         return self._hashes[component]
 
-    def _find_weights(self, component: str) -> Weights:
-        folder = self.path / component
+    def _weight_file(self, component: str) -> Path:
+        """Where a network's weights are, or the index of their shards; UserError if there is neither."""
         stem = "model" if self.model_index[component][0] == "transformers" else "diffusion_pytorch_model"
         suffix = f".{self.variant}" if self.variant else ""
-        single = folder / f"{stem}{suffix}.safetensors"
-        index = folder / f"{stem}.safetensors.index{suffix}.json"
-        if single.is_file():
-            return Weights(None, {single: _read_specs(single)})
-        if index.is_file():
-            weight_map = _read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
-                raise UserError(f"model.source={self.path}: {component}/{index.name} is broken; download it again")
-            shards = [folder / name for name in sorted(set(weight_map.values()))]
-            return Weights(index, {shard: _read_specs(shard) for shard in shards})
-        raise UserError(f"model.source={self.path}: {_why_no_weights(folder, single.name)}")
+        wanted = f"{stem}{suffix}.safetensors"
+        if self.model:
+            names = sorted(name.partition("/")[2] for name in self.model.sizes if name.startswith(f"{component}/"))
+        else:
+            names = sorted(path.name for path in (self.path / component).iterdir() if path.is_file())
+        for name in (wanted, f"{stem}.safetensors.index{suffix}.json"):
+            if name in names:
+                return self.path / component / name
+        where = self.model.source if self.model else self.path
+        raise UserError(f"model.source={where}: {_why_no_weights(component, names, wanted)}")
+
+    def _read_weights(self, component: str) -> Weights:
+        path = self._weight_files[component]
+        if path.suffix == ".safetensors":
+            return Weights(None, {path: _read_specs(path)})
+        weight_map = _read_json(path).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
+            raise UserError(f"model.source={self.path}: {component}/{path.name} is broken; download it again")
+        shards = [path.with_name(name) for name in sorted(set(weight_map.values()))]
+        return Weights(path, {shard: _read_specs(shard) for shard in shards})
 
 
-def open_pipeline(source: str | Path, variant: str = "") -> PipelineDir:
-    """Opens a local pipeline folder and checks that it is complete, readable and of a supported family.
+def open_pipeline(source: str | Path, variant: str = "", revision: str = "") -> PipelineDir:
+    """Opens a pipeline and checks that it is complete, readable and of a supported family.
 
-    `variant` is the middle part of the weight files' names, such as `fp16`. Raises UserError.
+    `source` is a folder, or the id of a model on the hub, whose configs are downloaded here and whose weights later.
+    `variant` is the middle part of the weight files' names, such as `fp16`; `revision` a branch, tag or commit of a hub
+    model. Raises UserError.
     """
-    path = Path(source).expanduser()
     where = f"model.source={source}"
+    model = hub.find(str(source), revision) if hub.is_id(str(source)) else None
+    path = model.path if model else Path(source).expanduser()
     if path.is_file():
         raise UserError(f"{where}: single-file checkpoints are not supported; give a diffusers pipeline folder")
     if not path.is_dir():
-        raise UserError(
-            f"{where}: no such folder; give a local diffusers pipeline folder (hub ids are not supported yet)"
-        )
+        raise UserError(f"{where}: no such folder; give a diffusers pipeline folder, or a hub id such as owner/name")
+    if revision and not model:
+        raise UserError(f"model.revision={revision!r} is for hub ids, and {where} is a local folder; leave it empty")
     if not (path / "model_index.json").is_file():
         raise UserError(f"{where}: no model_index.json in it; give the top folder of a diffusers pipeline")
     model_index = _read_json(path / "model_index.json")
+    if model:
+        model.fetch(model.files(components(model_index), variant)[0])
     family = detect_family(where, model_index, lambda component: _component_config(path, component))
     for component in ("scheduler", *family.networks):
         _component_config(path, component)
@@ -143,7 +179,15 @@ def open_pipeline(source: str | Path, variant: str = "") -> PipelineDir:
         raise UserError(
             f"{where}: tokenizer/ has neither vocab.json and merges.txt nor tokenizer.json; download it again"
         )
-    return PipelineDir(path, variant, model_index, family)
+    pipeline = PipelineDir(path, variant, model_index, family, model)
+    if not pipeline.to_download:
+        _ = pipeline.weights  # broken ones are refused now
+    return pipeline
+
+
+def components(model_index: Mapping[str, Any]) -> list[str]:
+    """The components that a model_index.json names with a class."""
+    return [name for name, entry in model_index.items() if isinstance(entry, list) and len(entry) == 2 and entry[1]]
 
 
 def fit_weights(
@@ -236,9 +280,8 @@ def _read_specs(path: Path) -> dict[str, TensorSpec]:
     return specs
 
 
-def _why_no_weights(folder: Path, wanted: str) -> str:
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    where = f"{folder.name}/ has no {wanted}"
+def _why_no_weights(component: str, names: Collection[str], wanted: str) -> str:
+    where = f"{component}/ has no {wanted}"
     if found := [name for name in names if ".safetensors" in name]:
         return f"{where} but {', '.join(found)}; set model.variant to the part between (empty if none)"
     if any(name.endswith((".bin", ".ckpt", ".pt")) for name in names):

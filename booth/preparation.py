@@ -38,6 +38,14 @@ class Inputs:
             "model configs": {name: self._config_hash(name) for name in (*self.pipeline.family.networks, "scheduler")},
         }
 
+    def origin(self, config: Any) -> dict[str, str]:
+        """Where a hub model came from; {} for a local folder."""
+        if not (model := self.pipeline.model):
+            return {}
+        return {
+            "source": config.model.source, "revision": config.model.revision, "id": model.id, "commit": model.commit,
+        }  # fmt: skip
+
     def _config_hash(self, component: str) -> str:
         text = json.dumps(self.pipeline.component_config(component), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -55,9 +63,12 @@ class Inputs:
         )
 
 
-def check_inputs(config: Any) -> Inputs:
-    """Looks at everything that can be refused, before anything is written and before a device starts. UserError."""
-    pipeline = open_pipeline(config.model.source, config.model.variant)
+def check_inputs(config: Any, revision: str = "") -> Inputs:
+    """Looks at everything that can be refused, before anything is written and before a device starts. UserError.
+
+    `revision` is the commit that a run keeps to, if it has one already.
+    """
+    pipeline = open_pipeline(config.model.source, config.model.variant, revision or config.model.revision)
     scheduler = pipeline.component_config("scheduler")
     noise_schedule(scheduler)
     with _naming("data.resolution"):

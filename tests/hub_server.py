@@ -1,0 +1,140 @@
+"""A server on this machine that answers as the Hugging Face hub does, as far as downloads go.
+
+Repositories are dicts of files; big ones are kept elsewhere, where the hub redirects to, as on the real one.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+BIG = ".safetensors"  # such files are redirected
+
+
+def files_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()
+    }
+
+
+class HubServer:
+    def __init__(self):
+        self.revisions: dict[str, dict[str, str]] = {}  # id -> branch, tag or commit -> commit
+        self.commits: dict[str, dict[str, bytes]] = {}  # commit -> files
+        self.gated: set[str] = set()
+        self.tokens: dict[str, bool] = {}  # a known token -> whether it may read what is gated
+        self.forbidden: set[str] = set()  # tokens that may look but not read
+        self.requests: list[tuple[str, str]] = []  # (method, file) of what was answered with 200 or 206
+        self.ranges: list[str] = []  # Range headers
+        self.cut: dict[str, int] = {}  # file -> the next answer with it breaks off after so many bytes
+        self.stall: dict[str, threading.Event] = {}  # file -> its content ends halfway until the event is set
+        self.stalled = threading.Event()
+        self.failing = False  # 503 to everything
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.elsewhere = f"http://localhost:{self._server.server_port}/elsewhere"  # another name: another host
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def push(self, name: str, files: Mapping[str, bytes], branch: str = "main") -> str:
+        """Makes a commit the newest of a branch; returns it."""
+        text = repr(sorted((file, hashlib.sha1(content).hexdigest()) for file, content in files.items()))
+        commit = hashlib.sha1((name + text).encode()).hexdigest()
+        self.commits[commit] = dict(files)
+        self.revisions.setdefault(name, {}).update({branch: commit, commit: commit})
+        return commit
+
+    def downloads(self) -> list[str]:
+        """The files whose content was asked for since the last call."""
+        asked, self.requests = self.requests, []
+        return [file for method, file in asked if method == "GET"]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_HEAD(self):
+        self._answer()
+
+    def do_GET(self):
+        self._answer()
+
+    def _answer(self):
+        path = unquote(self.path.partition("?")[0])
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self.hub.failing:
+            self._send(503)
+        elif token and token not in self.hub.tokens:
+            self._send(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+        elif stored := re.fullmatch(r"/elsewhere/(\w+)/(.+)", path):
+            self._send_file(stored[2], self.hub.commits[stored[1]][stored[2]])
+        elif asked := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            self._repository(asked[1], asked[2] or "main", None, token)
+        elif asked := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._repository(asked[1], asked[2], asked[3], token)
+        else:
+            self._send(404)
+
+    def _repository(self, name, revision, file, token):
+        if name not in self.hub.revisions:
+            return self._send(404 if token else 401, {"X-Error-Code": "RepoNotFound"})
+        if revision not in self.hub.revisions[name]:
+            return self._send(404, {"X-Error-Code": "RevisionNotFound"})
+        commit = self.hub.revisions[name][revision]
+        files = self.hub.commits[commit]
+        if file is None:
+            siblings = [{"rfilename": path, "size": len(content)} for path, content in files.items()]
+            return self._send(200, content=json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode())
+        if name in self.hub.gated and not self.hub.tokens.get(token):
+            return self._send(403 if token else 401, {"X-Error-Code": "GatedRepo"})
+        if token in self.hub.forbidden:
+            return self._send(403, {"X-Error-Message": "Enable access to gated repositories"})
+        if file not in files:
+            return self._send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        etag = hashlib.sha256(files[file]).hexdigest()
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}
+        if not file.endswith(BIG):
+            return self._send_file(file, files[file], headers)
+        headers |= {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(files[file]))}
+        return self._send(302, headers | {"Location": f"{self.hub.elsewhere}/{commit}/{file}"})
+
+    def _send_file(self, file, content, headers=None):
+        self.hub.requests.append((self.command, file))
+        start = 0
+        if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start = int(asked[1])
+            self.hub.ranges.append(asked[0])
+        span = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        self._send(206 if start else 200, (headers or {}) | span, content[start:], file)
+
+    def _send(self, status, headers=None, content=b"", file=""):
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if file in self.hub.stall:
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            self.hub.stalled.set()
+            self.hub.stall[file].wait(60)
+            self.close_connection = True
+        elif file in self.hub.cut:
+            self.wfile.write(content[: self.hub.cut.pop(file)])
+            self.close_connection = True
+        else:
+            self.wfile.write(content)
