@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from booth.backend import Backend
 from booth.errors import UserError
-from booth.rundir import STAGING_PREFIX, publish, remove
+from booth.rundir import STAGING_PREFIX, publish, remove, rename
 
 log = logging.getLogger("booth")
 
@@ -62,7 +62,8 @@ class Checkpoints:
             with publish(self.path(step)) as staging:
                 staging.mkdir()
                 backend.save(state, staging)
-                (staging / _RECORD).write_text(json.dumps({"step": step, "run_id": self._run_id}), encoding="utf-8")
+                record = json.dumps({"step": step, "run_id": self._run_id})
+                (staging / _RECORD).write_text(record, encoding="utf-8", newline="\n")
         except (OSError, SafetensorError, ValueError) as error:  # what the libraries raise for a full disk
             raise UserError(
                 f"the checkpoint of step {step} cannot be written to {self.folder} ({' '.join(str(error).split())});"
@@ -72,7 +73,7 @@ class Checkpoints:
             # Renamed first: half a deleted folder must not carry a checkpoint's name.
             doomed = self.folder / f"{STAGING_PREFIX}deleted-{old:06d}"
             remove(doomed)
-            self.path(old).rename(doomed)
+            rename(self.path(old), doomed)
             remove(doomed)
 
     def restore(self, backend: Backend, state: Any, step: int) -> Any:
@@ -96,5 +97,5 @@ class Checkpoints:
             while target.exists():
                 number += 1
                 target = target.with_name(f"superseded-{newer:06d}-{number}")
-            self.path(newer).rename(target)
+            rename(self.path(newer), target)
             log.warning("step %d was trained before; its checkpoint is now %s", newer, target)

@@ -164,7 +164,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
 
 
 def _is_remote(path: str) -> bool:
-    return re.match(r"\w+://", path) is not None
+    return re.match(r"\w{2,}://", path) is not None  # C:// is a drive
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from booth.pipeline_dir import (
     open_pipeline,
     written_key,
 )
-from booth.rundir import publish, remove
+from booth.rundir import publish, remove, rename
 
 RECORD = "export.json"
 Precision = Literal["source", "fp32", "fp16", "bf16"]
@@ -53,15 +53,15 @@ def export(
     fresh, aside = out.with_name(f".new-{out.name}"), out.with_name(f".old-{out.name}")
     try:
         if aside.exists() and not out.exists():  # a crash between the two renames below
-            aside.rename(out)
+            rename(aside, out)
         remove(aside)
         remove(fresh)
         with publish(fresh) as staging:
             record = _write_pipeline(source, staging, trained, precision)
             _write_json(staging / RECORD, {"step": step, **record})
         if out.exists():
-            out.rename(aside)
-        fresh.rename(out)
+            rename(out, aside)
+        rename(fresh, out)
         remove(aside)
     except OSError as error:
         raise UserError(f"export to {out} failed: {error}; mend that, export again") from error
@@ -281,7 +281,7 @@ def _complete_tokenizer(folder: Path, changes: dict[str, str]) -> None:
     vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
     added = {token["content"]: token["id"] for token in tokenizer["added_tokens"] if token["content"] not in vocab}
     lines = ["#version: 0.2", *(merge if isinstance(merge, str) else " ".join(merge) for merge in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     _write_json(folder / "vocab.json", vocab)
     changes["tokenizer/vocab.json"] = changes["tokenizer/merges.txt"] = "made from tokenizer.json"
     if added:
@@ -305,4 +305,4 @@ def _relative(path: Path) -> str:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

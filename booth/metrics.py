@@ -38,7 +38,7 @@ class Recorder:
         from tensorboardX import SummaryWriter  # imports torch where that is installed, so only when training
 
         self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start + 1, flush_secs=30)
-        self._file = run.metrics.open("a", encoding="utf-8")
+        self._file = run.metrics.open("a", encoding="utf-8", newline="\n")
         self._progress = tqdm(total=stop, initial=start, desc="training", unit="step", smoothing=0.1)
         self._rows, self._every = rows, every
         self._pending: list[tuple[int, dict[str, float], dict[str, Any]]] = []

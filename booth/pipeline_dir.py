@@ -269,7 +269,7 @@ def _read_specs(path: Path) -> dict[str, TensorSpec]:
             specs = {key: TensorSpec(s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
-        if path.is_file() and path.open("rb").read(12) == b"version http":
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"version http"):
             reason = "it is a Git LFS pointer; run `git lfs pull`"
         raise UserError(f"{path} is missing, truncated or broken ({reason}); download it again") from error
     for key, spec in specs.items():

@@ -18,8 +18,9 @@ import logging
 import os
 import platform
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from booth.errors import UserError
 
 log = logging.getLogger("booth")
 
+WINDOWS = os.name == "nt"
 STAGING_PREFIX = ".staging-"
 _JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # what desktops put into a folder that is only looked at
 _CLAIM = ".run-id"
@@ -51,7 +53,7 @@ def publish(path: Path) -> Iterator[Path]:
         yield staging
         for file in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
             _sync(file)
-        staging.replace(path)
+        rename(staging, path)
         _sync(path.parent)
     except BaseException:
         remove(staging)
@@ -61,19 +63,35 @@ def publish(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Replaces a file's content atomically."""
     with publish(path) as staging:
-        staging.write_text(text, encoding="utf-8")
+        staging.write_text(text, encoding="utf-8", newline="\n")
 
 
 def remove(path: Path) -> None:
     """Removes a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        _patiently(lambda: shutil.rmtree(path))
     else:
-        path.unlink(missing_ok=True)
+        _patiently(lambda: path.unlink(missing_ok=True))
+
+
+def rename(old: Path, new: Path) -> None:
+    """Gives a file or a folder another name; a file that has it is replaced."""
+    _patiently(lambda: old.replace(new))
+
+
+def _patiently(act: Callable[[], object]) -> None:
+    """Windows renames and removes nothing that is open, and virus scanners open what has just been written."""
+    for pause in (0.1, 0.3, 1.0, 3.0) if WINDOWS else ():
+        try:
+            act()
+            return
+        except PermissionError:
+            time.sleep(pause)
+    act()
 
 
 def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows cannot open folders for syncing
+    if path.is_dir() and WINDOWS:  # where folders cannot be opened
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -156,7 +174,7 @@ class RunDir:
         """Marks a checkpoint folder outside the run folder as this run's; of two runs at once, one gets it."""
         if self._elsewhere:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError), (self.checkpoints / _CLAIM).open("x", encoding="utf-8") as file:
+            with suppress(FileExistsError), (self.checkpoints / _CLAIM).open("x", encoding="utf-8", newline="") as file:
                 file.write(self.id)
             self._check_owner()
 

@@ -1,10 +1,12 @@
 """Checkpoints as safetensors: trainable tensors and moments, by diffusers name; the loss scale as JSON; no pickles."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from torchbooth.optim import read_moments, write_moments
 from torchbooth.step import State
@@ -23,21 +25,22 @@ def save(state: State, folder: Path) -> None:
     }
     save_file(moments, folder / _OPTIMIZER)
     if state.scaler.is_enabled():
-        (folder / _LOSS_SCALE).write_text(json.dumps(state.scaler.state_dict()), encoding="utf-8")
+        (folder / _LOSS_SCALE).write_text(json.dumps(state.scaler.state_dict()), encoding="utf-8", newline="\n")
 
 
 def restore(state: State, folder: Path) -> State:
     """Copies the saved tensors into the state's own, bit for bit."""
     device = str(next(iter(state.trainable.values())).device)
-    saved = load_file(folder / _TRAINABLE, device=device)
-    assert saved.keys() == state.trainable.keys(), "the manifest ties a run to its model"
+    missing = set(state.trainable)
     with torch.no_grad():
-        for name, parameter in state.trainable.items():
-            parameter.copy_(saved.pop(name))
+        for name, value in _read(folder / _TRAINABLE, device):
+            state.trainable[name].copy_(value)
+            missing.remove(name)
+    assert not missing, "the manifest ties a run to its model"
     if state.optimizer is None:
         return state
     moments: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(folder / _OPTIMIZER, device=device).items():
+    for key, value in _read(folder / _OPTIMIZER, device):
         name, _, moment = key.rpartition("/")
         moments.setdefault(name, {})[moment] = value
     for name, values in moments.items():
@@ -45,3 +48,11 @@ def restore(state: State, folder: Path) -> State:
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(json.loads((folder / _LOSS_SCALE).read_text(encoding="utf-8")))
     return state
+
+
+def _read(path: Path, device: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor), one at a time. They are copies: safetensors' own are the file itself, which then stays open and
+    which Windows would not let go when the checkpoint is rotated."""
+    with safe_open(path, framework="pt", device=device) as file:
+        for name in file.keys():  # noqa: SIM118 (it is no dict)
+            yield name, file.get_tensor(name).clone()

@@ -281,9 +281,9 @@ def test_an_earlier_export_is_replaced_only_by_a_complete_one(tiny_pipeline, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     # Stopped at the worst moment: the old export has lost its name, the new one has not got it yet.
-    rename = Path.rename
+    replace = Path.replace
     with monkeypatch.context() as patch, pytest.raises(SystemError):
-        patch.setattr(Path, "rename", lambda path, target: crash() if target == out else rename(path, target))
+        patch.setattr(Path, "replace", lambda path, target: crash() if target == out else replace(path, target))
         export(source, out, (), step=2)
     assert not out.exists()
     (tmp_path / ".staging-.new-out").mkdir()

@@ -1,0 +1,125 @@
+"""docs/MIGRATING.md: every command of ours in it is run as written, but for a tiny model and few steps."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from booth.config import FIELDS
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "MIGRATING.md").read_text(encoding="utf-8")
+NAMES = {field.name for field in FIELDS}
+OFFICIAL, OURS = ("accelerate launch ", "python train_"), ("python -m ", "torchbooth ", "jaxbooth ")
+
+# What train_dreambooth.py can be given.
+FLAGS = """
+pretrained_model_name_or_path revision variant tokenizer_name instance_data_dir class_data_dir instance_prompt
+class_prompt with_prior_preservation prior_loss_weight num_class_images output_dir seed resolution center_crop
+train_text_encoder train_batch_size sample_batch_size num_train_epochs max_train_steps checkpointing_steps
+checkpoints_total_limit resume_from_checkpoint gradient_accumulation_steps gradient_checkpointing learning_rate scale_lr
+lr_scheduler lr_warmup_steps lr_num_cycles lr_power use_8bit_adam dataloader_num_workers adam_beta1 adam_beta2
+adam_weight_decay adam_epsilon max_grad_norm push_to_hub hub_token hub_model_id logging_dir allow_tf32 report_to
+validation_prompt num_validation_images validation_steps mixed_precision prior_generation_precision local_rank
+enable_xformers_memory_efficient_attention set_grads_to_none offset_noise snr_gamma pre_compute_text_embeddings
+tokenizer_max_length text_encoder_use_attention_mask skip_save_text_encoder validation_images class_labels_conditioning
+validation_scheduler
+""".split()  # noqa: SIM905
+
+BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+COMMANDS = [shlex.split(block.replace("\\\n", " ")) for block in BLOCKS if block.startswith(OURS)]
+
+
+def test_blocks_are_theirs_or_ours():
+    assert all(block.startswith(OFFICIAL + OURS) for block in BLOCKS)
+    assert len(COMMANDS) > 12 and len(BLOCKS) - len(COMMANDS) > 8
+    assert all(block.count("\n") == block.count("\\\n") + 1 for block in BLOCKS), "one command each"
+
+
+def test_every_field_named_exists():
+    sections = "|".join(sorted({name.partition(".")[0] for name in NAMES}))
+    named = set(re.findall(rf"(?<![\w/.])(?:{sections})\.\w+", PAGE.replace("--config.", "")))
+    assert len(named) > 40 and named - NAMES <= {"metrics.jsonl"}
+
+
+def table():
+    """{flag: what is said of it} of the page's table."""
+    rows = re.findall(r"^\| (`--.*?) \| (.*?) \|$", PAGE, re.MULTILINE)
+    return {flag: here for flags, here in rows for flag in re.findall(r"`--(\w+)`", flags)}
+
+
+def test_every_flag_is_in_the_table():
+    assert sorted(table()) == sorted(FLAGS)
+    for flag, here in table().items():
+        field = set(re.findall(r"`(\w+\.\w+)", here)) & NAMES
+        assert field or here.startswith(("not needed", "not yet", "`--workdir`", "always; `--from-step`")), flag
+
+
+def test_every_flag_in_a_command_of_theirs_is_in_the_table():
+    theirs = " ".join(block for block in BLOCKS if block.startswith(OFFICIAL))
+    assert set(re.findall(r" --(\w+)", theirs)) <= {*FLAGS, "mixed_precision"}
+
+
+def test_defaults_in_the_table():
+    """What the table gives as our default, where the script's is another."""
+    defaults = {field.name: field.default for field in FIELDS}
+    rows = re.findall(r"`--\w+` \((.*?)\)[^|]*\| `([\w.]+)`, (\"?\w+\"?)", PAGE)
+    given = {name: value.strip('"') for _, name, value in rows if not value.startswith("`")}
+    assert len(given) >= 6
+    assert given == {name: str(defaults[name]) for name in given}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all commands are given, one after another: later ones go on with what earlier ones made."""
+    folder = tmp_path_factory.mktemp("migrating")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_pipeline, photos):
+    """What is added to a command so that it takes seconds; of two values the last counts.
+
+    Of 200 steps one is left, so the checkpoints that the page names must be there.
+    """
+
+    def training(words):
+        given = dict(re.findall(r"--config\.([\w.]+)=(\S+)", "\n".join(words)))
+        values = {
+            "model.source": tiny_pipeline, "instance.images": photos, "data.resolution": 64, "train.precision": "fp32",
+            "prior.count": 2, "prior.inference_steps": 2, "prior.batch_size": 2, "data.encode_batch_size": 2,
+            "samples.inference_steps": 2, "mesh.fsdp": 1, "checkpoint.every_steps": 1,
+            "train.steps": int(given.get("train.steps", 800)) // 200,
+        }  # fmt: skip
+        values |= {name: 1 for name in ("samples.every_steps", "train.lr_warmup_steps") if name in given}
+        if "jaxbooth.train" in words:  # of eight cores
+            values["train.batch_size"] = 1
+        return [f"--config.{name}={value}" for name, value in values.items()]
+
+    def tiny(words):
+        steps = [f"{option}={int(words[words.index(option) + 1]) // 200}"
+                 for option in ("--from-step", "--step") if option in words]  # fmt: skip
+        sampling = ["--steps=2", "--size=64"] if words[1] == "sample" else []
+        return steps + (training(words) if words[0] == "python" else sampling)
+
+    return tiny
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=[f"{n}-{words[0]}-{words[2]}" for n, words in enumerate(COMMANDS)])
+def test_our_commands(words, folder, tiny, main, monkeypatch):
+    monkeypatch.chdir(folder)
+    package, command = words[2].split(".") if words[0] == "python" else words[:2]
+    assert package in ("torchbooth", "jaxbooth") and command in ("train", "sample", "export")
+    done = main(package, command, *words[3 if words[0] == "python" else 2 :], *tiny(words))
+    assert done.code == 0, done.err
+    made = Path(words[words.index("--workdir" if command == "train" else "--out") + 1])
+    if command == "train":
+        assert (made / "pipeline" / "model_index.json").is_file()
+        again = "--config.train.steps=1200" in words
+        assert ("resumed from step 3" in done.err, "resumed from step 4" in done.err) == ("--from-step" in words, again)
+        assert list((made / "samples").glob("*.png")) or "samples.every_steps" not in " ".join(words)
+    else:
+        assert (made / {"sample": "grid.png", "export": "model_index.json"}[command]).is_file()
