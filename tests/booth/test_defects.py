@@ -127,7 +127,10 @@ def test_the_schedule_and_the_target_come_from_the_pipeline(make_batches):
 
 
 def test_posterior_and_noise_are_drawn_apart(make_batches):
-    """The Flax script used one key for both: with unit moments the latents' sample then equals the noise."""
+    """The Flax script sampled the posterior with the key that it also derived the noise from.
+
+    At worst both are the same numbers: with unit moments the latents' sample then equals the noise.
+    """
     batch = make_batches()(0, {})
     sample = batch.latents - batch.latents.mean((1, 2, 3), keepdims=True)
     for row in range(4):
