@@ -1,5 +1,6 @@
 """Loads the networks of a pipeline folder as diffusers and transformers modules."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ def load(pipeline: PipelineDir, device: torch.device) -> Models:
 
     UserError if names or shapes do not fit the configs: the libraries' own loading would fill gaps with random numbers.
     """
+    # Where bitsandbytes is installed diffusers imports it, which on a CPU warns of a kernel that nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -56,7 +59,7 @@ def recompute_activations(network: Any) -> None:
         network.enable_gradient_checkpointing()
     else:  # transformers; token ids carry no gradient, which the reentrant kind would need
         # The second name is that of older transformers.
-        enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
+        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
         enable({"use_reentrant": False})
 
 
