@@ -48,7 +48,9 @@ def main(package: str, argv: Sequence[str] | None = None) -> int:
         print(f"{package}: error: {error}; mend that and give the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\n{package}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            f"\n{package}: interrupted; the same command continues, training from its last checkpoint", file=sys.stderr
+        )
         return INTERRUPTED
     return 0
 
@@ -192,8 +194,11 @@ def _sample(package: str, options: argparse.Namespace) -> None:
     )
     sampler.check()
     config = trained.config if trained else _inference_config(options.precision)
-    settings.check_capabilities(config, backend_class.name, backend_class.capabilities)
-    backend_class.check(config)
+    try:
+        settings.check_capabilities(config, backend_class.name, backend_class.capabilities)
+        backend_class.check(config)
+    except UserError as error:
+        raise UserError(str(error).replace("train.precision=", "--precision ")) from error
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)  # if it cannot be made, then better now than after sampling
     if trained:

@@ -95,7 +95,8 @@ FIELDS = (
           one_of("constant", "linear", "cosine", "polynomial"), may_change=True),
     Field("train.lr_warmup_steps", 0, "updates of linear warmup from 0", at_least(0), may_change=True),
     Field("train.lr_power", 1.0, "exponent of the polynomial schedule", above(0), may_change=True),
-    Field("train.lr_end", 1e-7, "last learning rate of the polynomial schedule", at_least(0), may_change=True),
+    Field("train.lr_end", 1e-7, "last learning rate of the polynomial schedule; the text encoder's ends in proportion",
+          at_least(0), may_change=True),
     Field("train.precision", "fp32", "compute type: float32, bfloat16, or float16 with loss scaling (torchbooth);"
           " weights stay float32", one_of("fp32", "bf16", "fp16")),
     Field("train.unet", True, "train the UNet", only(True, "training without the UNet is")),
@@ -113,7 +114,8 @@ FIELDS = (
           at_least(0)),
     Field("train.noise_offset", 0.0, "noise added to whole channels, such as 0.1, for very light or dark pictures",
           at_least(0)),
-    Field("train.gradient_checkpointing", False, "recompute activations in the backward pass: less memory, slower"),
+    Field("train.gradient_checkpointing", False, "recompute activations in the backward pass: less memory, slower",
+          may_change=True),
     Field("train.seed", 0, "seed of everything else that is random", SEED),
     Field("data.resolution", 512, "side of the square training images, in pixels", at_least(8)),
     Field("data.crop", "center", "crop after the short side is resized", one_of("center", "random")),
@@ -345,7 +347,7 @@ def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset
     if config.mesh.fsdp > 1 and "sharding" not in capabilities:
         raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: {backend}booth trains on one device")
     if config.train.precision == "fp16" and "fp16" not in capabilities:
-        raise UserError(f"train.precision='fp16' must be 'bf16' or 'fp32': {backend}booth has no loss scaling")
+        raise UserError(f"train.precision='fp16' must be 'bf16' or 'fp32': {backend}booth does not compute in float16")
     if config.train.optimizer == "adamw8bit" and "adamw8bit" not in capabilities:
         raise UserError(f"train.optimizer='adamw8bit' must be 'adamw': {backend}booth has no 8-bit optimizer yet")
 

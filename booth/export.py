@@ -6,7 +6,7 @@ converted, renamed, made anew), export.json says so and why. The folder appears 
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,8 +92,7 @@ def _write_pipeline(
     """Fills a new folder; returns what there is to say about it."""
     out.mkdir()
     changes: dict[str, str] = {}  # file -> why it is no copy of the source's file of that name
-    named = components(source.model_index)
-    present = [name for name in named if name.isidentifier() and (source.path / name).is_dir()]
+    present = source.component_files()
     for component in present:
         (out / component).mkdir()
 
@@ -112,11 +111,11 @@ def _write_pipeline(
         else:
             _convert_weights(source, component, out, precision, changes)
 
-    for component in present:
+    for component, files in present.items():
         if component not in source.family.networks:
-            _copy_files(source, component, out, changes)
+            _copy_files(source, files, out / component, changes)
     _complete_tokenizer(out / "tokenizer", changes)
-    _write_model_index(source, out, set(named) - set(present), changes)
+    _write_model_index(source, out, set(components(source.model_index)) - set(present), changes)
     return {
         "family": source.family.name,
         "source": {
@@ -253,13 +252,12 @@ def _copy_weights(source: PipelineDir, component: str, out: Path, changes: dict[
             _write_json(index, content)
 
 
-def _copy_files(source: PipelineDir, component: str, out: Path, changes: dict[str, str]) -> None:
+def _copy_files(source: PipelineDir, files: Sequence[Path], out: Path, changes: dict[str, str]) -> None:
     """A component that is not ours to read (tokenizer, scheduler, safety checker, ...), with all its files."""
-    folder = source.path / component
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            plain = _plain_name(path, source)
-            _copy(path, out / component / (path.name if (folder / plain).exists() else plain), changes)
+    for path in files:
+        if not path.name.startswith("."):
+            plain = path.with_name(_plain_name(path, source))
+            _copy(path, out / (path.name if plain in files else plain.name), changes)
 
 
 def _plain_name(path: Path, source: PipelineDir) -> str:

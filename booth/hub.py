@@ -32,7 +32,6 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w", re.ASCII)
 _WEIGHTS = re.compile(r"(\w+)/(?:model|diffusion_pytorch_model)(?:\.([^./]+?))?(?:-\d+-of-\d+)?\.safetensors")
 _INDEX = re.compile(r"(\w+)/(?:model|diffusion_pytorch_model)\.safetensors\.index(?:\.([^./]+))?\.json")
 _CONFIG = re.compile(r"(\w+)/(?![^/]*\.index\.)[^/]+\.(?:json|txt|model)")
-_PICKLE = re.compile(r"(\w+)/[^/]+\.(?:bin|ckpt|pt|pth|msgpack)")
 
 _NETWORKS = {name for family in FAMILIES for name in family.networks}
 
@@ -50,21 +49,22 @@ class HubModel:
     id: str  # where it is
     commit: str  # 40 hexadecimal digits
     path: Path  # the commit's folder in the cache
-    sizes: Mapping[str, int]  # bytes of each of its files by name; of the cached ones if the hub cannot be asked
+    sizes: Mapping[str, int]  # bytes of each of its files by name
+    listed: bool  # whether the hub said so; if it could not be asked, the files are those in the cache
 
     def files(self, components: Collection[str], variant: str) -> tuple[list[str], list[str]]:
         """(configs and vocabularies, weights) that a pipeline of these components needs.
 
-        A component without weights in the variant comes with those without one. A component that only decorates the
-        pipeline (safety_checker) is left out if all its weights are pickles.
+        A component without weights in the variant comes with those without one. A model that only decorates the
+        pipeline (safety_checker) is left out if it has no safetensors.
         """
         found: dict[tuple[str, str], list[str]] = {}
         for name in self.sizes:
             if match := _WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name):
                 found.setdefault((match[1], match[2] or ""), []).append(name)
         chosen = {name: found.get((name, variant)) or found.get((name, ""), []) for name in components}
-        pickled = {match[1] for name in self.sizes if (match := _PICKLE.fullmatch(name))} - _NETWORKS
-        kept = {name for name in components if chosen[name] or name not in pickled}
+        models = {name for name in components if f"{name}/config.json" in self.sizes}  # schedulers and such have others
+        kept = {name for name in components if chosen[name] or name not in models - _NETWORKS}
         configs = [name for name in self.sizes if (match := _CONFIG.fullmatch(name)) and match[1] in kept]
         return configs, [name for names in chosen.values() for name in names]
 
@@ -93,7 +93,7 @@ class HubModel:
             )
         log.info("%s at %s: downloading %d files, %s", self.id, self.commit[:12], len(missing), readable(size))
         for name in missing:
-            with _explained(self.source, self.id, self.commit):
+            with _explained(self.source, self.id, self.commit, name):
                 hf_hub_download(self.id, name, revision=self.commit)
 
 
@@ -110,10 +110,11 @@ def find(source: str, revision: str = "") -> HubModel:
     with _explained(source, name, revision):
         commit = HfApi().resolve_revision(name, revision=revision or None).resolved
         path = Path(hf_hub_download(name, "model_index.json", revision=commit)).parent
-        return HubModel(source, name, commit, path, _sizes(name, commit, path))
+        return HubModel(source, name, commit, path, *_sizes(name, commit, path))
 
 
-def _sizes(name: str, commit: str, path: Path) -> dict[str, int]:
+def _sizes(name: str, commit: str, path: Path) -> tuple[dict[str, int], bool]:
+    """`sizes` and `listed` of a HubModel."""
     from huggingface_hub import HfApi, errors
 
     try:
@@ -121,20 +122,21 @@ def _sizes(name: str, commit: str, path: Path) -> dict[str, int]:
     except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:  # removed since, or no network
         reason = "HF_HUB_OFFLINE is set" if isinstance(error, errors.OfflineModeIsEnabled) else _first_line(error)
         log.info("%s at %s: taking what is in the cache, as the hub cannot be asked (%s)", name, commit[:12], reason)
-        return {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
-    return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        cached = (file for file in path.rglob("*") if file.is_file())
+        return {file.relative_to(path).as_posix(): file.stat().st_size for file in cached}, False
+    return {file.rfilename: file.size or 0 for file in info.siblings or ()}, True
 
 
 @contextmanager
-def _explained(source: str, name: str, revision: str) -> Iterator[None]:
+def _explained(source: str, name: str, revision: str, file: str = "model_index.json") -> Iterator[None]:
     """Turns what huggingface_hub and its transports raise into one line that says what to do."""
     try:
         yield
     except Exception as error:  # every transport has its own kinds
-        raise UserError(_explanation(error, source, name, revision)) from error
+        raise UserError(_explanation(error, source, name, revision, file)) from error
 
 
-def _explanation(error: BaseException, source: str, name: str, revision: str) -> str:
+def _explanation(error: BaseException, source: str, name: str, revision: str, file: str) -> str:
     from huggingface_hub import constants, errors
 
     while isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError) and error.__cause__:
@@ -149,7 +151,8 @@ def _explanation(error: BaseException, source: str, name: str, revision: str) ->
         case errors.RevisionNotFoundError():
             return f"model.revision={revision!r} is no branch, tag or commit of {name}; {page}/commits lists them"
         case errors.RemoteEntryNotFoundError():
-            return f"{where}: no model_index.json in it on the hub; give a diffusers pipeline"
+            fix = "give a diffusers pipeline" if file == "model_index.json" else "take another model.revision"
+            return f"{where}: no {file} in it on the hub; {fix}"
         case errors.RepositoryNotFoundError() | errors.HFValidationError():
             return (
                 f"{where}: no such folder here and no such model on the hub; correct it,"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from booth import pictures
 from booth.backend import Backend
 from booth.batches import made_ahead
@@ -27,7 +29,7 @@ class Run:
 
     path: Path
     pipeline: Path  # the exported diffusers pipeline
-    metrics: list[dict[str, float]]  # one dict a step, as in metrics.jsonl
+    metrics: list[dict[str, Any]]  # one dict a step, as in metrics.jsonl; numbers, or None where none is finite
 
 
 def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_step: int | None = None) -> Run:
@@ -41,11 +43,11 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
     backend_class.check(config)
     inputs = check_inputs(config, pinned_revision(workdir, config))
     with RunDir.open(workdir, backend_class.name, config) as run:
+        checkpoints = Checkpoints(run.checkpoints, run.id)
+        start = checkpoints.find(from_step) or 0
         log.info("%d photos, model %s: reading and hashing its weights", len(inputs.instances), config.model.source)
         run.check_manifest(inputs.fingerprint())
         run.record_origin(inputs.origin(config))
-        checkpoints = Checkpoints(run.checkpoints, run.id)
-        start = checkpoints.find(from_step) or 0
         run.record_changes()
         if start >= config.train.steps and exported_step(run.pipeline, config.export.precision) == start:
             log.info("already at step %d of %d: nothing left to do", start, config.train.steps)
@@ -93,7 +95,8 @@ def _preview(config: Any, inputs: Inputs, backend: Backend, state: Any, path: Pa
     count = config.samples.images_per_prompt
     requests = [ImageRequest(prompt, seed) for prompt in prompts for seed in range(count)]
     sampler = inputs.sampler(config, "samples")
-    images = [image for _, image in sampler.images(backend, backend.models(state), requests)]
+    made = sampler.images(backend, backend.models(state), requests)
+    images = [image for _, image in tqdm(made, desc="preview", total=len(requests), unit="image", leave=False)]
     captions = [f"{request.prompt} (seed {request.seed})" for request in requests]
     with publish(path) as staging:
         pictures.grid(images, captions, columns=count).save(staging, format="PNG")

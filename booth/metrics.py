@@ -22,8 +22,11 @@ log = logging.getLogger("booth")
 MOST_SKIPPED_IN_A_ROW = 20  # a loss scale that starts at 65536 has then fallen below 0.1
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """All complete lines of a metrics.jsonl; a line cut off by a crash is left out."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a metrics.jsonl; a line cut off by a crash is left out.
+
+    A metric is a number, or None where a skipped update's was not finite.
+    """
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 

@@ -93,6 +93,17 @@ class PipelineDir:
         _, weights = self.model.files(components(self.model_index), self.variant)
         return self.model.missing(weights)
 
+    def component_files(self) -> dict[str, list[Path]]:
+        """The files of each component that is there; of a hub model its own alone, whatever else is in the cache."""
+        named = [name for name in components(self.model_index) if name.isidentifier()]
+        if self.model:
+            wanted = {name for names in self.model.files(named, self.variant) for name in names}
+            paths = sorted(self.path / name for name in wanted)
+        else:
+            paths = sorted(path for name in named for path in self.path.glob(f"{name}/*") if path.is_file())
+        found = {name: [path for path in paths if path.parent.name == name] for name in named}
+        return {name: files for name, files in found.items() if files}
+
     @property
     def tokenizer_path(self) -> Path:
         return self.path / "tokenizer"
@@ -136,6 +147,11 @@ class PipelineDir:
         for name in (wanted, f"{stem}.safetensors.index{suffix}.json"):
             if name in names:
                 return self.path / component / name
+        if self.model and not self.model.listed:
+            raise UserError(
+                f"model.source={self.model.source}: {component}/{wanted} is not in the cache and the hub cannot be"
+                " asked; unset HF_HUB_OFFLINE or mend the network"
+            )
         where = self.model.source if self.model else self.path
         raise UserError(f"model.source={where}: {_why_no_weights(component, names, wanted)}")
 

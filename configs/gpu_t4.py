@@ -5,8 +5,8 @@
         --config.instance.images=photos --config.instance.prompt="a photo of sks dog" \\
         --config.prior.prompt="a photo of dog"
 
-float16 with dynamic loss scaling: an update whose gradients overflow is skipped, said so and counted, the scale halved;
-the first few usually are. 8-bit Adam. Memory, computed and not measured on a card: float32 weights 3.2 GiB, gradients
+float16 with dynamic loss scaling: an update whose gradients overflow is skipped, said so and counted, and the scale is
+halved. 8-bit Adam. Memory, computed and not measured on a card: float32 weights 3.2 GiB, gradients
 3.2 GiB and 8-bit moments 1.6 GiB make 8.0 GiB, float16 copies of the weights 1.6 GiB; activations come on top.
 """
 

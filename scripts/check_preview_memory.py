@@ -1,8 +1,9 @@
-"""Predicted peak memory of a training step and of a preview at Stable Diffusion 1.5's size; needs no GPU.
+"""Predicted peak memory of a training step and of a preview at a real model's size; needs no GPU.
 
     python scripts/check_preview_memory.py --backend torch            # two minutes on 2 cores
     python scripts/check_preview_memory.py --backend jax              # compiles at full size: some ten minutes
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/check_preview_memory.py --backend jax --rows 8
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/check_preview_memory.py --backend jax --rows 8 \\
+        --fsdp 8
 
 torchbooth: its own functions run on fake tensors (shapes without data), whose memory is added up. jaxbooth: its own
 functions are compiled for abstract arrays, and the compiler (XLA's for CPUs; others differ) says what they take on a

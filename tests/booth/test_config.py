@@ -169,8 +169,9 @@ def test_sharding_only_where_the_backend_can(valid):
 
 
 @pytest.mark.parametrize(("name", "value", "said"), [
-    ("train.precision", "fp16", "train.precision='fp16' must be 'bf16' or 'fp32': jaxbooth has no loss scaling"),
-    ("train.optimizer", "adamw8bit", 
+    ("train.precision", "fp16",
+     "train.precision='fp16' must be 'bf16' or 'fp32': jaxbooth does not compute in float16"),
+    ("train.optimizer", "adamw8bit",
      "train.optimizer='adamw8bit' must be 'adamw': jaxbooth has no 8-bit optimizer yet"),
 ])  # fmt: skip
 def test_what_only_the_other_backend_can(valid, name, value, said):

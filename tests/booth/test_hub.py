@@ -175,6 +175,24 @@ def test_export_copies_the_components_beside_and_says_where_the_model_is_from(hu
     assert (source["hub_id"], source["commit"]) == (ID, commit)
 
 
+def test_export_takes_only_the_pipelines_files_from_a_cache_that_others_use_too(hub, tiny, tmp_path, monkeypatch):
+    others = {"safety_checker/pytorch_model.bin": b"pickle", "vae/diffusion_pytorch_model.fp16.safetensors": b"half",
+              "scheduler/notes.bin": b"pickle", "safety_checker/config.json": b"{}"}  # fmt: skip
+    classes = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    hub.push(ID, with_components({**tiny, **others}, **classes))
+    path = open_pipeline(ID).path
+    for name, content in others.items():  # as another program leaves them
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(content)
+    assert open_pipeline(ID).weights
+    for offline in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        export(open_pipeline(ID), tmp_path / f"out-{offline}", ())
+        out = files_of(tmp_path / f"out-{offline}")
+        assert not out.keys() & others.keys() and out[UNET] == tiny[UNET]
+        assert json.loads(out["model_index.json"])["safety_checker"] == [None, None]
+
+
 def test_what_is_in_the_cache_is_not_fetched_again_and_serves_offline(hub, repository, tiny_pipeline, monkeypatch):
     assert open_pipeline(ID).weights and hub.downloads()
     assert open_pipeline(ID).to_download == [] and hub.downloads() == []
@@ -198,7 +216,8 @@ def test_offline_with_half_of_it(hub, repository, monkeypatch):
     open_pipeline(ID)  # configs only
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert refusal(open_pipeline, ID) == (
-        "model.source=owner/tiny: unet/ has no diffusion_pytorch_model.safetensors; download the model completely"
+        "model.source=owner/tiny: unet/diffusion_pytorch_model.safetensors is not in the cache and the hub cannot be"
+        " asked; unset HF_HUB_OFFLINE or mend the network"
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.numpy import load_file
 
-from booth import loop
+from booth import cli, loop
 from booth.learning_rate import learning_rates
 from booth.preparation import check_inputs, prepare
 from booth.rundir import RunDir
@@ -53,6 +53,16 @@ def test_from_photos_to_a_pipeline_resumed_to_the_bit(backend_class, config, tmp
     for key, value in theirs.items():
         if "position_ids" not in key:
             assert torch.equal(value, torch.from_numpy(tuned[f"text_model.{key.removeprefix('text_model.')}"]))
+
+
+def test_a_checkpoint_is_exported_with_its_text_encoder(backend_class, package, config, tmp_path):
+    config.samples.every_steps, config.checkpoint.every_steps = 0, 2
+    run = loop.train(backend_class, config, tmp_path / "run")
+    for step, same in ((4, True), (2, False)):
+        out = tmp_path / f"step-{step}"
+        assert cli.main(package, ["export", "--run", str(run.path), "--step", str(step), "--out", str(out)]) == 0
+        exported, final = text_encoder(out), text_encoder(run.pipeline)
+        assert all(np.array_equal(exported[key], final[key]) for key in final) == same
 
 
 def test_each_prompt_is_encoded_once_an_update(backend_class, package, config, tmp_path, monkeypatch):

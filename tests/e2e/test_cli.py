@@ -166,9 +166,9 @@ def test_float16_needs_a_gpu(main, job, tiny_pipeline, tmp_path):
     assert "train.precision='fp16' needs a GPU: on a CPU float16 is slower and less exact than float32" in said
     assert not (tmp_path / "run").exists()
     sample = ["--model", tiny_pipeline, "--prompt", "a", "--precision", "fp16", "--out", tmp_path / "out"]
-    assert "needs a GPU" in refusal(main("torchbooth", "sample", *sample))
+    assert "--precision 'fp16' needs a GPU" in refusal(main("torchbooth", "sample", *sample))
     said = refusal(main("jaxbooth", "sample", *sample), "jaxbooth")
-    assert "train.precision='fp16' must be 'bf16' or 'fp32': jaxbooth has no loss scaling" in said
+    assert "--precision 'fp16' must be 'bf16' or 'fp32': jaxbooth does not compute in float16" in said
 
 
 def test_one_device(main, job, tmp_path):
@@ -276,4 +276,6 @@ def test_the_exit_code_of_an_interrupted_command(main, job, tmp_path, monkeypatc
     monkeypatch.setattr("booth.loop.train", interrupted)
     outcome = main("torchbooth", "train", *job(tmp_path / "run"))
     assert outcome.code == 130
-    assert outcome.err.strip() == "torchbooth: interrupted; the same command goes on from the last checkpoint"
+    assert (
+        outcome.err.strip() == "torchbooth: interrupted; the same command continues, training from its last checkpoint"
+    )

@@ -108,6 +108,8 @@ def test_interrupted_by_the_user(start, arguments, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     err = (tmp_path / "stderr").read_text()
-    assert err.splitlines()[-1] == "torchbooth: interrupted; the same command goes on from the last checkpoint"
+    assert (
+        err.splitlines()[-1] == "torchbooth: interrupted; the same command continues, training from its last checkpoint"
+    )
     assert "Traceback" not in err and "Error" not in err
     assert not list((folder / "checkpoints").glob(".*"))

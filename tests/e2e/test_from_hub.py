@@ -78,7 +78,10 @@ def test_ctrl_c_while_downloading(hub, hub_env, commit, job, environment, tmp_pa
         process.kill()
         hub.stall.pop(UNET).set()
     assert process.returncode == 130 and "Traceback" not in said, said
-    assert said.splitlines()[-1] == "torchbooth: interrupted; the same command goes on from the last checkpoint"
+    assert (
+        said.splitlines()[-1]
+        == "torchbooth: interrupted; the same command continues, training from its last checkpoint"
+    )
     assert {TEXT, UNET} <= set(hub.downloads())
     assert not list(tmp_path.rglob("*.incomplete"))
     again = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)

@@ -89,11 +89,13 @@ def tiny(tiny_pipeline, photos):
     def training(words):
         given = dict(re.findall(r"--config\.([\w.]+)=(\S+)", "\n".join(words)))
         values = {
-            "model.source": tiny_pipeline, "instance.images": photos, "data.resolution": 64, "train.precision": "fp32",
+            "model.source": tiny_pipeline, "instance.images": photos, "data.resolution": 64,
             "prior.count": 2, "prior.inference_steps": 2, "prior.batch_size": 2, "data.encode_batch_size": 2,
             "samples.inference_steps": 2, "mesh.fsdp": 1, "checkpoint.every_steps": 1,
             "train.steps": int(given.get("train.steps", 800)) // 200,
         }  # fmt: skip
+        if any("gpu_t4" in word for word in words):  # a CPU is refused float16
+            values["train.precision"] = "fp32"
         values |= {name: 1 for name in ("samples.every_steps", "train.lr_warmup_steps") if name in given}
         if "jaxbooth.train" in words:  # of eight cores
             values["train.batch_size"] = 1
