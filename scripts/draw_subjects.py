@@ -6,10 +6,9 @@ python scripts/draw_subjects.py --out subjects
 import argparse
 from pathlib import Path
 
-from PIL import Image
-
 from picture_world.subjects import SUBJECTS, subject_scenes
 from picture_world.world import render
+from PIL import Image
 
 
 def draw_subjects(out: Path, size: int = 256) -> None:

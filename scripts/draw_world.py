@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from picture_world.captions import example_caption
 from picture_world.settings import SETTINGS
 from picture_world.world import CLASSES, example, render
+from PIL import Image
 
 
 def draw_world(out: Path, count: int, size: int, seed: int = 0) -> None:

@@ -1,5 +1,7 @@
 """Fish, bird, cat and rabbit: from an instance to parts, facing the viewer, on the ground, about one unit large."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from picture_world.identity import Instance
@@ -124,11 +126,13 @@ def cat(it: Instance) -> list[Part]:
         parts.append(ball((side * head * 0.45, top + head * 0.12, 0.04 + head * 0.95), (0.022, 0.045, 0.025), DARK))
         at = np.array((side * head * 0.68, top + head * 0.62, 0.02))
         if it.details[0] == 1:  # round
-            parts.append(ball(at + (0, 0.05, 0), (ear * 0.6, ear * 0.6, 0.04), paint.second))
+            parts.append(ball(np.add(at, (0, 0.05, 0)), (ear * 0.6, ear * 0.6, 0.04), paint.second))
         else:
             out = (0.25, 0, 0.45, 0.9)[it.details[0]]
             size = (1.0, 0, 1.5, 1.0)[it.details[0]]
-            parts.append(rod(at, at + (side * out * ear * size, ear * 1.25 * size, 0.0), 0.09, paint.main, taper=0.05))
+            parts.append(
+                rod(at, np.add(at, (side * out * ear * size, ear * 1.25 * size, 0.0)), 0.09, paint.main, taper=0.05)
+            )
     curves = {
         0: [(0.0, 0.05, -0.2), (0.30, 0.08, -0.26), (0.40, 0.28, -0.24), (0.36, 0.46, -0.2)],
         1: [(0.0, 0.05, -0.2), (0.26, 0.05, -0.1), (0.36, 0.06, 0.1), (0.28, 0.06, 0.26)],
@@ -136,7 +140,7 @@ def cat(it: Instance) -> list[Part]:
         3: [(0.0, 0.1, -0.2), (0.2, 0.16, -0.28), (0.32, 0.2, -0.26)],
     }[it.details[1]]
     thick = 0.07 if it.details[1] == 3 else 0.048
-    parts += [rod(a, b, thick, paint.main) for a, b in zip(curves, curves[1:], strict=False)]
+    parts += [rod(a, b, thick, paint.main) for a, b in pairwise(curves)]
     parts += [ball(point, thick * 1.04, paint.main) for point in curves[1:-1]]
     parts.append(ball(curves[-1], thick * 1.35, paint.second))
     neck = top - head * 0.95

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from picture_world.solids import FAR, Colour, Paint, Surface
+from picture_world.solids import Colour, Paint, Surface
 
 
 class Light(NamedTuple):

@@ -1,5 +1,7 @@
 """Robot, mug, clock, house and castle: from an instance to parts, facing the viewer, on the ground, about one unit."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from picture_world.identity import Instance
@@ -84,7 +86,7 @@ def mug(it: Instance) -> list[Part]:
             (x + grip * 1.2, y - tall * 0.5, 0),
             (x, y - tall * 0.5, 0),
         ]
-        parts += [rod(a, b, 0.045, paint.second) for a, b in zip(corners, corners[1:], strict=False)]
+        parts += [rod(a, b, 0.045, paint.second) for a, b in pairwise(corners)]
         parts += [ball(corner, 0.047, paint.second) for corner in corners[1:3]]
     elif it.details[0] == 2:  # one on each side
         parts += _loop(x, y, grip * 0.8, tall * 0.4, 0.042, paint.second)
@@ -98,8 +100,8 @@ def mug(it: Instance) -> list[Part]:
             turn = tilt(y=side * 0.42)
             eye, pupil = turn @ (0, 0, front * 1.0), turn @ (0, 0, front * 1.04)
             parts += [
-                ball(eye + (0, y + 0.08, 0), (0.07, 0.08, 0.04), WHITE, turn),
-                ball(pupil + (0, y + 0.08, 0), (0.035, 0.045, 0.03), DARK, turn),
+                ball(np.add(eye, (0, y + 0.08, 0)), (0.07, 0.08, 0.04), WHITE, turn),
+                ball(np.add(pupil, (0, y + 0.08, 0)), (0.035, 0.045, 0.03), DARK, turn),
             ]
         parts.append(ball((0, y - 0.1, front * 0.99), (0.09, 0.035, 0.04), DARK))
     elif it.details[1] == 2:  # a badge
@@ -127,7 +129,7 @@ def _loop(x: float, y: float, out: float, half: float, radius: float, paint: Pai
     """Half a ring beside (x, y)."""
     angles = np.linspace(-np.pi / 2, np.pi / 2, 7)
     points = [(x + out * 1.3 * np.cos(a), y + half * np.sin(a), 0.0) for a in angles]
-    parts = [rod(a, b, radius, paint) for a, b in zip(points, points[1:], strict=False)]
+    parts = [rod(a, b, radius, paint) for a, b in pairwise(points)]
     return parts + [ball(point, radius * 1.02, paint) for point in points[1:-1]]
 
 
@@ -140,9 +142,15 @@ def clock(it: Instance) -> list[Part]:
     cases = (
         [tube((0, y, 0), (radius, deep, radius), paint.body, AHEAD)],
         [box((0, y, 0), (radius, radius, deep), paint.body, roundness=0.4)],
-        [box((0, y - 0.04, 0), (radius * 0.95, radius * 0.9, deep), paint.body, roundness=0.0), roof((0, y + radius * 0.98, 0), (radius * 1.15, radius * 0.22, deep * 1.2), paint.second, top=1.0, hip=0.1)],
-        [tube((0, y, 0), (radius * 0.98, deep, radius * 0.98), paint.body, AHEAD), box((0, y * 0.55, 0), (radius * 0.98, y * 0.5, deep), paint.body, roundness=0.0)],
-    )  # fmt: skip
+        [
+            box((0, y - 0.04, 0), (radius * 0.95, radius * 0.9, deep), paint.body, roundness=0.0),
+            roof((0, y + radius * 0.98, 0), (radius * 1.15, radius * 0.22, deep * 1.2), paint.second, top=1.0, hip=0.1),
+        ],
+        [
+            tube((0, y, 0), (radius * 0.98, deep, radius * 0.98), paint.body, AHEAD),
+            box((0, y * 0.55, 0), (radius * 0.98, y * 0.5, deep), paint.body, roundness=0.0),
+        ],
+    )
     parts = [*cases[it.details[0]]]
     parts.append(tube((0, y, deep), (radius * 0.84, 0.03, radius * 0.84), paint.second, AHEAD))
     parts.append(tube((0, y, deep + 0.015), (radius * 0.74, 0.03, radius * 0.74), WHITE, AHEAD))
@@ -178,7 +186,7 @@ def clock(it: Instance) -> list[Part]:
 
 def _arch(y: float, radius: float, thick: float, paint: Paint) -> list[Part]:
     points = [(radius * np.cos(a), y + radius * np.sin(a), 0.0) for a in np.linspace(0, np.pi, 6)]
-    return [rod(a, b, thick, paint) for a, b in zip(points, points[1:], strict=False)]
+    return [rod(a, b, thick, paint) for a, b in pairwise(points)]
 
 
 def house(it: Instance) -> list[Part]:
@@ -193,15 +201,21 @@ def house(it: Instance) -> list[Part]:
     parts += (
         [roof((0, top + peak, 0), over, paint.second, top=0.0, hip=1.0)],
         [roof((0, top + peak, 0), over, paint.second, top=0.0, hip=0.12)],
-        [roof((0, top + peak * 0.7, 0), (wide * 1.12, peak * 0.7, deep * 1.15), paint.second, top=0.72, hip=0.8), roof((0, top + peak * 1.75, 0), (wide * 0.9, peak * 0.35, deep * 0.82), paint.second, top=0.0, hip=0.85)],
+        [
+            roof((0, top + peak * 0.7, 0), (wide * 1.12, peak * 0.7, deep * 1.15), paint.second, top=0.72, hip=0.8),
+            roof((0, top + peak * 1.75, 0), (wide * 0.9, peak * 0.35, deep * 0.82), paint.second, top=0.0, hip=0.85),
+        ],
         [roof((0, top + peak * 1.15, 0), (deep * 1.2, peak * 1.15, wide * 1.12), paint.second, top=1.0, hip=0.0)],
-    )[it.details[0]]  # fmt: skip
+    )[it.details[0]]
     door_x = wide * (0, -0.5, 0.5, 0)[it.details[1]]
     parts.append(box((door_x, 0.16, deep), (0.075, 0.13, 0.025), paint.accent, roundness=0.3))
     parts.append(ball((door_x + 0.04, 0.15, deep + 0.03), 0.016, LAMP))
     places = (
-        [(-0.6, 0.25), (0.6, 0.25)], [(0.4, 0.15)], [(-0.55, 0.1), (0.0, 0.1)], [(-0.62, -0.15), (0.62, -0.15), (-0.62, 0.6), (0.62, 0.6), (0.0, 0.6)],
-    )[it.details[1]]  # fmt: skip
+        [(-0.6, 0.25), (0.6, 0.25)],
+        [(0.4, 0.15)],
+        [(-0.55, 0.1), (0.0, 0.1)],
+        [(-0.62, -0.15), (0.62, -0.15), (-0.62, 0.6), (0.62, 0.6), (0.0, 0.6)],
+    )[it.details[1]]
     for x, up in places:
         at = (x * wide, tall * (1 + up), deep)
         half = (0.13, 0.1) if it.details[1] == 1 else (0.068, 0.065)

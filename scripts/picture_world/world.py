@@ -58,7 +58,7 @@ class Scene:
 
 
 class Rendering(NamedTuple):
-    """A picture uint8 [size, size, 3], the share of the object in each pixel float32 [size, size], its identity [32]."""
+    """A picture uint8 [size, size, 3]; the object's share in each pixel, float32 [size, size]; its identity, [32]."""
 
     picture: np.ndarray
     mask: np.ndarray
