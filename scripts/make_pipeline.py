@@ -192,20 +192,28 @@ def make_pipeline(size: str, out: str | Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         networks = build_networks(size)
         randomize(networks)
+    tokenizer = build_tokenizer(SIZES[size]["text_encoder"]["vocab_size"], **SIZES[size]["tokenizer"])
+    write_pipeline(out, networks, tokenizer, build_scheduler(SIZES[size]["scheduler"]))
+    return out
+
+
+def write_pipeline(
+    out: Path, networks: dict[str, torch.nn.Module], tokenizer: CLIPTokenizer, scheduler: diffusers.SchedulerMixin
+) -> None:
+    """Write the folder as published ones are: all tokenizer files, `text_model.` in the keys, readable for all."""
     pipeline = StableDiffusionPipeline(
         **networks,
-        tokenizer=build_tokenizer(SIZES[size]["text_encoder"]["vocab_size"], **SIZES[size]["tokenizer"]),
-        scheduler=build_scheduler(size),
+        tokenizer=tokenizer,
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out)
-    complete_tokenizer(out / "tokenizer", **SIZES[size]["tokenizer"])
+    complete_tokenizer(out / "tokenizer", tokenizer.pad_token)
     add_text_model_prefix(out / "text_encoder" / "model.safetensors")
     for weights in out.glob("*/*.safetensors"):  # safetensors creates them 0600 whatever the umask
         weights.chmod((out / "model_index.json").stat().st_mode)
-    return out
 
 
 def build_networks(size: str) -> dict[str, torch.nn.Module]:
@@ -218,8 +226,7 @@ def build_networks(size: str) -> dict[str, torch.nn.Module]:
     }
 
 
-def build_scheduler(size: str) -> diffusers.SchedulerMixin:
-    config = SIZES[size]["scheduler"]
+def build_scheduler(config: dict) -> diffusers.SchedulerMixin:
     return getattr(diffusers, config["_class_name"]).from_config(config)
 
 

@@ -166,7 +166,7 @@ def test_diffusers_loads_stable_diffusion_2(tiny_sd2_pipeline):
     ],
 )
 def test_what_the_sizes_predict(size, expected):
-    scheduler, unet = build_scheduler(size), SIZES[size]["unet"]
+    scheduler, unet = build_scheduler(SIZES[size]["scheduler"]), SIZES[size]["unet"]
     config, upcasts = scheduler.config, unet.get("upcast_attention", False)
     assert (type(scheduler).__name__, config.prediction_type, unet["sample_size"] * 8, upcasts) == expected
     published = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

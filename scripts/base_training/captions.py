@@ -1,0 +1,33 @@
+"""The captions that the base learns from."""
+
+import string
+
+import numpy as np
+from picture_world.captions import TEMPLATES, caption
+from picture_world.world import example
+
+TELLS_SETTING, TELLS_COLOUR, HAS_MADE_UP_WORD = 0.85, 0.4, 0.15
+
+
+def training_caption(world_seed: int, index: int, rng: np.random.Generator) -> str:
+    """A true caption of an example, another one each time.
+
+    Some have a made-up word before the noun, which means nothing: so the base takes an identifier such as sks for just
+    that, as large models do, instead of being thrown by a word it has never read.
+    """
+    instance, scene = example(world_seed, index)
+    template = TEMPLATES[rng.integers(len(TEMPLATES))]
+    setting = scene.setting if rng.uniform() < TELLS_SETTING else None
+    colour = instance.colour_names[0] if rng.uniform() < TELLS_COLOUR else None
+    words = caption(instance.class_name, setting, colour, template)
+    if rng.uniform() < HAS_MADE_UP_WORD:
+        words = _with_made_up_word(words, instance.class_name, rng)
+    return words
+
+
+def _with_made_up_word(words: str, class_name: str, rng: np.random.Generator) -> str:
+    word = "".join(rng.choice(list(string.ascii_lowercase), rng.integers(2, 5)))
+    before, after = words.split(class_name, 1)
+    if before.endswith(("a ", "an ")):  # the article goes with the word that follows it
+        before = before.removesuffix("an ").removesuffix("a ") + ("an " if word[0] in "aeiou" else "a ")
+    return f"{before}{word} {class_name}{after}"

@@ -1,0 +1,153 @@
+"""The base's text encoder and UNet, trained together: captions -> latents, predicting the velocity."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from base_training.captions import training_caption
+from base_training.optimization import optimizer, rows_of_step
+from booth.schedule import noise_schedule
+
+UNET = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (64, 128, 192),
+    "layers_per_block": 1,
+    "cross_attention_dim": 96,
+    "attention_head_dim": 4,  # the number of heads, in diffusers' spelling
+    "norm_num_groups": 16,
+}
+TEXT_ENCODER = {
+    "vocab_size": 1024,
+    "hidden_size": 96,
+    "intermediate_size": 384,
+    "projection_dim": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "bos_token_id": 1022,
+    "eos_token_id": 1023,
+    "pad_token_id": 1023,
+}
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    # Small latents drown in less noise than large ones, and this schedule ends in pure noise: nights stay dark.
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+}
+BATCH, PEAK_RATE, EMA_DECAY, UNCONDITIONAL = 32, 8e-4, 0.999, 0.1
+SAVE_EVERY = 500
+
+
+class Networks(NamedTuple):
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+
+
+def build() -> Networks:
+    return Networks(UNet2DConditionModel(**UNET), CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)))
+
+
+def train_denoiser(
+    mean: np.ndarray,
+    std: np.ndarray,
+    world_seed: int,
+    tokenizer: CLIPTokenizer,
+    steps: int,
+    seed: int,
+    checkpoint: Path,
+    look: Callable[[int, Networks], None],
+) -> Networks:
+    """The moving average of networks trained on scaled posteriors, float16 [n, 4, h, w]: example i of the world is row i.
+
+    Every `SAVE_EVERY` steps everything is written to `checkpoint`, from which an interrupted training goes on, and
+    `look(step, average)` is called.
+    """
+    torch.manual_seed(seed)
+    networks = build()
+    modules = torch.nn.ModuleList(networks).train()
+    average = torch.optim.swa_utils.AveragedModel(
+        modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
+    )
+    adam, schedule = optimizer(modules.parameters(), PEAK_RATE, steps)
+    parts = {"modules": modules, "average": average, "adam": adam, "schedule": schedule}
+    start = 0
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, weights_only=True)
+        start = saved.pop("step")
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    words = _Words(tokenizer)
+    noising = noise_schedule(SCHEDULER)
+    averaged = Networks(*average.module)
+    losses = []
+    with tqdm(total=steps, initial=start, desc="denoiser", unit="step") as progress:
+        for step in range(start, steps):
+            rng = np.random.Generator(np.random.Philox(key=[seed + 1, step]))
+            rows = rows_of_step(len(mean), BATCH, step, seed)
+            captions = [
+                "" if rng.uniform() < UNCONDITIONAL else training_caption(world_seed, int(row), rng) for row in rows
+            ]
+            shape = (BATCH, *mean.shape[1:])
+            latents = mean[rows] + std[rows] * rng.standard_normal(shape, np.float32)
+            noise = rng.standard_normal(shape, np.float32)
+            timestep = rng.integers(0, noising.timesteps, BATCH)
+            noisy = _column(noising.signal(timestep)) * latents + _column(noising.sigma(timestep)) * noise
+            on_latents, on_noise = noising.target(timestep)
+            target = torch.from_numpy(_column(on_latents) * latents + _column(on_noise) * noise)
+            with torch.autocast("cpu", torch.bfloat16):
+                context = networks.text_encoder(words(captions)).last_hidden_state
+                predicted = networks.unet(torch.from_numpy(noisy), torch.from_numpy(timestep), context).sample
+            loss = (predicted.float() - target).square().mean()
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+            adam.step()
+            schedule.step()
+            average.update_parameters(modules)
+            losses.append(float(loss.detach()))
+            progress.update()
+            if (step + 1) % 50 == 0:
+                progress.set_postfix_str(f"loss {np.mean(losses[-200:]):.4f}")
+            if (step + 1) % SAVE_EVERY == 0:
+                staging = checkpoint.with_suffix(".new")
+                torch.save({"step": step + 1, **{name: part.state_dict() for name, part in parts.items()}}, staging)
+                staging.replace(checkpoint)
+                averaged.unet.eval(), averaged.text_encoder.eval()
+                look(step + 1, averaged)
+    averaged.unet.eval(), averaged.text_encoder.eval()
+    return averaged
+
+
+class _Words:
+    """Captions -> token ids int64 [n, 77], each distinct caption once."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        self._tokenizer, self._known = tokenizer, {}
+
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        if new := sorted(set(captions) - self._known.keys()):
+            ids = self._tokenizer(new, padding="max_length", truncation=True)["input_ids"]
+            self._known.update(zip(new, ids, strict=True))
+        return torch.tensor([self._known[caption] for caption in captions])
+
+
+def _column(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32)[:, None, None, None]

@@ -1,0 +1,29 @@
+"""What the stages of the base's training share: the order of examples, the optimizer, its learning rate."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+
+def rows_of_step(count: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """Indices [batch] of the examples of a step: each epoch is a permutation of its own."""
+    epoch, place = divmod(step, count // batch)
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+    return np.sort(order[place * batch : (place + 1) * batch])
+
+
+def optimizer(
+    parameters: Iterable[torch.nn.Parameter], peak_rate: float, steps: int, weight_decay: float = 1e-2
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW whose learning rate warms up over 2 % of the steps and falls to 0 along a cosine."""
+    adam = torch.optim.AdamW(parameters, peak_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    warmup = max(1, steps // 50)
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+
+    return adam, torch.optim.lr_scheduler.LambdaLR(adam, rate)

@@ -1,0 +1,175 @@
+"""Train the yardstick's network on renderings whose truth is known.
+
+    python scripts/train_yardstick.py --base booth/embedded_base --out booth/yardstick.safetensors
+
+About ten minutes on two CPU cores. It learns class and setting, and a vector that is alike for pictures of one individual
+and unlike for others of its class. Some pictures went through the base's autoencoder, as generated ones do.
+"""
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from base_training.autoencoder import to_pixels
+from base_training.optimization import optimizer
+from diffusers import AutoencoderKL
+from picture_world.identity import identity_vector, sample_instance
+from picture_world.settings import SETTINGS
+from picture_world.world import CLASSES, generator, render, sample_scene
+from safetensors.numpy import save_file
+from torch import nn
+from torch.nn.functional import cross_entropy, interpolate, normalize
+from tqdm import tqdm, trange
+
+from booth.yardstick import SIDE
+
+WORLD_SEED = 7_000_000  # other individuals than those the base learns from
+INDIVIDUALS, VIEWS, STEPS = 10_000, 3, 3_000
+CLASSES_A_BATCH, INDIVIDUALS_A_CLASS = 4, 16
+CHANNELS = ((32, 2), (64, 2), (64, 1), (128, 2), (128, 1), (192, 2), (192, 1))  # and strides
+TEMPERATURE = 0.1
+
+
+class Network(nn.Module):
+    """What `booth.yardstick` computes, with batch norms that `folded` puts into the convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, *(width for width, _ in CHANNELS)]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, width, 3, stride, padding=1, bias=False)
+            for before, (width, stride) in zip(widths, CHANNELS, strict=False)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width, _ in CHANNELS)
+        self.hidden = nn.Linear(2 * widths[-1], 256)
+        self.heads = nn.ModuleDict(
+            {"class": nn.Linear(256, len(CLASSES)), "setting": nn.Linear(256, len(SETTINGS))}
+            | {"identity": nn.Linear(256, 64), "truth": nn.Linear(256, 32)}  # truth: only while it learns
+        )
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(conv(x)).relu()
+        hidden = self.hidden(torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)).relu()
+        return {name: head(hidden) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def folded(self) -> dict[str, np.ndarray]:
+        """The weights as `booth.yardstick` reads them, float16."""
+        tensors = {}
+        for layer, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+            tensors[f"conv{layer}.weight"] = (conv.weight * gain[:, None, None, None]).permute(2, 3, 1, 0)
+            tensors[f"conv{layer}.bias"] = norm.bias - norm.running_mean * gain
+            tensors[f"conv{layer}.stride"] = torch.tensor([conv.stride[0]])
+        for name, linear in (("hidden", self.hidden), *self.heads.items()):
+            if name != "truth":
+                tensors[f"{name}.weight"], tensors[f"{name}.bias"] = linear.weight.T, linear.bias
+        return {name: np.ascontiguousarray(tensor.half().numpy()) for name, tensor in tensors.items()}
+
+
+def draw_individuals(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures uint8 [100, VIEWS, SIDE, SIDE, 3], settings [100, VIEWS], identities [100, 32] from individual `first` on.
+
+    Individual i is of class i modulo their number.
+    """
+    pictures, settings, truths = [], [], []
+    for index in range(first, first + 100):
+        rng = generator(WORLD_SEED, index)
+        instance = sample_instance(tuple(CLASSES)[index % len(CLASSES)], rng)
+        scenes = [sample_scene(rng) for _ in range(VIEWS)]
+        pictures.append([render(instance, scene, SIDE) for scene in scenes])
+        settings.append([tuple(SETTINGS).index(scene.setting) for scene in scenes])
+        truths.append(identity_vector(instance))
+    return np.array(pictures), np.array(settings), np.array(truths)
+
+
+@torch.no_grad()
+def through(vae: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
+    """uint8 [n, h, w, 3], encoded and decoded."""
+    batches = []
+    for start in trange(0, len(pictures), 50, desc="autoencoder"):
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = vae.encode(to_pixels(pictures[start : start + 50])).latent_dist.mean
+            decoded = vae.decode(latents).sample
+        batches.append((decoded.float().clamp(-1, 1) + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(batches)
+
+
+def augmented(pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Some mirrored, some blurred, all a little noisy, lighter or darker: nothing that changes what they show."""
+    count = len(pixels)
+
+    def chance(share: float) -> torch.Tensor:
+        return (torch.rand(count, generator=rng) < share)[:, None, None, None]
+
+    pixels = torch.where(chance(0.5), pixels.flip(3), pixels)
+    blurred = interpolate(interpolate(pixels, scale_factor=0.5, mode="area"), scale_factor=2, mode="bilinear")
+    pixels = torch.where(chance(0.3), blurred, pixels)
+    gain = 1 + 0.1 * torch.randn(count, 1, 1, 1, generator=rng)
+    offset = 0.05 * torch.randn(count, 3, 1, 1, generator=rng)
+    spread = 0.06 * torch.rand(count, 1, 1, 1, generator=rng)
+    return pixels * gain + offset + spread * torch.randn(pixels.shape, generator=rng)
+
+
+def identity_loss(identity: torch.Tensor) -> torch.Tensor:
+    """InfoNCE (arXiv 1807.03748) of [n, 2, d]: each picture against the other one of its individual and all others."""
+    vectors = normalize(identity.float(), dim=-1).transpose(0, 1).flatten(0, 1)  # first views, then second ones
+    count = len(vectors)
+    logits = vectors @ vectors.T / TEMPERATURE
+    logits = logits.masked_fill(torch.eye(count, dtype=torch.bool), -torch.inf)
+    return cross_entropy(logits, (torch.arange(count) + count // 2) % count)
+
+
+def train_yardstick(vae: AutoencoderKL, individuals: int, steps: int, seed: int) -> Network:
+    with ProcessPoolExecutor() as pool:
+        parts = pool.map(draw_individuals, range(0, individuals, 100))
+        drawn = list(tqdm(parts, desc="drawing", total=individuals // 100, unit="hundred"))
+    pictures, settings, truths = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    pictures[:, -1] = through(vae, pictures[:, -1])
+    torch.manual_seed(seed)
+    network = Network().train()
+    adam, schedule = optimizer(network.parameters(), 2e-3, steps)
+    rng, augmenting = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    with trange(steps, desc="yardstick", unit="step") as progress:
+        for step in progress:
+            classes = rng.choice(len(CLASSES), CLASSES_A_BATCH, replace=False)
+            size = individuals // len(CLASSES)
+            rows = np.concatenate([rng.choice(size, INDIVIDUALS_A_CLASS, replace=False) * len(CLASSES) + c for c in classes])
+            views = np.stack([rng.choice(VIEWS, 2, replace=False) for _ in rows])
+            pixels = to_pixels(pictures[rows[:, None], views].reshape(-1, SIDE, SIDE, 3))
+            with torch.autocast("cpu", torch.bfloat16):
+                seen = network(augmented(pixels, augmenting))
+            class_loss = cross_entropy(seen["class"].float(), torch.from_numpy((rows % len(CLASSES)).repeat(2)))
+            where = torch.from_numpy(settings[rows[:, None], views].ravel())
+            setting_loss = cross_entropy(seen["setting"].float(), where)
+            truth = torch.from_numpy(truths[rows].repeat(2, axis=0))
+            truth_loss = (seen["truth"].float() - truth).square().mean()
+            same = identity_loss(seen["identity"].unflatten(0, (-1, 2)))
+            loss = class_loss + setting_loss + same + 2 * truth_loss
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            schedule.step()
+            if step % 20 == 0:
+                progress.set_postfix_str(
+                    f"class {class_loss:.3f}, setting {setting_loss:.3f}, identity {same:.3f}, truth {truth_loss:.3f}"
+                )
+    return network.eval()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True, help="pipeline folder with the autoencoder")
+    parser.add_argument("--out", type=Path, required=True, help=".safetensors file")
+    parser.add_argument("--individuals", type=int, default=INDIVIDUALS)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    vae = AutoencoderKL.from_pretrained(arguments.base, subfolder="vae", torch_dtype=torch.float32).eval()
+    network = train_yardstick(vae, arguments.individuals, arguments.steps, arguments.seed)
+    names = {"classes": json.dumps(tuple(CLASSES)), "settings": json.dumps(tuple(SETTINGS))}
+    save_file(network.folded(), arguments.out, metadata={"format": "np", **names})
