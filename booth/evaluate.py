@@ -2,8 +2,8 @@
 
 After the DreamBooth paper (arXiv 2208.12242, section 4): subject fidelity is its DINO score, the mean similarity over
 all pairs of a generated and a real picture; prompt fidelity stands for its CLIP-T; diversity for its DIV; prior
-preservation for its PRES, turned round so that more is better. What looks at the pictures is `booth.yardstick`: it knows
-the objects and settings of the picture world and nothing else. Every measure is in [0, 1].
+preservation for its PRES, turned round so that more is better. What looks at the pictures is `booth.yardstick`: it
+knows the objects and settings of the picture world and nothing else. Every measure is in [0, 1].
 """
 
 import numpy as np
@@ -14,8 +14,7 @@ from booth.yardstick import Looks
 def subject_fidelity(generated: Looks, real: Looks) -> float:
     """How much the generated pictures show the individual of the real ones: the mean similarity over all pairs.
 
-    0: nothing in common. What is reached by real pictures of the subject is `real_fidelity`, about 0.9; other individuals
-    of the class come to about 0.1.
+    0: nothing in common. Real pictures of the subject reach `real_fidelity`.
     """
     return float(similarity(generated, real).mean())
 

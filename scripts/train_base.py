@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from base_training.autoencoder import encode, train_autoencoder
-from base_training.denoiser import SCHEDULER, TEXT_ENCODER, Networks, build, train_denoiser
+from base_training.denoiser import SCHEDULER, TEXT_ENCODER, Networks, train_denoiser
 from base_training.pictures import draw_pictures
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from make_pipeline import SIZES, build_scheduler, build_tokenizer, write_pipeline
@@ -25,13 +25,15 @@ from tqdm import tqdm
 from booth.rundir import publish
 
 PICTURES, SIZE = 60_000, 64
-AUTOENCODER_STEPS, DENOISER_STEPS = 3_000, 8_000
+AUTOENCODER_STEPS, DENOISER_STEPS = 3_000, 7_000
 
 
 def train_base(
     work: Path, out: Path, seed: int, pictures: int, autoencoder_steps: int, denoiser_steps: int
 ) -> StableDiffusionPipeline:
     """Runs the stages that are not yet in `work` and writes the pipeline, in float16, to `out`."""
+    if out.exists():
+        raise SystemExit(f"--out {out} exists already; remove it, or give another folder")
     work.mkdir(parents=True, exist_ok=True)
     drawn = _once(work / "pictures.npy", lambda: draw_pictures(seed, pictures, SIZE))
     if not (work / "vae").is_dir():

@@ -2,8 +2,8 @@
 
     python scripts/train_yardstick.py --base booth/embedded_base --out booth/yardstick.safetensors
 
-About ten minutes on two CPU cores. It learns class and setting, and a vector that is alike for pictures of one individual
-and unlike for others of its class. Some pictures went through the base's autoencoder, as generated ones do.
+About ten minutes on two CPU cores. It learns class and setting, and a vector that is alike for pictures of one
+individual and unlike for others of its class. Some pictures went through the base's autoencoder, as generated ones do.
 """
 
 import argparse
@@ -72,9 +72,9 @@ class Network(nn.Module):
 
 
 def draw_individuals(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pictures uint8 [100, VIEWS, SIDE, SIDE, 3], settings [100, VIEWS], identities [100, 32] from individual `first` on.
+    """100 individuals: pictures uint8 [100, VIEWS, SIDE, SIDE, 3], settings [100, VIEWS], identities [100, 32].
 
-    Individual i is of class i modulo their number.
+    Individual i is of class i modulo the number of classes.
     """
     pictures, settings, truths = [], [], []
     for index in range(first, first + 100):
@@ -138,7 +138,9 @@ def train_yardstick(vae: AutoencoderKL, individuals: int, steps: int, seed: int)
         for step in progress:
             classes = rng.choice(len(CLASSES), CLASSES_A_BATCH, replace=False)
             size = individuals // len(CLASSES)
-            rows = np.concatenate([rng.choice(size, INDIVIDUALS_A_CLASS, replace=False) * len(CLASSES) + c for c in classes])
+            rows = np.concatenate(
+                [rng.choice(size, INDIVIDUALS_A_CLASS, replace=False) * len(CLASSES) + c for c in classes]
+            )
             views = np.stack([rng.choice(VIEWS, 2, replace=False) for _ in rows])
             pixels = to_pixels(pictures[rows[:, None], views].reshape(-1, SIDE, SIDE, 3))
             with torch.autocast("cpu", torch.bfloat16):

@@ -75,7 +75,7 @@ def train_denoiser(
     checkpoint: Path,
     look: Callable[[int, Networks], None],
 ) -> Networks:
-    """The moving average of networks trained on scaled posteriors, float16 [n, 4, h, w]: example i of the world is row i.
+    """The moving average of networks trained on scaled posteriors, float16 [n, 4, h, w], of the first n examples.
 
     Every `SAVE_EVERY` steps everything is written to `checkpoint`, from which an interrupted training goes on, and
     `look(step, average)` is called.

@@ -1,0 +1,83 @@
+"""What the embedded base learns from, and that its training goes on where it was interrupted."""
+
+import numpy as np
+import pytest
+import torch
+from base_training import denoiser
+from base_training.autoencoder import psnr, to_pixels
+from base_training.captions import training_caption
+from base_training.optimization import optimizer, rows_of_step
+from make_pipeline import SIZES, build_tokenizer
+from picture_world.settings import SETTINGS
+from picture_world.world import example
+
+
+def test_training_captions_are_true_and_vary():
+    rng = np.random.default_rng(0)
+    told, made_up = set(), 0
+    for index in range(400):
+        instance, scene = example(3, index)
+        words = training_caption(3, index, rng)
+        told.add(words)
+        assert instance.class_name in words.split()
+        phrases = [setting for setting in SETTINGS if words.endswith(f" {SETTINGS[setting].phrase}")]
+        assert phrases in ([], [scene.setting])
+        *_, last = words.split(instance.class_name)[0].split() or [""]
+        if last and last not in ("a", "an", *instance.colour_names):
+            made_up += 1
+            article = words.split(last)[0].split()[-1:]
+            assert not article or article[0] in ("an" if last[0] in "aeiou" else "a", *instance.colour_names)
+    assert len(told) > 300
+    assert 30 < made_up < 100, "about 15 %"
+
+
+def test_every_epoch_shows_every_picture_once_in_an_order_of_its_own():
+    first = np.concatenate([rows_of_step(64, 16, step, 0) for step in range(4)])
+    second = np.concatenate([rows_of_step(64, 16, step, 0) for step in range(4, 8)])
+    assert sorted(first) == sorted(second) == list(range(64))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, np.concatenate([rows_of_step(64, 16, step, 1) for step in range(4)]))
+
+
+def test_the_learning_rate_rises_and_ends_at_zero():
+    adam, schedule = optimizer([torch.nn.Parameter(torch.zeros(1))], 1.0, 100)
+    rates = []
+    for _ in range(100):
+        rates.append(adam.param_groups[0]["lr"])
+        adam.step()
+        schedule.step()
+    assert rates[0] == 0.5 and max(rates) == 1.0 and rates[-1] < 1e-3
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_psnr():
+    black = to_pixels(np.zeros((1, 4, 4, 3), np.uint8))
+    assert black.shape == (1, 3, 4, 4) and black.min() == black.max() == -1
+    assert psnr(black + 0.2, black) == pytest.approx(20.0)
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(denoiser, "SAVE_EVERY", 1)
+    monkeypatch.setattr(denoiser, "BATCH", 2)
+    rng = np.random.default_rng(0)
+    mean, std = rng.standard_normal((8, 4, 8, 8), np.float32).astype(np.float16), np.full((8, 4, 8, 8), 0.1, np.float16)
+    tokenizer = build_tokenizer(denoiser.TEXT_ENCODER["vocab_size"], **SIZES["tiny"]["tokenizer"])
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(step, networks):
+        if step == 2:
+            raise Interrupted
+
+    def train(path, look):
+        networks = denoiser.train_denoiser(mean, std, 0, tokenizer, 3, 0, path, look)
+        return {name: tensor for network in networks for name, tensor in network.state_dict().items()}
+
+    whole = train(tmp_path / "whole.pt", lambda step, networks: None)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "broken.pt", interrupt)
+    resumed = train(tmp_path / "broken.pt", lambda step, networks: None)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    fresh = train(tmp_path / "other.pt", lambda step, networks: None)
+    assert all(torch.equal(whole[name], fresh[name]) for name in whole), "the seed decides"

@@ -1,0 +1,160 @@
+"""The yardstick, on renderings whose truth is known, and its measures, on vectors that can be checked by hand."""
+
+import numpy as np
+import pytest
+from picture_world.identity import sample_instance
+from picture_world.settings import SETTINGS
+from picture_world.subjects import SUBJECTS, subject_scenes
+from picture_world.world import CLASSES, generator, render, sample_scene
+
+from booth import evaluate, yardstick
+from booth.errors import UserError
+from booth.yardstick import Looks, look
+
+INDIVIDUALS, VIEWS = 12, 3  # of each class
+SEED = 4242  # neither the base's world nor the yardstick's
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Looks of [classes, INDIVIDUALS, VIEWS] renderings, and the settings they are in."""
+    pictures, settings = [], []
+    for c, name in enumerate(CLASSES):
+        for i in range(INDIVIDUALS):
+            rng = generator(SEED, 1000 * c + i)
+            instance = sample_instance(name, rng)
+            for _ in range(VIEWS):
+                scene = sample_scene(rng)
+                pictures.append(render(instance, scene, 64))
+                settings.append(scene.setting)
+    return look(pictures), settings
+
+
+def _rows(c, individuals, views):
+    return np.array([(c * INDIVIDUALS + i) * VIEWS + v for i in individuals for v in views])
+
+
+def test_class_and_setting_are_told_right(world):
+    looks, settings = world
+    names = np.repeat(list(CLASSES), INDIVIDUALS * VIEWS)
+    assert np.mean(np.array(looks.class_names) == names) >= 0.95
+    assert np.mean(np.array(looks.setting_names) == np.array(settings)) >= 0.95
+
+
+def test_pictures_in_the_asked_setting_score_above_others(world):
+    looks, settings = world
+    for setting in SETTINGS:
+        inside = np.array(settings) == setting
+        assert evaluate.prompt_fidelity(looks[inside], setting) >= 0.9
+        assert evaluate.prompt_fidelity(looks[~inside], setting) <= 0.02
+
+
+def test_the_subject_is_told_from_others_of_its_class(world):
+    """A new picture of an individual, and one of each other of its class: which is nearer to two real ones?"""
+    looks, _ = world
+    right = []
+    for c in range(len(CLASSES)):
+        for i in range(INDIVIDUALS):
+            real = looks[_rows(c, [i], [0, 1])]
+            new = [evaluate.subject_fidelity(looks[_rows(c, [j], [2])], real) for j in range(INDIVIDUALS)]
+            right += [new[i] > other for j, other in enumerate(new) if j != i]
+    assert np.mean(right) >= 0.95
+
+
+def test_example_subjects_are_alike_among_themselves_and_unlike_their_class(world):
+    looks, _ = world
+    for name, instance in SUBJECTS.items():
+        own = look([render(instance, scene, 64) for scene in subject_scenes(name)])
+        others = looks[_rows(list(CLASSES).index(name), range(INDIVIDUALS), range(VIEWS))]
+        assert evaluate.real_fidelity(own) > 0.6
+        assert evaluate.subject_fidelity(others, own) < 0.3
+
+
+@pytest.mark.parametrize("copies", [4, 8, 12])
+def test_a_class_that_turns_into_the_subject_loses_diversity_and_prior(world, copies):
+    """`copies` of 12 class pictures show the subject: in 95 of 100 cases, and more, both measures say so."""
+    looks, _ = world
+    right = []
+    for c, name in enumerate(CLASSES):
+        for subject in range(INDIVIDUALS):
+            real = looks[_rows(c, [subject], [0, 1])]
+            base = looks[_rows(c, [i for i in range(INDIVIDUALS) if i != subject], [0])]
+            kept = looks[_rows(c, [i for i in range(INDIVIDUALS) if i != subject], [1])]
+            shown = np.concatenate(
+                [_rows(c, [subject], [2]).repeat(copies), _rows(c, range(INDIVIDUALS), [1])[: INDIVIDUALS - copies]]
+            )
+            lost = looks[shown]
+            right.append(evaluate.diversity(kept) > evaluate.diversity(lost))
+            right.append(
+                evaluate.prior_preservation(kept, base, real, name)
+                > evaluate.prior_preservation(lost, base, real, name)
+            )
+    assert np.mean(right) >= 0.95
+
+
+def test_pictures_of_other_sizes_are_seen_the_same():
+    instance, scene = SUBJECTS["robot"], subject_scenes("robot")[0]
+    small, large = (look([render(instance, scene, size)]) for size in (64, 256))
+    assert evaluate.subject_fidelity(small, large) > 0.9
+    assert small.class_names == large.class_names == ["robot"]
+
+
+def _looks(*vectors, class_scores=((1.0, 0.0),), setting_scores=((0.0, 1.0),)):
+    identity = np.array(vectors, np.float32)
+    shape = (len(vectors), 2)
+    scores = (np.broadcast_to(np.array(values, np.float32), shape) for values in (class_scores, setting_scores))
+    return Looks(*scores, identity, ("cat", "car"), ("beach", "moon"))
+
+
+def test_the_measures_by_hand():
+    right, up, back, half = (1, 0), (0, 1), (-1, 0), (0.8, 0.6)
+    assert evaluate.subject_fidelity(_looks(right, up), _looks(right)) == pytest.approx(0.5)
+    assert evaluate.subject_fidelity(_looks(back), _looks(right)) == 0, "an opposite is no negative likeness"
+    assert evaluate.diversity(_looks(right, right)) == 0
+    assert evaluate.diversity(_looks(right, half, up)) == pytest.approx(1 - (0.8 + 0.6 + 0) / 3)
+    assert evaluate.real_fidelity(_looks(right, half)) == pytest.approx(0.8)
+    real = _looks(right, half)
+    assert evaluate.relative_fidelity(_looks((0.6, 0.8)), _looks(up), real) == pytest.approx((0.78 - 0.3) / (0.8 - 0.3))
+    assert evaluate.relative_fidelity(real, _looks(up), real) == 1, "0.9 of 0.8: cut off"
+    assert evaluate.relative_fidelity(_looks(up), _looks(up), real) == 0
+    assert evaluate.class_fidelity(_looks(right, up, class_scores=((0.9, 0.1), (0.2, 0.8))), "car") == 0.5
+    assert evaluate.prompt_fidelity(_looks(right), "moon") == 1
+    assert evaluate.prompt_fidelity(_looks(right), "beach") == 0
+
+
+def test_prior_preservation_is_the_product_of_what_is_left():
+    subject, a, b = (1, 0, 0), (0, 1, 0), (0, 0, 1)
+    base, real = _looks(a, b), _looks(subject, subject)
+    assert evaluate.prior_preservation(base, base, real, "cat") == pytest.approx(1)
+    half = (0.5, np.sqrt(0.75), 0)
+    drifted = _looks(half, b)  # mean likeness to the subject 0.25, all of the diversity
+    assert evaluate.prior_preservation(drifted, base, real, "cat") == pytest.approx(0.75)
+    assert evaluate.prior_preservation(_looks(a, a), base, real, "cat") == 0
+    wrong = _looks(a, b, class_scores=((1.0, 0.0), (0.0, 1.0)))
+    assert evaluate.prior_preservation(wrong, base, real, "cat") == pytest.approx(0.5)
+
+
+def test_the_network_in_numpy_is_the_one_that_was_trained():
+    import torch
+    from train_yardstick import Network
+
+    torch.manual_seed(0)
+    network = Network()
+    network(torch.randn(16, 3, 64, 64))  # the batch norms get statistics of their own
+    network.eval()
+    weights = {name: tensor.astype(np.float32) for name, tensor in network.folded().items()}
+    pixels = torch.randn(3, 3, 64, 64)
+    ours = yardstick._forward(weights, pixels.permute(0, 2, 3, 1).numpy())
+    with torch.no_grad():
+        theirs = network(pixels)
+    for name, mine in zip(("class", "setting", "identity"), ours, strict=True):
+        reference = theirs[name].numpy()
+        assert np.abs(mine - reference).max() < 5e-3 * np.abs(reference).max(), "stored in half precision"
+
+
+def test_missing_weights_are_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(yardstick, "WEIGHTS", tmp_path / "none.safetensors")
+    yardstick._load.cache_clear()
+    with pytest.raises(UserError, match="is missing; install"):
+        look([np.zeros((64, 64, 3), np.uint8)])
+    yardstick._load.cache_clear()
