@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from ml_collections import ConfigDict
 
+from booth.embedded import EMBEDDED
 from booth.errors import UserError
 from booth.hub import is_id
 from booth.solvers import SOLVERS
@@ -70,8 +71,8 @@ class Field:
 
 FIELDS = (
     # Model and photos may have moved: what is in them is compared through the manifest.
-    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, ...), or hub id owner/name",
-          may_change=True, is_path=True),
+    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, ...), hub id owner/name, or"
+          " 'embedded', the small base that comes with booth", may_change=True, is_path=True),
     Field("model.revision", "", "branch, tag or commit of a hub model; empty: its default branch", may_change=True),
     Field("model.variant", "", "weight file variant, such as fp16"),
     Field("instance.images", "", "folder with the photos of the subject", may_change=True, is_path=True),
@@ -153,13 +154,13 @@ def default_config() -> ConfigDict:
 def resolved(config: ConfigDict) -> ConfigDict:
     """A copy whose paths are absolute and written one way: `~`, a trailing slash or another folder change nothing.
 
-    A hub id stays as it is.
+    A hub id and "embedded" stay as they are.
     """
     config = config.copy_and_resolve_references()
     for field in FIELDS:
         value = get(config, field.name)
         local = field.is_path and isinstance(value, str) and value and not _is_remote(value)
-        if local and not (field.name == "model.source" and is_id(value)):
+        if local and not (field.name == "model.source" and (value == EMBEDDED or is_id(value))):
             home = os.path.expanduser(value)  # noqa: PTH111 (Path's own raises for an unknown user)
             set_field(config, field.name, str(Path(home).absolute()))
     return config

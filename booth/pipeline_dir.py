@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from booth import hub
+from booth import embedded, hub
 from booth.errors import UserError
 from booth.family import Family, detect_family
 from booth.hub import HubModel
@@ -169,13 +169,14 @@ class PipelineDir:
 def open_pipeline(source: str | Path, variant: str = "", revision: str = "") -> PipelineDir:
     """Opens a pipeline and checks that it is complete, readable and of a supported family.
 
-    `source` is a folder, or the id of a model on the hub, whose configs are downloaded here and whose weights later.
+    `source` is a folder, "embedded" (the base that comes with booth), or the id of a model on the hub, whose configs
+    are downloaded here and whose weights later.
     `variant` is the middle part of the weight files' names, such as `fp16`; `revision` a branch, tag or commit of a hub
     model. Raises UserError.
     """
     where = f"model.source={source}"
     model = hub.find(str(source), revision) if hub.is_id(str(source)) else None
-    path = model.path if model else Path(source).expanduser()
+    path = model.path if model else _local_path(source)
     if path.is_file():
         raise UserError(f"{where}: single-file checkpoints are not supported; give a diffusers pipeline folder")
     if not path.is_dir():
@@ -199,6 +200,10 @@ def open_pipeline(source: str | Path, variant: str = "", revision: str = "") -> 
     if not pipeline.to_download:
         _ = pipeline.weights  # broken ones are refused now
     return pipeline
+
+
+def _local_path(source: str | Path) -> Path:
+    return embedded.base_path() if source == embedded.EMBEDDED else Path(source).expanduser()
 
 
 def components(model_index: Mapping[str, Any]) -> list[str]:
