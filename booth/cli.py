@@ -25,7 +25,7 @@ from booth.export import check_target, export
 from booth.hub import readable
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import load_tokenizer
-from booth.rundir import pinned_revision, publish, read_record
+from booth.rundir import pinned_revision, read_record
 from booth.sampling import ImageRequest, Sampler
 from booth.solvers import SOLVERS
 
@@ -140,7 +140,7 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", type=_path, help="folder of a diffusers pipeline, or hub id owner/name")
+    source.add_argument("--model", type=_path, help="folder of a diffusers pipeline, hub id owner/name, or embedded")
     source.add_argument(
         "--run",
         dest="run_dir",
@@ -216,10 +216,10 @@ def _sample(package: str, options: argparse.Namespace) -> None:
         request = requests[index]
         name = re.sub(r"\W+", "-", request.prompt).strip("-")[:40]
         parts = (f"{index:03d}", name, f"seed{request.seed}")
-        _save_picture(Image.fromarray(image), out / f"{'-'.join(filter(None, parts))}.png")
+        pictures.save(Image.fromarray(image), out / f"{'-'.join(filter(None, parts))}.png")
         images.append(image)
     captions = [f"{request.prompt} (seed {request.seed})" for request in requests]
-    _save_picture(pictures.grid(images, captions, columns=len(options.seeds)), out / "grid.png")
+    pictures.save(pictures.grid(images, captions, columns=len(options.seeds)), out / "grid.png")
     log.info("%d images and grid.png written to %s", len(images), out)
 
 
@@ -297,8 +297,3 @@ def _size(text: str | None, pipeline: PipelineDir) -> tuple[int, int]:
     if not match:
         raise UserError(f"--size {text!r} must be a number such as 512, or WIDTHxHEIGHT such as 768x512")
     return int(match[1]), int(match[2] or match[1])
-
-
-def _save_picture(picture: Image.Image, path: Path) -> None:
-    with publish(path) as staging:
-        picture.save(staging, format="PNG")

@@ -132,6 +132,8 @@ FIELDS = (
     Field("samples.solver", "dpm++", "solver for previews", one_of(*SOLVERS), may_change=True),
     Field("samples.inference_steps", 25, "denoising steps of a preview", at_least(1), may_change=True),
     Field("samples.guidance", 7.5, "guidance scale of previews", at_least(0), may_change=True),
+    Field("samples.before_after", False, "one picture at the end, RUN/samples/before_after.png: what the base makes"
+          " of the prompts and what the tuned model makes of them", may_change=True),
     Field("export.precision", "source", "type of RUN/pipeline; source: trained float32, the rest as it was",
           one_of("source", "fp32", "fp16", "bf16"), may_change=True),
     Field("log.every_steps", 10, "updates whose metrics are read together", at_least(1), may_change=True),

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from booth import pictures
 from booth.backend import Backend
 from booth.batches import made_ahead
 from booth.checkpoints import Checkpoints
@@ -16,9 +13,9 @@ from booth.config import resolved, validate
 from booth.export import export, exported_step
 from booth.learning_rate import learning_rates
 from booth.metrics import Recorder, read_metrics
-from booth.preparation import Inputs, check_inputs, prepare
-from booth.rundir import RunDir, pinned_revision, publish
-from booth.sampling import ImageRequest
+from booth.preparation import check_inputs, prepare
+from booth.previews import Previews
+from booth.rundir import RunDir, pinned_revision
 
 log = logging.getLogger("booth")
 
@@ -55,8 +52,10 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
 
         backend = backend_class(config)
         models = backend.load(inputs.pipeline)
-        # Before init: the optimizer is not in memory yet, and class images must come from the untouched base.
+        # Before init: the optimizer is not in memory yet, and these images must come from the untouched base.
         batches = prepare(config, inputs, run, backend, models)
+        previews = Previews(config, inputs, backend, run)
+        base_images = previews.base_images(models) if config.samples.before_after else []
         state = backend.init(models)
         del models  # the state owns the weights from here on
         if start:
@@ -77,8 +76,10 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
                         checkpoints.save(backend, state, done, config.checkpoint.keep)
                 if _due(done, config.samples.every_steps):
                     with recorder.paused():
-                        _preview(config, inputs, backend, state, run.samples / f"step-{done:06d}.png")
+                        previews.write_grid(backend.models(state), done)
 
+        if config.samples.before_after:
+            previews.write_before_after(backend.models(state), base_images, batches.views["instance"])
         last = max(start, config.train.steps)
         export(inputs.pipeline, run.pipeline, backend.tensors(state), config.export.precision, step=last)
         log.info("pipeline written to %s", run.pipeline)
@@ -87,16 +88,3 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
 
 def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
-
-
-def _preview(config: Any, inputs: Inputs, backend: Backend, state: Any, path: Path) -> None:
-    """One grid of `samples.prompts` at fixed seeds, so that previews of different steps can be compared."""
-    prompts = config.samples.prompts or tuple(filter(None, (config.instance.prompt, config.prior.prompt)))
-    count = config.samples.images_per_prompt
-    requests = [ImageRequest(prompt, seed) for prompt in prompts for seed in range(count)]
-    sampler = inputs.sampler(config, "samples")
-    made = sampler.images(backend, backend.models(state), requests)
-    images = [image for _, image in tqdm(made, desc="preview", total=len(requests), unit="image", leave=False)]
-    captions = [f"{request.prompt} (seed {request.seed})" for request in requests]
-    with publish(path) as staging:
-        pictures.grid(images, captions, columns=count).save(staging, format="PNG")

@@ -2,27 +2,72 @@
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from booth.rundir import publish
+
 _GAP = 8
+_LINE = 20  # pixels, of text
 
 
 def grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Image.Image:
     """uint8 images [h, w, 3] of one size, row by row, each with its caption below it; small images are enlarged."""
-    height, width = images[0].shape[:2]
-    scale = max(1, -(-192 // width))
-    width, height = width * scale, height * scale
-    font = ImageFont.load_default(size=14)
-    wrapped = ["\n".join(textwrap.wrap(caption, max(8, width // 7))) for caption in captions]
-    text_height = 20 * max(text.count("\n") + 1 for text in wrapped)
+    shown = _enlarged(images, 192)
+    width, height = shown[0].size
+    wrapped = [_wrapped(caption, width) for caption in captions]
     rows = -(-len(images) // columns)
-    cell_width, cell_height = width + _GAP, height + text_height + _GAP
+    cell_width, cell_height = width + _GAP, height + max(map(_text_height, wrapped)) + _GAP
     picture = Image.new("RGB", (columns * cell_width + _GAP, rows * cell_height + _GAP), "white")
-    draw = ImageDraw.Draw(picture)
-    for place, (pixels, text) in enumerate(zip(images, wrapped, strict=True)):
+    for place, (image, text) in enumerate(zip(shown, wrapped, strict=True)):
         left, top = _GAP + place % columns * cell_width, _GAP + place // columns * cell_height
-        picture.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST), (left, top))
-        draw.text((left, top + height + 2), text, fill="black", font=font)
+        picture.paste(image, (left, top))
+        _write(picture, (left, top + height + 2), text)
     return picture
+
+
+def labelled_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Image.Image:
+    """Rows of uint8 images [h, w, 3] of one size, any number in each, below their labels; small ones are enlarged,
+    less than in a grid, as it may be many rows."""
+    shown = [_enlarged(images, 128) for _, images in rows]
+    width, height = shown[0][0].size
+    total_width = max(map(len, shown)) * (width + _GAP) + _GAP
+    wrapped = [_wrapped(label, total_width - 2 * _GAP) for label, _ in rows]
+    total_height = sum(_text_height(text) + height + _GAP for text in wrapped) + _GAP
+    picture = Image.new("RGB", (total_width, total_height), "white")
+    top = _GAP
+    for text, images in zip(wrapped, shown, strict=True):
+        _write(picture, (_GAP, top), text)
+        top += _text_height(text)
+        for place, image in enumerate(images):
+            picture.paste(image, (_GAP + place * (width + _GAP), top))
+        top += height + _GAP
+    return picture
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """As PNG; it has its name only when it is complete."""
+    with publish(path) as staging:
+        picture.save(staging, format="PNG")
+
+
+def _enlarged(images: Sequence[np.ndarray], least_width: int) -> list[Image.Image]:
+    """By the smallest whole number that makes them this wide."""
+    height, width = images[0].shape[:2]
+    scale = max(1, -(-least_width // width))
+    size = (width * scale, height * scale)
+    return [Image.fromarray(image).resize(size, Image.Resampling.NEAREST) for image in images]
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, max(8, width // 7)))
+
+
+def _text_height(text: str) -> int:
+    return _LINE * (text.count("\n") + 1)
+
+
+def _write(picture: Image.Image, place: tuple[int, int], text: str) -> None:
+    ImageDraw.Draw(picture).text(place, text, fill="black", font=ImageFont.load_default(size=14))

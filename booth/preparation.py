@@ -91,7 +91,7 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
             data.log_passed_over(config.prior.images, "prior.images")
             own = prior.own_images(Path(config.prior.images))
             data.read_examples(own, config.prior.prompt, "prior", "prior.images")
-    if config.samples.every_steps:
+    if config.samples.every_steps or config.samples.before_after:
         _check_sampling(config, "samples", pipeline)
     return Inputs(pipeline, load_tokenizer(pipeline), instances)
 

@@ -13,11 +13,11 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from booth import randomness
+from booth import pictures, randomness
 from booth.backend import Backend
 from booth.data import find_images
 from booth.errors import UserError
-from booth.rundir import publish, write_text
+from booth.rundir import write_text
 from booth.sampling import ImageRequest, Sampler
 
 MANIFEST = "class_images.json"
@@ -60,8 +60,7 @@ def class_images(
         ]
         made = sampler.images(backend, models, requests, missing)
         for index, pixels in tqdm(made, desc="class images", total=len(missing), unit="image"):
-            with publish(files[index]) as staging:
-                Image.fromarray(pixels).save(staging, format="PNG")
+            pictures.save(Image.fromarray(pixels), files[index])
     return existing + files
 
 

@@ -5,7 +5,7 @@
     RUN/class_images/          generated class images and their manifest (prior.images may point elsewhere)
     RUN/cache/                 VAE moments by content
     RUN/checkpoints/step-000400/   (checkpoint.dir may point elsewhere: to a folder that carries this run's id)
-    RUN/samples/step-000400.png    previews
+    RUN/samples/step-000400.png    previews; before_after.png, and in base/ the base's pictures that it needs
     RUN/metrics.jsonl, RUN/tensorboard/
     RUN/pipeline/              the exported diffusers pipeline
 
@@ -112,6 +112,7 @@ class RunDir:
         self.class_images = path / "class_images"
         self.cache = path / "cache"
         self.samples = path / "samples"
+        self.base_samples = self.samples / "base"
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.pipeline = path / "pipeline"
@@ -136,7 +137,8 @@ class RunDir:
                 if run._before is None:
                     run._write_config()
                 run._claim()
-                for folder in (path, run.cache, run.class_images, run.samples, run.checkpoints):
+                written_to = (path, run.cache, run.class_images, run.samples, run.base_samples, run.checkpoints)
+                for folder in written_to:
                     for stale in folder.glob(STAGING_PREFIX + "*"):
                         remove(stale)
                 yield run

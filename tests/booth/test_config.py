@@ -124,7 +124,7 @@ OUT_OF_RANGE = {
 NOT_BUILT_YET = {"train.unet": False}
 FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
         "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
-        "train.gradient_checkpointing"}  # fmt: skip
+        "train.gradient_checkpointing", "samples.before_after"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():
@@ -368,7 +368,8 @@ def test_paths_are_resolved_to_one_spelling(valid, tmp_path, monkeypatch):
 
 def test_what_may_change_on_resume():
     longer = {"train.steps", "train.learning_rate", "prior.count", "checkpoint.every_steps", "checkpoint.keep",
-              "samples.every_steps", "samples.prompts", "samples.solver", "export.precision", "mesh.fsdp",
+              "samples.every_steps", "samples.prompts", "samples.solver", "samples.before_after",
+              "export.precision", "mesh.fsdp",
               "train.accumulation", "train.lr_schedule", "train.lr_warmup_steps", "train.text_encoder_learning_rate",
               "model.source", "model.revision", "instance.images"}  # fmt: skip
     fixed = {"instance.prompt", "prior.weight", "train.batch_size", "train.seed",
