@@ -1,9 +1,10 @@
-# make demo and make test need nothing but python3 (3.11 or newer) and make: both build on `make setup`.
+# make demo, make smoke and make test need nothing but python3 (3.11 or newer) and make: all build on `make setup`.
 PYTHON ?= python3
+BACKEND ?= torch
 BIN := .venv/bin
 RUN = $(BIN)/python
 
-.PHONY: setup demo test test-full check format clean
+.PHONY: setup demo smoke test test-full check format clean
 
 setup: .venv/.ready
 
@@ -13,17 +14,23 @@ setup: .venv/.ready
 	$(RUN) -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# The main job with both backends: a tiny model with random weights, pictures drawn on the spot.
+# The embedded base learns an example subject, with torchbooth or with BACKEND=jax.
 demo: setup
+	$(RUN) -m $(BACKEND)booth.train --config configs/demo.py --workdir demo/run-$(BACKEND)
+	@echo "Done: before and after in demo/run-$(BACKEND)/samples/before_after.png, previews beside it," \
+		"the pipeline in demo/run-$(BACKEND)/pipeline"
+
+# All commands with both backends in seconds: a tiny model with random weights, pictures drawn on the spot.
+smoke: setup
 	test -d demo/tiny || $(RUN) scripts/make_pipeline.py --size tiny --out demo/tiny
 	test -d demo/photos || $(RUN) scripts/draw_photos.py --out demo/photos
-	$(RUN) -m torchbooth.train --config configs/smoke.py --workdir demo/run-torch
-	$(RUN) -m jaxbooth.train --config configs/smoke.py --workdir demo/run-jax
-	$(BIN)/torchbooth sample --model demo/run-torch/pipeline --prompt "a photo of sks robot" --prompt "a photo of robot" \
-		--steps 10 --seeds 0 1 --out demo/samples-torch
-	$(BIN)/jaxbooth sample --model demo/run-jax/pipeline --prompt "a photo of sks robot" --prompt "a photo of robot" \
-		--steps 10 --seeds 0 1 --out demo/samples-jax
-	@echo "Done: pipelines in demo/run-torch/pipeline and demo/run-jax/pipeline, pictures in demo/samples-*/grid.png"
+	$(RUN) -m torchbooth.train --config configs/smoke.py --workdir demo/smoke-torch
+	$(RUN) -m jaxbooth.train --config configs/smoke.py --workdir demo/smoke-jax
+	$(BIN)/torchbooth sample --model demo/smoke-torch/pipeline --prompt "a photo of sks robot" \
+		--prompt "a photo of robot" --steps 10 --seeds 0 1 --out demo/smoke-torch-samples
+	$(BIN)/jaxbooth sample --model demo/smoke-jax/pipeline --prompt "a photo of sks robot" \
+		--prompt "a photo of robot" --steps 10 --seeds 0 1 --out demo/smoke-jax-samples
+	@echo "Done: pipelines in demo/smoke-*/pipeline, pictures in demo/smoke-*-samples/grid.png"
 
 test: setup
 	$(RUN) -m pytest -n 2 --dist loadfile -m "not full"

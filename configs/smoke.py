@@ -1,6 +1,6 @@
 """Seconds on any CPU: the whole job on a tiny model with random weights. Shows that everything works, learns nothing.
 
-make demo                       both backends, on pictures it draws
+make smoke                      both backends, on pictures it draws
 python scripts/make_pipeline.py --size tiny --out demo/tiny
 python scripts/draw_photos.py --out demo/photos
 python -m torchbooth.train --config configs/smoke.py --workdir runs/smoke
