@@ -20,7 +20,7 @@ demo: setup
 	@echo "Done: before and after in demo/run-$(BACKEND)/samples/before_after.png, previews beside it," \
 		"the pipeline in demo/run-$(BACKEND)/pipeline"
 
-# All commands with both backends in seconds: a tiny model with random weights, pictures drawn on the spot.
+# Train and sample with both backends: a tiny model with random weights, pictures drawn on the spot.
 smoke: setup
 	test -d demo/tiny || $(RUN) scripts/make_pipeline.py --size tiny --out demo/tiny
 	test -d demo/photos || $(RUN) scripts/draw_photos.py --out demo/photos
