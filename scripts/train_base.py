@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from base_training.autoencoder import encode, train_autoencoder
+from base_training.autoencoder import encode, polish_decoder, train_autoencoder
 from base_training.denoiser import SCHEDULER, TEXT_ENCODER, Networks, train_denoiser
-from base_training.pictures import draw_pictures
+from base_training.pictures import draw_masks, draw_pictures
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from make_pipeline import SIZES, build_scheduler, build_tokenizer, write_pipeline
 from picture_world.captions import caption
@@ -24,13 +24,13 @@ from tqdm import tqdm
 
 from booth.rundir import publish
 
-PICTURES, SIZE = 60_000, 64
-AUTOENCODER_STEPS, DENOISER_STEPS = 3_000, 7_000
+PICTURES, POLISHED_ON, SIZE = 60_000, 20_000, 64
+AUTOENCODER_STEPS, DENOISER_STEPS, DECODER_STEPS = 3_000, 6_000, 2_000
 
 
 def train_base(
-    work: Path, out: Path, seed: int, pictures: int, autoencoder_steps: int, denoiser_steps: int
-) -> StableDiffusionPipeline:
+    work: Path, out: Path, seed: int, pictures: int, autoencoder_steps: int, denoiser_steps: int, decoder_steps: int
+) -> Path:
     """Runs the stages that are not yet in `work` and writes the pipeline, in float16, to `out`."""
     if out.exists():
         raise SystemExit(f"--out {out} exists already; remove it, or give another folder")
@@ -48,6 +48,12 @@ def train_base(
         Image.fromarray(sheet(_pipeline(networks, vae, tokenizer))).save(work / "looks" / f"{step:06d}.png")
 
     networks = train_denoiser(moments[0], moments[1], seed, tokenizer, denoiser_steps, seed, work / "denoiser.pt", look)
+    if not (work / "polished").is_dir():
+        masks = _once(work / "masks.npy", lambda: draw_masks(seed, min(pictures, POLISHED_ON), SIZE))
+        polish_decoder(vae, drawn, masks, moments, decoder_steps, seed)
+        with publish(work / "polished") as staging:
+            vae.save_pretrained(staging)
+    vae = AutoencoderKL.from_pretrained(work / "polished").eval()
     parts = {"unet": networks.unet, "vae": vae, "text_encoder": networks.text_encoder}
     with publish(out) as staging:
         halves = {name: network.to(torch.float16) for name, network in parts.items()}
@@ -106,6 +112,7 @@ if __name__ == "__main__":
     parser.add_argument("--pictures", type=int, default=PICTURES)
     parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
     parser.add_argument("--denoiser-steps", type=int, default=DENOISER_STEPS)
+    parser.add_argument("--decoder-steps", type=int, default=DECODER_STEPS)
     arguments = parser.parse_args()
     torch.set_num_threads(min(torch.get_num_threads(), 2))
     train_base(
@@ -115,4 +122,5 @@ if __name__ == "__main__":
         arguments.pictures,
         arguments.autoencoder_steps,
         arguments.denoiser_steps,
+        arguments.decoder_steps,
     )
