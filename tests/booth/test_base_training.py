@@ -49,6 +49,14 @@ def test_the_learning_rate_rises_and_ends_at_zero():
     assert rates[2:] == sorted(rates[2:], reverse=True)
 
 
+def test_timesteps_gather_in_the_middle_and_leave_none_out():
+    drawn = denoiser.timesteps(np.random.default_rng(0), 200_000, 1000)
+    assert drawn.dtype == np.int64 and drawn.min() == 0 and drawn.max() == 999
+    assert 400 < np.median(drawn) < 450
+    counts = np.histogram(drawn, 10, (0, 1000))[0] / 200_000
+    assert counts[4] > 0.15 and counts[9] < 0.03 and counts.min() > 0.008
+
+
 def test_psnr():
     black = to_pixels(np.zeros((1, 4, 4, 3), np.uint8))
     assert black.shape == (1, 3, 4, 4) and black.min() == black.max() == -1
