@@ -16,9 +16,9 @@ setup: .venv/.ready
 
 # The embedded base learns an example subject, with torchbooth or with BACKEND=jax.
 demo: setup
-	$(RUN) -m $(BACKEND)booth.train --config configs/demo.py --workdir demo/run-$(BACKEND)
-	@echo "Done: before and after in demo/run-$(BACKEND)/samples/before_after.png, previews beside it," \
-		"the pipeline in demo/run-$(BACKEND)/pipeline"
+	$(RUN) -m $(BACKEND)booth.train --config configs/demo.py --workdir demo/robot-$(BACKEND)
+	@echo "Done: before and after in demo/robot-$(BACKEND)/samples/before_after.png, previews beside it," \
+		"the pipeline in demo/robot-$(BACKEND)/pipeline"
 
 # Train and sample with both backends: a tiny model with random weights, pictures drawn on the spot.
 smoke: setup

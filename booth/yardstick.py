@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from booth.errors import UserError
 
@@ -57,7 +57,7 @@ class Looks:
 
 
 def look(pictures: Sequence[np.ndarray]) -> Looks:
-    """Looks at uint8 pictures [h, w, 3] of any sizes. UserError if the network's weights are missing."""
+    """Looks at uint8 pictures [h, w, 3] of any sizes, at least one. UserError if the network's weights are unusable."""
     weights, classes, settings = _load()
     pixels = np.stack([_pixels(picture) for picture in pictures])
     parts = [_forward(weights, pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
@@ -68,11 +68,12 @@ def look(pictures: Sequence[np.ndarray]) -> Looks:
 @cache
 def _load() -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
     """(weights float32 by name, classes, settings)."""
-    if not WEIGHTS.is_file():
-        raise UserError(f"{WEIGHTS} is missing; install this project again")
-    with safe_open(WEIGHTS, framework="np") as file:
-        names = {key: tuple(json.loads(value)) for key, value in file.metadata().items() if key != "format"}
-        weights = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}  # noqa: SIM118 (no dict)
+    try:
+        with safe_open(WEIGHTS, framework="np") as file:
+            names = {key: tuple(json.loads(value)) for key, value in file.metadata().items() if key != "format"}
+            weights = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}  # noqa: SIM118 (no dict)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{WEIGHTS} is missing or broken ({error}); install this project again") from error
     return weights, names["classes"], names["settings"]
 
 

@@ -1,7 +1,7 @@
 """The embedded base learns one drawn robot: the whole job, with pictures that mean something, on any CPU.
 
     make demo                       with torchbooth; `make demo BACKEND=jax` with jaxbooth
-    python -m torchbooth.train --config configs/demo.py --workdir demo/run-torch
+    python -m torchbooth.train --config configs/demo.py --workdir demo/robot-torch
 
 Either backend; nothing is downloaded. RUN/samples/before_after.png shows the robot as the model was shown it, and what
 the base and the tuned model make of the same prompts and seeds: the robot in places that none of its pictures show, and

@@ -1,6 +1,6 @@
 """What the embedded base can do, by the yardstick: is the class right, and the setting? And a sheet to check the judge.
 
-    python scripts/check_base.py --out check-base
+    python scripts/check_base.py --out runs/check-base
 
 Four pictures of each class in each setting; about three minutes on two CPU cores. Writes --out/judged.png, 100 of them
 with the yardstick's verdicts.
@@ -11,16 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from dreambooth_scores import SEEDS, sample
+from dreambooth_scores import FIRST_SEED, sample
 from picture_world.captions import caption
 from picture_world.settings import SETTINGS
 from picture_world.world import CLASSES
-from tqdm import tqdm
 
 from booth import pictures
 from booth.cli import load_backend
-from booth.embedded import base_path
-from booth.rundir import publish
+from booth.embedded import EMBEDDED
 from booth.sampling import ImageRequest
 from booth.yardstick import look
 
@@ -28,15 +26,15 @@ from booth.yardstick import look
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model", default=str(base_path()), help="pipeline folder")
+    parser.add_argument("--model", default=EMBEDDED, help="pipeline folder")
     parser.add_argument("--backend", choices=("torch", "jax"), default="torch")
     parser.add_argument("--pictures", type=int, default=4, help="of each class in each setting")
     parser.add_argument("--guidance", type=float, default=4.0)
     arguments = parser.parse_args()
     asked = [(name, setting) for name in CLASSES for setting in SETTINGS] * arguments.pictures
-    requests = [ImageRequest(caption(*pair), SEEDS + seed) for seed, pair in enumerate(asked)]
-    backend = load_backend(f"{arguments.backend}booth")
-    made = sample(backend, arguments.model, tqdm(requests), arguments.guidance)
+    requests = [ImageRequest(caption(*pair), FIRST_SEED + seed) for seed, pair in enumerate(asked)]
+    backend_class = load_backend(f"{arguments.backend}booth")
+    made = sample(backend_class, arguments.model, requests, arguments.guidance)
     looks = look(made)
     seen = list(zip(looks.class_names, looks.setting_names, strict=True))
     for place, what in enumerate(("class", "setting")):
@@ -49,9 +47,7 @@ def main() -> None:
             print(f"  {name:9} {1 - wrong.total() / total:6.1%}  {taken and 'taken for ' + taken}")
     chosen = np.random.default_rng(0).permutation(len(asked))[:100]
     captions = [_verdict(asked[index], seen[index]) for index in chosen]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with publish(arguments.out / "judged.png") as staging:
-        pictures.grid([made[index] for index in chosen], captions, columns=10).save(staging, format="PNG")
+    pictures.save(pictures.grid([made[index] for index in chosen], captions, columns=10), arguments.out / "judged.png")
 
 
 def _verdict(asked: tuple[str, str], seen: tuple[str, str]) -> str:

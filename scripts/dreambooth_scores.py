@@ -9,10 +9,11 @@ import numpy as np
 from picture_world.captions import caption
 from picture_world.settings import SETTINGS
 from picture_world.subjects import subject_scenes
-from PIL import Image
+from tqdm import tqdm
 
 from booth import evaluate
 from booth.config import default_config
+from booth.data import load_image
 from booth.embedded import subject_path
 from booth.pipeline_dir import open_pipeline
 from booth.preparation import load_tokenizer
@@ -21,7 +22,7 @@ from booth.yardstick import Looks, look
 
 IDENTIFIER = "sks"
 STEPS, GUIDANCE, BATCH = 25, 4.0, 16
-SEEDS = 1000  # the first of the seeds that are measured: others than those of class images and previews
+FIRST_SEED = 1000  # of the pictures that are measured: others than the seeds of class images and previews
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Pictures:
 
 
 def instance_prompt(subject: str) -> str:
+    """What the subject's pictures are trained with."""
     return f"a photo of a {IDENTIFIER} {subject}"
 
 
@@ -45,7 +47,8 @@ def new_settings(subject: str) -> list[str]:
 
 
 def real_pictures(subject: str) -> list[np.ndarray]:
-    return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(subject_path(subject).glob("*.png"))]
+    """The subject's five pictures, uint8 [256, 256, 3] each."""
+    return [np.asarray(load_image(path)) for path in sorted(subject_path(subject).glob("*.png"))]
 
 
 def sample(
@@ -54,7 +57,8 @@ def sample(
     """uint8 [n, h, w, 3]: pictures of a pipeline folder, made by a backend."""
     pipeline, backend = open_pipeline(source), backend_class(default_config())
     sampler = Sampler(pipeline, load_tokenizer(pipeline), (64, 64), "dpm++", STEPS, guidance, BATCH)
-    return np.stack([image for _, image in sampler.images(backend, backend.load(pipeline), requests)])
+    made = sampler.images(backend, backend.load(pipeline), requests)
+    return np.stack([image for _, image in tqdm(made, desc="sampling", total=len(requests), unit="image")])
 
 
 def sample_for(
@@ -64,17 +68,17 @@ def sample_for(
     prompt, settings = instance_prompt(subject), [name for name in new_settings(subject) for _ in range(per_setting)]
     in_settings = [f"{prompt} {SETTINGS[setting].phrase}" for setting in settings]
     prompts = [prompt] * 24 + in_settings + [caption(subject)] * of_class
-    made = sample(backend_class, source, [ImageRequest(text, SEEDS + seed) for seed, text in enumerate(prompts)])
+    made = sample(backend_class, source, [ImageRequest(text, FIRST_SEED + seed) for seed, text in enumerate(prompts)])
     return Pictures(made[:24], made[24:-of_class], tuple(settings), made[-of_class:])
 
 
-def scores(base: Pictures, tuned: Pictures, subject: str, real: Sequence[np.ndarray] | None = None) -> dict[str, float]:
-    """The measures of `booth.evaluate`; `real` are the subject's own pictures.
+def scores(base: Pictures, tuned: Pictures, subject: str) -> dict[str, float]:
+    """The measures of `booth.evaluate`, against the subject's own pictures.
 
     `learned` is (tuned - base) / (real - base) in subject fidelity over all pictures asked to show the subject, and
     `learned_new` over those in new settings; `..._kept` compare the class prompt's pictures with the base's.
     """
-    own = look(real or real_pictures(subject))
+    own = look(real_pictures(subject))
     before, after = _look(base), _look(tuned)
     asked_before, asked_after = (_both(looks[0], looks[1]) for looks in (before, after))
     return {

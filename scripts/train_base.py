@@ -1,19 +1,24 @@
 """Train the embedded base: a small Stable Diffusion pipeline that knows the picture world.
 
-    python scripts/train_base.py --work base --out booth/embedded_base
+    python scripts/train_base.py --work runs/base --out runs/base/pipeline
 
-About 90 minutes on two CPU cores. Every stage leaves its result in --work, and the same command goes on where it
-was interrupted; --work/looks shows pictures of the UNet as it learns.
+About 90 minutes on two CPU cores; on a GPU if there is one. Every stage leaves its result in --work, and the same
+command goes on where it was interrupted; --work/looks shows what the UNet can do as it learns.
 """
 
 import argparse
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from base_training.autoencoder import encode, polish_decoder, train_autoencoder
+from base_training.autoencoder import CONFIG, encode, polish_decoder, train_autoencoder
 from base_training.denoiser import SCHEDULER, TEXT_ENCODER, Networks, train_denoiser
-from base_training.pictures import draw_masks, draw_pictures
+from base_training.optimization import best_device
+from base_training.pictures import draw_pictures
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from make_pipeline import SIZES, build_scheduler, build_tokenizer, write_pipeline
 from picture_world.captions import caption
@@ -21,47 +26,75 @@ from picture_world.settings import SETTINGS
 from picture_world.world import CLASSES
 from PIL import Image
 from tqdm import tqdm
+from transformers import CLIPTokenizer
 
-from booth.rundir import publish
+from booth import pictures
+from booth.rundir import publish, write_text
 
-PICTURES, POLISHED_ON, SIZE = 60_000, 20_000, 64
-AUTOENCODER_STEPS, DENOISER_STEPS, DECODER_STEPS = 3_000, 6_000, 2_000
+SIZE = 64  # pixels
+CARD = Path(__file__).parent / "base_training" / "model_card.md"
 
 
-def train_base(
-    work: Path, out: Path, seed: int, pictures: int, autoencoder_steps: int, denoiser_steps: int, decoder_steps: int
-) -> Path:
-    """Runs the stages that are not yet in `work` and writes the pipeline, in float16, to `out`."""
+@dataclass(frozen=True)
+class Recipe:
+    """What a base is made of; the defaults are those of the one that comes with booth."""
+
+    seed: int = 0
+    pictures: int = 60_000
+    autoencoder_steps: int = 3_000
+    denoiser_steps: int = 6_000
+    decoder_steps: int = 2_000
+
+
+def train_base(work: Path, out: Path, recipe: Recipe) -> None:
+    """Runs the stages that are not yet in `work` and writes the pipeline, in float16, to the new folder `out`.
+
+    SystemExit if `out` exists, or `work` has stages of another recipe.
+    """
     if out.exists():
         raise SystemExit(f"--out {out} exists already; remove it, or give another folder")
-    work.mkdir(parents=True, exist_ok=True)
-    drawn = _once(work / "pictures.npy", lambda: draw_pictures(seed, pictures, SIZE))
+    _claim(work, recipe)
+    drawn = _once(work / "pictures.npy", lambda: draw_pictures(recipe.seed, recipe.pictures, SIZE))
     if not (work / "vae").is_dir():
         with publish(work / "vae") as staging:
-            train_autoencoder(drawn, autoencoder_steps, seed).save_pretrained(staging)
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+            train_autoencoder(drawn, recipe.autoencoder_steps, recipe.seed).save_pretrained(staging)
+    vae = _load_autoencoder(work / "vae")
     moments = _once(work / "moments.npy", lambda: _scaled_moments(vae, drawn))
     tokenizer = build_tokenizer(TEXT_ENCODER["vocab_size"], **SIZES["tiny"]["tokenizer"])
 
     def look(step: int, networks: Networks) -> None:
-        (work / "looks").mkdir(exist_ok=True)
-        Image.fromarray(sheet(_pipeline(networks, vae, tokenizer))).save(work / "looks" / f"{step:06d}.png")
+        pictures.save(Image.fromarray(sheet(_pipeline(networks, vae, tokenizer))), work / "looks" / f"{step:06d}.png")
 
-    networks = train_denoiser(moments[0], moments[1], seed, tokenizer, denoiser_steps, seed, work / "denoiser.pt", look)
+    mean, std = moments
+    networks = train_denoiser(
+        mean, std, recipe.seed, tokenizer, recipe.denoiser_steps, recipe.seed, work / "denoiser.pt", look
+    )
     if not (work / "polished").is_dir():
-        masks = _once(work / "masks.npy", lambda: draw_masks(seed, min(pictures, POLISHED_ON), SIZE))
-        polish_decoder(vae, drawn, masks, moments, decoder_steps, seed)
+        polish_decoder(vae, drawn, moments, recipe.decoder_steps, recipe.seed)
         with publish(work / "polished") as staging:
             vae.save_pretrained(staging)
-    vae = AutoencoderKL.from_pretrained(work / "polished").eval()
+    write_base(out, networks, _load_autoencoder(work / "polished"), tokenizer)
+
+
+def write_base(out: Path, networks: Networks, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
+    """The pipeline folder, in float16, with its model card."""
     parts = {"unet": networks.unet, "vae": vae, "text_encoder": networks.text_encoder}
     with publish(out) as staging:
-        halves = {name: network.to(torch.float16) for name, network in parts.items()}
+        halves = {name: network.to("cpu", torch.float16) for name, network in parts.items()}
         write_pipeline(staging, halves, tokenizer, build_scheduler(SCHEDULER))
-    return out
+        shutil.copyfile(CARD, staging / "README.md")
 
 
-def _once(path: Path, make) -> np.ndarray:
+def _claim(work: Path, recipe: Recipe) -> None:
+    """Notes the recipe in `work`; SystemExit if another one is noted there."""
+    note = work / "recipe.json"
+    if note.exists() and (before := json.loads(note.read_text(encoding="utf-8"))) != asdict(recipe):
+        raise SystemExit(f"--work {work} has stages of another recipe, {before}; give another folder")
+    work.mkdir(parents=True, exist_ok=True)
+    write_text(note, json.dumps(asdict(recipe), indent=1) + "\n")
+
+
+def _once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array in a file, made first if it is not there."""
     if not path.exists():
         with publish(path) as staging, staging.open("wb") as file:
@@ -69,14 +102,22 @@ def _once(path: Path, make) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
+def _load_autoencoder(folder: Path) -> AutoencoderKL:
+    """Built anew, as `from_pretrained` would put the folder's own path into the config that is shipped."""
+    saved = AutoencoderKL.from_pretrained(folder)
+    vae = AutoencoderKL(**CONFIG, scaling_factor=saved.config.scaling_factor)
+    vae.load_state_dict(saved.state_dict())
+    return vae.to(best_device()).eval()
+
+
 def _scaled_moments(vae: AutoencoderKL, drawn: np.ndarray) -> np.ndarray:
     """Mean and standard deviation of all pictures' scaled posteriors, float16 [2, n, 4, h, w]."""
     batches = tqdm(encode(vae, drawn), desc="encoding", total=-(-len(drawn) // 64), unit="batch")
-    mean, std = zip(*((mean.half(), std.half()) for mean, std in batches), strict=True)
-    return (torch.stack([torch.cat(mean), torch.cat(std)]) * vae.config.scaling_factor).numpy()
+    mean, std = zip(*batches, strict=True)
+    return (torch.stack([torch.cat(mean), torch.cat(std)]) * vae.config.scaling_factor).half().numpy()
 
 
-def _pipeline(networks: Networks, vae: AutoencoderKL, tokenizer) -> StableDiffusionPipeline:
+def _pipeline(networks: Networks, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=networks.text_encoder,
@@ -91,16 +132,16 @@ def _pipeline(networks: Networks, vae: AutoencoderKL, tokenizer) -> StableDiffus
     return pipeline
 
 
-def sheet(pipeline: StableDiffusionPipeline, guidance: float = 4.0) -> np.ndarray:
+def sheet(pipeline: StableDiffusionPipeline, steps: int = 20, guidance: float = 4.0) -> np.ndarray:
     """Every class in one setting and every setting with one class, uint8 [h, w, 3]: what the base can do so far."""
     classes, settings = tuple(CLASSES), tuple(SETTINGS)
     prompts = [caption(name, settings[i]) for i, name in enumerate(classes)] + ["a photo of a robot"]
     prompts += [caption(classes[i * 5 % len(classes)], setting) for i, setting in enumerate(settings)]
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    pictures = pipeline(
-        prompts, num_inference_steps=20, guidance_scale=guidance, generator=generators, output_type="np"
+    made = pipeline(
+        prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
     ).images
-    rows = (pictures.reshape(2, -1, *pictures.shape[1:]) * 255).round().astype(np.uint8)
+    rows = (made.reshape(2, -1, *made.shape[1:]) * 255).round().astype(np.uint8)
     return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
 
 
@@ -108,19 +149,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for what the stages leave")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", type=int, default=PICTURES)
-    parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
-    parser.add_argument("--denoiser-steps", type=int, default=DENOISER_STEPS)
-    parser.add_argument("--decoder-steps", type=int, default=DECODER_STEPS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(min(torch.get_num_threads(), 2))
-    train_base(
-        arguments.work,
-        arguments.out,
-        arguments.seed,
-        arguments.pictures,
-        arguments.autoencoder_steps,
-        arguments.denoiser_steps,
-        arguments.decoder_steps,
-    )
+    for field in fields(Recipe):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
+    arguments = vars(parser.parse_args())
+    train_base(arguments.pop("work"), arguments.pop("out"), Recipe(**arguments))

@@ -8,13 +8,14 @@ individual and unlike for others of its class. Some pictures went through the ba
 
 import argparse
 import json
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from base_training.autoencoder import to_pixels
-from base_training.optimization import optimizer
+from base_training.autoencoder import through, to_pixels
+from base_training.optimization import best_device, optimizer
 from diffusers import AutoencoderKL
 from picture_world.identity import identity_vector, sample_instance
 from picture_world.settings import SETTINGS
@@ -87,20 +88,11 @@ def draw_individuals(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(pictures), np.array(settings), np.array(truths)
 
 
-@torch.no_grad()
-def through(vae: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
-    """uint8 [n, h, w, 3], encoded and decoded."""
-    batches = []
-    for start in trange(0, len(pictures), 50, desc="autoencoder"):
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = vae.encode(to_pixels(pictures[start : start + 50])).latent_dist.mean
-            decoded = vae.decode(latents).sample
-        batches.append((decoded.float().clamp(-1, 1) + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
-    return np.concatenate(batches)
-
-
 def augmented(pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Some mirrored, some blurred, all a little noisy, lighter or darker: nothing that changes what they show."""
+    """Pixels float32 [n, 3, h, w]: some mirrored, some blurred, all a little noisy, lighter or darker.
+
+    Nothing of that changes what they show.
+    """
     count = len(pixels)
 
     def chance(share: float) -> torch.Tensor:
@@ -117,7 +109,7 @@ def augmented(pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 def identity_loss(identity: torch.Tensor) -> torch.Tensor:
     """InfoNCE (arXiv 1807.03748) of [n, 2, d]: each picture against the other one of its individual and all others."""
-    vectors = normalize(identity.float(), dim=-1).transpose(0, 1).flatten(0, 1)  # first views, then second ones
+    vectors = normalize(identity, dim=-1).transpose(0, 1).flatten(0, 1)  # first views, then second ones
     count = len(vectors)
     logits = vectors @ vectors.T / TEMPERATURE
     logits = logits.masked_fill(torch.eye(count, dtype=torch.bool), -torch.inf)
@@ -125,13 +117,16 @@ def identity_loss(identity: torch.Tensor) -> torch.Tensor:
 
 
 def train_yardstick(vae: AutoencoderKL, individuals: int, steps: int, seed: int) -> Network:
-    with ProcessPoolExecutor() as pool:
+    """The trained network, on the CPU. The last view of every individual goes through the autoencoder `vae`."""
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         parts = pool.map(draw_individuals, range(0, individuals, 100))
         drawn = list(tqdm(parts, desc="drawing", total=individuals // 100, unit="hundred"))
     pictures, settings, truths = (np.concatenate(part) for part in zip(*drawn, strict=True))
-    pictures[:, -1] = through(vae, pictures[:, -1])
+    batches = through(vae, pictures[:, -1])
+    pictures[:, -1] = np.concatenate(list(tqdm(batches, desc="autoencoder", total=-(-individuals // 64), unit="batch")))
     torch.manual_seed(seed)
-    network = Network().train()
+    device, network = best_device(), Network()
+    network.to(device).train()
     adam, schedule = optimizer(network.parameters(), 2e-3, steps)
     rng, augmenting = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     with trange(steps, desc="yardstick", unit="step") as progress:
@@ -143,13 +138,13 @@ def train_yardstick(vae: AutoencoderKL, individuals: int, steps: int, seed: int)
             )
             views = np.stack([rng.choice(VIEWS, 2, replace=False) for _ in rows])
             pixels = to_pixels(pictures[rows[:, None], views].reshape(-1, SIDE, SIDE, 3))
-            with torch.autocast("cpu", torch.bfloat16):
-                seen = network(augmented(pixels, augmenting))
-            class_loss = cross_entropy(seen["class"].float(), torch.from_numpy((rows % len(CLASSES)).repeat(2)))
-            where = torch.from_numpy(settings[rows[:, None], views].ravel())
-            setting_loss = cross_entropy(seen["setting"].float(), where)
-            truth = torch.from_numpy(truths[rows].repeat(2, axis=0))
-            truth_loss = (seen["truth"].float() - truth).square().mean()
+            with torch.autocast(device.type, torch.bfloat16):
+                seen = {
+                    name: out.float().cpu() for name, out in network(augmented(pixels, augmenting).to(device)).items()
+                }
+            class_loss = cross_entropy(seen["class"], torch.from_numpy((rows % len(CLASSES)).repeat(2)))
+            setting_loss = cross_entropy(seen["setting"], torch.from_numpy(settings[rows[:, None], views].ravel()))
+            truth_loss = (seen["truth"] - torch.from_numpy(truths[rows].repeat(2, axis=0))).square().mean()
             same = identity_loss(seen["identity"].unflatten(0, (-1, 2)))
             loss = class_loss + setting_loss + same + 2 * truth_loss
             adam.zero_grad()
@@ -160,18 +155,21 @@ def train_yardstick(vae: AutoencoderKL, individuals: int, steps: int, seed: int)
                 progress.set_postfix_str(
                     f"class {class_loss:.3f}, setting {setting_loss:.3f}, identity {same:.3f}, truth {truth_loss:.3f}"
                 )
-    return network.eval()
+    return network.cpu().eval()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="pipeline folder with the autoencoder")
     parser.add_argument("--out", type=Path, required=True, help=".safetensors file")
-    parser.add_argument("--individuals", type=int, default=INDIVIDUALS)
+    parser.add_argument("--individuals", type=int, default=INDIVIDUALS, help="in hundreds, at least 200")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    vae = AutoencoderKL.from_pretrained(arguments.base, subfolder="vae", torch_dtype=torch.float32).eval()
+    if arguments.individuals < 200 or arguments.individuals % 100:
+        parser.error(f"--individuals {arguments.individuals} must be hundreds, at least 200")
+    vae = AutoencoderKL.from_pretrained(arguments.base, subfolder="vae", torch_dtype=torch.float32)
+    vae.to(best_device()).eval()
     network = train_yardstick(vae, arguments.individuals, arguments.steps, arguments.seed)
     names = {"classes": json.dumps(tuple(CLASSES)), "settings": json.dumps(tuple(SETTINGS))}
     save_file(network.folded(), arguments.out, metadata={"format": "np", **names})

@@ -1,14 +1,18 @@
-"""The base's autoencoder: pictures <-> latents of a quarter of their side, in 4 channels."""
+"""The base's autoencoder: pictures <-> latents of a quarter of their side, in 4 channels.
 
-from collections.abc import Iterator
+Pictures are uint8 [n, h, w, 4], the last channel the object's share of each pixel (`base_training.pictures`).
+"""
+
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.nn.functional import avg_pool2d
 from tqdm import trange
 
-from base_training.optimization import optimizer, rows_of_step
+from base_training.optimization import best_device, optimizer, rows_of_step
 
 CONFIG = {
     "sample_size": 64,
@@ -22,80 +26,93 @@ CONFIG = {
     "norm_num_groups": 8,
     "act_fn": "silu",
 }
-BATCH, PEAK_RATE = 32, 2e-3
+BATCH, PEAK_RATE, POLISHING_RATE = 32, 2e-3, 1e-3
 OBJECT_WEIGHT = 3.0  # what a pixel of an object counts more than one of the setting, when the decoder is polished
 KL_WEIGHT = 1e-3  # of the mean over latents: keeps them near a unit normal, smooth enough for a small UNet
 
 
 def train_autoencoder(pictures: np.ndarray, steps: int, seed: int) -> AutoencoderKL:
-    """An autoencoder trained on uint8 [n, h, w, 3], whose scaling_factor gives latents a standard deviation of 1."""
+    """An autoencoder whose scaling_factor gives latents a standard deviation of 1, on the best device."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL(**CONFIG).train()
-    adam, schedule = optimizer(vae.parameters(), PEAK_RATE, steps, weight_decay=0.0)
-    with trange(steps, desc="autoencoder", unit="step") as progress:
-        for step in progress:
-            pixels = to_pixels(pictures[rows_of_step(len(pictures), BATCH, step, seed)])
-            with torch.autocast("cpu", torch.bfloat16):
-                posterior = vae.encode(pixels).latent_dist
-                decoded = vae.decode(posterior.sample()).sample
-            error = _picture_error(decoded.float(), pixels)
-            loss = error + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
-            adam.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            adam.step()
-            schedule.step()
-            if step % 50 == 0:
-                progress.set_postfix_str(f"error {error:.4f}, {psnr(decoded.float(), pixels):.2f} dB")
-    vae.eval()
+    vae = AutoencoderKL(**CONFIG).to(best_device()).train()
+
+    def loss(rows: np.ndarray, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        pixels = to_pixels(pictures[rows]).to(vae.device)
+        posterior = _posterior(vae, pixels)
+        decoded = _decoded(vae, posterior.mean + posterior.std * _normal(posterior.std, rng))
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return _picture_error(decoded, pixels) + KL_WEIGHT * kl, decoded, pixels
+
+    _train(vae, loss, len(pictures), steps, PEAK_RATE, seed, "autoencoder")
     latents = torch.cat([mean for mean, _ in encode(vae, pictures[:1024])])
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
     return vae
 
 
-def polish_decoder(
-    vae: AutoencoderKL, pictures: np.ndarray, masks: np.ndarray, moments: np.ndarray, steps: int, seed: int
-) -> None:
+def polish_decoder(vae: AutoencoderKL, pictures: np.ndarray, moments: np.ndarray, steps: int, seed: int) -> None:
     """Train the decoder alone, in place: latents stay what they are, objects are drawn sharper.
 
-    `masks` uint8 [n, h, w] are the objects' shares of the pixels; `moments` float16 [2, n, 4, h, w] the means and
-    standard deviations of the scaled posteriors.
+    `moments` float16 [2, n, 4, h, w] are the means and standard deviations of the pictures' scaled posteriors.
     """
-    torch.manual_seed(seed)
     vae.requires_grad_(False)
     decoder = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True).train()
-    adam, schedule = optimizer(decoder.parameters(), PEAK_RATE / 2, steps, weight_decay=0.0)
-    with trange(steps, desc="decoder", unit="step") as progress:
+
+    def loss(rows: np.ndarray, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        pixels = to_pixels(pictures[rows]).to(vae.device)
+        share = torch.from_numpy(pictures[rows, ..., 3]).to(vae.device)[:, None].float() / 255
+        mean, std = (torch.from_numpy(part[rows]).to(vae.device).float() for part in moments)
+        decoded = _decoded(vae, (mean + std * _normal(std, rng)) / vae.config.scaling_factor)
+        return _picture_error(decoded, pixels, 1 + OBJECT_WEIGHT * share), decoded, pixels
+
+    _train(decoder, loss, len(pictures), steps, POLISHING_RATE, seed, "decoder")
+    vae.requires_grad_(True).eval()
+
+
+def _train(
+    module: torch.nn.Module,
+    loss_of: Callable[[np.ndarray, torch.Generator], tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    count: int,
+    steps: int,
+    peak_rate: float,
+    seed: int,
+    name: str,
+) -> None:
+    """Train a module in place; `loss_of(rows, rng)` is (loss, decoded, pixels) of these examples."""
+    adam, schedule = optimizer(module.parameters(), peak_rate, steps, weight_decay=0.0)
+    rng = torch.Generator().manual_seed(seed)
+    with trange(steps, desc=name, unit="step") as progress:
         for step in progress:
-            rows = rows_of_step(len(masks), BATCH, step, seed + 1)
-            pixels = to_pixels(pictures[rows])
-            weight = 1 + OBJECT_WEIGHT * torch.from_numpy(masks[rows])[:, None].float() / 255
-            mean, std = (torch.from_numpy(part[rows]).float() / vae.config.scaling_factor for part in moments)
-            with torch.autocast("cpu", torch.bfloat16):
-                decoded = vae.decode(mean + std * torch.randn_like(std)).sample
-            error = _picture_error(decoded.float(), pixels, weight)
+            loss, decoded, pixels = loss_of(rows_of_step(count, BATCH, step, seed, name), rng)
             adam.zero_grad()
-            error.backward()
-            torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             adam.step()
             schedule.step()
             if step % 50 == 0:
-                progress.set_postfix_str(f"error {error:.4f}, {psnr(decoded.float(), pixels):.2f} dB")
-    vae.requires_grad_(True).eval()
+                progress.set_postfix_str(f"loss {loss:.4f}, {psnr(decoded, pixels):.2f} dB")
+    module.eval()
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Mean and standard deviation of the posterior, float32 [b, 4, h/4, w/4] each, batch by batch."""
+    """Mean and standard deviation of the posterior, float32 [b, 4, h/4, w/4] each, batch by batch, on the CPU."""
     for start in range(0, len(pictures), batch):
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(to_pixels(pictures[start : start + batch])).latent_dist
-        yield posterior.mean.float(), posterior.std.float()
+        posterior = _posterior(vae, to_pixels(pictures[start : start + batch]).to(vae.device))
+        yield posterior.mean.cpu(), posterior.std.cpu()
+
+
+@torch.no_grad()
+def through(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Iterator[np.ndarray]:
+    """Pictures encoded and decoded, uint8 [b, h, w, 3], batch by batch."""
+    for start in range(0, len(pictures), batch):
+        pixels = to_pixels(pictures[start : start + batch]).to(vae.device)
+        decoded = _decoded(vae, _posterior(vae, pixels).mean)
+        yield ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 [b, h, w, 3] -> float32 [b, 3, h, w] from -1 to 1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    """uint8 [b, h, w, 3 or 4] -> float32 [b, 3, h, w] from -1 to 1."""
+    return torch.from_numpy(pictures[..., :3]).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
@@ -103,8 +120,29 @@ def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
     return float(-10 * torch.log10(((decoded.clamp(-1, 1) - pixels) / 2).square().mean()))
 
 
-def _picture_error(decoded: torch.Tensor, pixels: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """L1 at three scales, and of the differences between neighbours: edges count beside areas."""
-    error = (decoded - pixels) * weight
-    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    return error.abs().mean() + 0.5 * edges + sum(avg_pool2d(error, n).abs().mean() for n in (2, 4))
+def _posterior(vae: AutoencoderKL, pixels: torch.Tensor) -> DiagonalGaussianDistribution:
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        parameters = vae.encode(pixels).latent_dist.parameters
+    return DiagonalGaussianDistribution(parameters.float())
+
+
+def _decoded(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        return vae.decode(latents).sample.float()
+
+
+def _normal(like: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    return torch.randn(like.shape, generator=rng).to(like.device)
+
+
+def _picture_error(decoded: torch.Tensor, pixels: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """L1 at three scales, and of the differences between neighbours: edges count beside areas.
+
+    `weight` [b, 1, h, w] is how much each pixel counts; None: all alike.
+    """
+    error = decoded - pixels
+    weight = torch.ones_like(error[:, :1]) if weight is None else weight
+    areas = sum((avg_pool2d(weight, n) * avg_pool2d(error, n).abs()).mean() for n in (1, 2, 4))
+    across = (weight[..., 1:] * error.diff(dim=3).abs()).mean()
+    down = (weight[..., 1:, :] * error.diff(dim=2).abs()).mean()
+    return areas + 0.5 * (across + down)

@@ -19,15 +19,7 @@ def training_caption(world_seed: int, index: int, rng: np.random.Generator) -> s
     template = TEMPLATES[rng.integers(len(TEMPLATES))]
     setting = scene.setting if rng.uniform() < TELLS_SETTING else None
     colour = instance.colour_names[0] if rng.uniform() < TELLS_COLOUR else None
-    words = caption(instance.class_name, setting, colour, template)
+    noun = instance.class_name
     if rng.uniform() < HAS_MADE_UP_WORD:
-        words = _with_made_up_word(words, instance.class_name, rng)
-    return words
-
-
-def _with_made_up_word(words: str, class_name: str, rng: np.random.Generator) -> str:
-    word = "".join(rng.choice(list(string.ascii_lowercase), rng.integers(2, 5)))
-    before, after = words.split(class_name, 1)
-    if before.endswith(("a ", "an ")):  # the article goes with the word that follows it
-        before = before.removesuffix("an ").removesuffix("a ") + ("an " if word[0] in "aeiou" else "a ")
-    return f"{before}{word} {class_name}{after}"
+        noun = "".join(rng.choice(list(string.ascii_lowercase), rng.integers(2, 5))) + f" {noun}"
+    return caption(noun, setting, colour, template)

@@ -11,8 +11,9 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from base_training.captions import training_caption
-from base_training.optimization import optimizer, rows_of_step
-from booth.schedule import noise_schedule
+from base_training.optimization import best_device, optimizer, rows_of_step
+from booth import randomness
+from booth.schedule import NoiseSchedule, noise_schedule
 
 UNET = {
     "sample_size": 16,
@@ -42,7 +43,8 @@ TEXT_ENCODER = {
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
-    # Small latents drown in less noise than large ones, and this schedule ends in pure noise: nights stay dark.
+    # It ends in nearly pure noise. Stable Diffusion's own leaves a signal of 0.07, in which latents as small as these
+    # still show how dark a picture is to be, and sampling starts without it.
     "beta_schedule": "linear",
     "beta_start": 0.0001,
     "beta_end": 0.02,
@@ -57,11 +59,14 @@ SAVE_EVERY = 500
 
 
 class Networks(NamedTuple):
+    """What is trained together."""
+
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
 
 
 def build() -> Networks:
+    """Both networks, initialised as their libraries do it."""
     return Networks(UNet2DConditionModel(**UNET), CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)))
 
 
@@ -81,16 +86,16 @@ def train_denoiser(
     `look(step, average)` is called.
     """
     torch.manual_seed(seed)
-    networks = build()
-    modules = torch.nn.ModuleList(networks).train()
+    device, networks = best_device(), build()
+    modules = torch.nn.ModuleList(networks).to(device).train()
     average = torch.optim.swa_utils.AveragedModel(
         modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
-    )
+    ).eval()
     adam, schedule = optimizer(modules.parameters(), PEAK_RATE, steps)
     parts = {"modules": modules, "average": average, "adam": adam, "schedule": schedule}
     start = 0
     if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, weights_only=True, map_location=device)
         start = saved.pop("step")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
@@ -100,21 +105,15 @@ def train_denoiser(
     losses = []
     with tqdm(total=steps, initial=start, desc="denoiser", unit="step") as progress:
         for step in range(start, steps):
-            rng = np.random.Generator(np.random.Philox(key=[seed + 1, step]))
-            rows = rows_of_step(len(mean), BATCH, step, seed)
+            rng = randomness.generator(seed, "denoiser", step)
+            rows = rows_of_step(len(mean), BATCH, step, seed, "denoiser")
             captions = [
                 "" if rng.uniform() < UNCONDITIONAL else training_caption(world_seed, int(row), rng) for row in rows
             ]
-            shape = (BATCH, *mean.shape[1:])
-            latents = mean[rows] + std[rows] * rng.standard_normal(shape, np.float32)
-            noise = rng.standard_normal(shape, np.float32)
-            timestep = timesteps(rng, BATCH, noising.timesteps)
-            noisy = _column(noising.signal(timestep)) * latents + _column(noising.sigma(timestep)) * noise
-            on_latents, on_noise = noising.target(timestep)
-            target = torch.from_numpy(_column(on_latents) * latents + _column(on_noise) * noise)
-            with torch.autocast("cpu", torch.bfloat16):
-                context = networks.text_encoder(words(captions)).last_hidden_state
-                predicted = networks.unet(torch.from_numpy(noisy), torch.from_numpy(timestep), context).sample
+            noisy, timestep, target = (part.to(device) for part in _noised(mean[rows], std[rows], noising, rng))
+            with torch.autocast(device.type, torch.bfloat16):
+                context = networks.text_encoder(words(captions).to(device)).last_hidden_state
+                predicted = networks.unet(noisy, timestep, context).sample
             loss = (predicted.float() - target).square().mean()
             adam.zero_grad()
             loss.backward()
@@ -130,10 +129,21 @@ def train_denoiser(
                 staging = checkpoint.with_suffix(".new")
                 torch.save({"step": step + 1, **{name: part.state_dict() for name, part in parts.items()}}, staging)
                 staging.replace(checkpoint)
-                averaged.unet.eval(), averaged.text_encoder.eval()
                 look(step + 1, averaged)
-    averaged.unet.eval(), averaged.text_encoder.eval()
     return averaged
+
+
+def _noised(
+    mean: np.ndarray, std: np.ndarray, noising: NoiseSchedule, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noisy latents float32 [b, 4, h, w], timesteps int64 [b], and the velocities to predict, of posteriors."""
+    latents = mean + std * rng.standard_normal(mean.shape, np.float32)
+    noise = rng.standard_normal(mean.shape, np.float32)
+    timestep = timesteps(rng, len(mean), noising.timesteps)
+    noisy = _column(noising.signal(timestep)) * latents + _column(noising.sigma(timestep)) * noise
+    on_latents, on_noise = noising.target(timestep)
+    target = _column(on_latents) * latents + _column(on_noise) * noise
+    return torch.from_numpy(noisy), torch.from_numpy(timestep), torch.from_numpy(target)
 
 
 def timesteps(rng: np.random.Generator, count: int, schedule_length: int) -> np.ndarray:

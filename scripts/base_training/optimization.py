@@ -1,4 +1,4 @@
-"""What the stages of the base's training share: the order of examples, the optimizer, its learning rate."""
+"""What the stages of the base's training share: the device, the order of examples, the optimizer, its learning rate."""
 
 import math
 from collections.abc import Iterable
@@ -6,12 +6,24 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from booth import randomness
 
-def rows_of_step(count: int, batch: int, step: int, seed: int) -> np.ndarray:
-    """Indices [batch] of the examples of a step: each epoch is a permutation of its own."""
+
+def best_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def rows_of_step(count: int, batch: int, step: int, seed: int, stream: str) -> np.ndarray:
+    """Indices int64 [batch] of the examples of a step: each epoch is a permutation of its own, cut to whole batches.
+
+    ValueError if there are fewer examples than a batch has.
+    """
+    if count < batch:
+        raise ValueError(f"{count} examples must be at least a batch of {batch}")
     epoch, place = divmod(step, count // batch)
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
-    return np.sort(order[place * batch : (place + 1) * batch])
+    order = randomness.generator(seed, f"{stream} order", epoch).permutation(count)
+    return np.sort(order[place * batch : (place + 1) * batch])  # sorted: the arrays are mapped from files
 
 
 def optimizer(

@@ -1,41 +1,33 @@
 """Pictures of the picture world to train on, drawn once by all cores."""
 
+import multiprocessing
 import os
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 
 import numpy as np
-from picture_world.world import example, render, render_with_truth
+from picture_world.world import example, render_with_truth
 from tqdm import tqdm
 
 CHUNK = 250
 
 
 def draw_pictures(seed: int, count: int, size: int) -> np.ndarray:
-    """The first `count` examples of world `seed`, uint8 [count, size, size, 3]."""
-    return _drawn(_pictures, seed, count, size)
-
-
-def draw_masks(seed: int, count: int, size: int) -> np.ndarray:
-    """The object's share of each of their pixels, from 0 to 255, uint8 [count, size, size]."""
-    return _drawn(_masks, seed, count, size)
-
-
-def _drawn(draw: Callable[[int, range, int], np.ndarray], seed: int, count: int, size: int) -> np.ndarray:
+    """The first `count` examples of world `seed`, uint8 [count, size, size, 4]: red, green, blue, and from 0 to 255 the
+    object's share of each pixel."""
+    pictures = np.empty((count, size, size, 4), np.uint8)
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    with ProcessPoolExecutor(os.cpu_count()) as pool, tqdm(total=count, desc="drawing", unit="picture") as progress:
-        made = []
-        for part in pool.map(draw, repeat(seed), chunks, repeat(size)):
-            made.append(part)
+    # spawn: a process that has computed with torch must not be forked
+    with (
+        ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool,
+        tqdm(total=count, desc="drawing", unit="picture") as progress,
+    ):
+        for chunk, part in zip(chunks, pool.map(_draw, repeat(seed), chunks, repeat(size)), strict=True):
+            pictures[chunk.start : chunk.stop] = part
             progress.update(len(part))
-    return np.concatenate(made)
+    return pictures
 
 
-def _pictures(seed: int, indices: range, size: int) -> np.ndarray:
-    return np.stack([render(*example(seed, index), size) for index in indices])
-
-
-def _masks(seed: int, indices: range, size: int) -> np.ndarray:
-    masks = np.stack([render_with_truth(*example(seed, index), size).mask for index in indices])
-    return np.round(masks * 255).astype(np.uint8)
+def _draw(seed: int, indices: range, size: int) -> np.ndarray:
+    made = (render_with_truth(*example(seed, index), size) for index in indices)
+    return np.stack([np.dstack([one.picture, np.round(one.mask * 255).astype(np.uint8)]) for one in made])

@@ -1,8 +1,12 @@
 """What the embedded base learns from, and that its training goes on where it was interrupted."""
 
+import json
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+import train_base
 from base_training import denoiser
 from base_training.autoencoder import psnr, to_pixels
 from base_training.captions import training_caption
@@ -10,6 +14,9 @@ from base_training.optimization import optimizer, rows_of_step
 from make_pipeline import SIZES, build_tokenizer
 from picture_world.settings import SETTINGS
 from picture_world.world import example
+from train_base import Recipe
+
+from booth.pipeline_dir import open_pipeline
 
 
 def test_training_captions_are_true_and_vary():
@@ -31,11 +38,14 @@ def test_training_captions_are_true_and_vary():
 
 
 def test_every_epoch_shows_every_picture_once_in_an_order_of_its_own():
-    first = np.concatenate([rows_of_step(64, 16, step, 0) for step in range(4)])
-    second = np.concatenate([rows_of_step(64, 16, step, 0) for step in range(4, 8)])
+    first, second, other_seed, other_stage = (
+        np.concatenate([rows_of_step(64, 16, start + step, seed, stage) for step in range(4)])
+        for start, seed, stage in ((0, 0, "decoder"), (4, 0, "decoder"), (0, 1, "decoder"), (0, 0, "denoiser"))
+    )
     assert sorted(first) == sorted(second) == list(range(64))
-    assert not np.array_equal(first, second)
-    assert not np.array_equal(first, np.concatenate([rows_of_step(64, 16, step, 1) for step in range(4)]))
+    assert all(not np.array_equal(first, others) for others in (second, other_seed, other_stage))
+    with pytest.raises(ValueError, match="10 examples must be at least a batch of 16"):
+        rows_of_step(10, 16, 0, 0, "decoder")
 
 
 def test_the_learning_rate_rises_and_ends_at_zero():
@@ -88,3 +98,25 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     fresh = train(tmp_path / "other.pt", lambda step, networks: None)
     assert all(torch.equal(whole[name], fresh[name]) for name in whole), "the seed decides"
+
+
+def test_all_stages_make_a_pipeline(tmp_path, monkeypatch):
+    monkeypatch.setattr(denoiser, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train_base, "sheet", partial(train_base.sheet, steps=2))
+    recipe = Recipe(pictures=64, autoencoder_steps=2, denoiser_steps=2, decoder_steps=2)
+    work, out = tmp_path / "work", tmp_path / "pipeline"
+    train_base.train_base(work, out, recipe)
+    pipeline = open_pipeline(out)
+    assert pipeline.family.name == "sd1" and (out / "README.md").is_file()
+    assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 25e6
+    assert {tensor.dtype.name for name in pipeline.family.networks for tensor in pipeline.tensors(name).values()} == {
+        "float16"
+    }
+    for name in pipeline.family.networks:
+        assert str(tmp_path) not in json.dumps(pipeline.component_config(name))
+    assert [path.name for path in (work / "looks").iterdir()] == ["000002.png"]
+
+    with pytest.raises(SystemExit, match="exists already"):
+        train_base.train_base(work, out, recipe)
+    with pytest.raises(SystemExit, match="stages of another recipe"):
+        train_base.train_base(work, tmp_path / "other", Recipe(seed=1))
