@@ -152,9 +152,8 @@ def train_yardstick(vae: AutoencoderKL, individuals: int, steps: int, seed: int)
             adam.step()
             schedule.step()
             if step % 20 == 0:
-                progress.set_postfix_str(
-                    f"class {class_loss:.3f}, setting {setting_loss:.3f}, identity {same:.3f}, truth {truth_loss:.3f}"
-                )
+                parts = {"class": class_loss, "setting": setting_loss, "identity": same, "truth": truth_loss}
+                progress.set_postfix({name: f"{part.detach():.3f}" for name, part in parts.items()})
     return network.cpu().eval()
 
 

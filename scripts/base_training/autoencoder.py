@@ -89,7 +89,7 @@ def _train(
             adam.step()
             schedule.step()
             if step % 50 == 0:
-                progress.set_postfix_str(f"loss {loss:.4f}, {psnr(decoded, pixels):.2f} dB")
+                progress.set_postfix_str(f"loss {loss.detach():.4f}, {psnr(decoded, pixels):.2f} dB")
     module.eval()
 
 
@@ -112,9 +112,10 @@ def through(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Iterat
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
     """uint8 [b, h, w, 3 or 4] -> float32 [b, 3, h, w] from -1 to 1."""
-    return torch.from_numpy(pictures[..., :3]).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    return torch.tensor(pictures[..., :3]).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
+@torch.no_grad()
 def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
     """Peak signal-to-noise ratio in decibels, of values from -1 to 1."""
     return float(-10 * torch.log10(((decoded.clamp(-1, 1) - pixels) / 2).square().mean()))
