@@ -42,7 +42,7 @@ class Recipe:
     seed: int = 0
     pictures: int = 60_000
     autoencoder_steps: int = 3_000
-    denoiser_steps: int = 6_000
+    denoiser_steps: int = 8_000
     decoder_steps: int = 2_000
 
 
@@ -65,9 +65,8 @@ def train_base(work: Path, out: Path, recipe: Recipe) -> None:
     def look(step: int, networks: Networks) -> None:
         pictures.save(Image.fromarray(sheet(_pipeline(networks, vae, tokenizer))), work / "looks" / f"{step:06d}.png")
 
-    mean, std = moments
     networks = train_denoiser(
-        mean, std, recipe.seed, tokenizer, recipe.denoiser_steps, recipe.seed, work / "denoiser.pt", look
+        moments, _shares(drawn), recipe.seed, tokenizer, recipe.denoiser_steps, recipe.seed, work / "denoiser.pt", look
     )
     if not (work / "polished").is_dir():
         polish_decoder(vae, drawn, moments, recipe.decoder_steps, recipe.seed)
@@ -115,6 +114,12 @@ def _scaled_moments(vae: AutoencoderKL, drawn: np.ndarray) -> np.ndarray:
     batches = tqdm(encode(vae, drawn), desc="encoding", total=-(-len(drawn) // 64), unit="batch")
     mean, std = zip(*batches, strict=True)
     return (torch.stack([torch.cat(mean), torch.cat(std)]) * vae.config.scaling_factor).half().numpy()
+
+
+def _shares(drawn: np.ndarray) -> np.ndarray:
+    """The object's share of each latent, float16 [n, h, w] from 0 to 1."""
+    n, side = len(drawn), SIZE // 4
+    return (drawn[..., 3].reshape(n, side, 4, side, 4).mean(axis=(2, 4), dtype=np.float32) / 255).astype(np.float16)
 
 
 def _pipeline(networks: Networks, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:

@@ -54,7 +54,7 @@ SCHEDULER = {
     "set_alpha_to_one": False,
     "clip_sample": False,
 }
-BATCH, PEAK_RATE, EMA_DECAY, UNCONDITIONAL = 32, 8e-4, 0.999, 0.1
+BATCH, PEAK_RATE, EMA_DECAY, UNCONDITIONAL, OBJECT_WEIGHT = 32, 8e-4, 0.999, 0.1, 3.0
 SAVE_EVERY = 500
 
 
@@ -71,8 +71,8 @@ def build() -> Networks:
 
 
 def train_denoiser(
-    mean: np.ndarray,
-    std: np.ndarray,
+    moments: np.ndarray,
+    shares: np.ndarray,
     world_seed: int,
     tokenizer: CLIPTokenizer,
     steps: int,
@@ -80,8 +80,10 @@ def train_denoiser(
     checkpoint: Path,
     look: Callable[[int, Networks], None],
 ) -> Networks:
-    """The moving average of networks trained on scaled posteriors, float16 [n, 4, h, w], of the first n examples.
+    """The moving average of networks trained on the first n examples of the world.
 
+    `moments` float16 [2, n, 4, h, w] are means and standard deviations of the scaled posteriors, `shares` [n, h, w] the
+    object's share of each latent, from 0 to 1: settings are learned soon, so errors of objects count more.
     Every `SAVE_EVERY` steps everything is written to `checkpoint`, from which an interrupted training goes on, and
     `look(step, average)` is called.
     """
@@ -101,6 +103,7 @@ def train_denoiser(
             part.load_state_dict(saved[name])
     words = _Words(tokenizer)
     noising = noise_schedule(SCHEDULER)
+    mean, std = moments
     averaged = Networks(*average.module)
     losses = []
     with tqdm(total=steps, initial=start, desc="denoiser", unit="step") as progress:
@@ -114,7 +117,8 @@ def train_denoiser(
             with torch.autocast(device.type, torch.bfloat16):
                 context = networks.text_encoder(words(captions).to(device)).last_hidden_state
                 predicted = networks.unet(noisy, timestep, context).sample
-            loss = (predicted.float() - target).square().mean()
+            weight = 1 + OBJECT_WEIGHT * torch.from_numpy(shares[rows]).to(device).float()[:, None]
+            loss = (weight * (predicted.float() - target).square()).mean()
             adam.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)

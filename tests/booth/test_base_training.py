@@ -77,7 +77,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
     monkeypatch.setattr(denoiser, "SAVE_EVERY", 1)
     monkeypatch.setattr(denoiser, "BATCH", 2)
     rng = np.random.default_rng(0)
-    mean, std = rng.standard_normal((8, 4, 8, 8), np.float32).astype(np.float16), np.full((8, 4, 8, 8), 0.1, np.float16)
+    moments = rng.uniform(0, 1, (2, 8, 4, 8, 8)).astype(np.float16)
+    shares = rng.uniform(0, 1, (8, 8, 8)).astype(np.float16)
     tokenizer = build_tokenizer(denoiser.TEXT_ENCODER["vocab_size"], **SIZES["tiny"]["tokenizer"])
 
     class Interrupted(Exception):
@@ -88,7 +89,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
             raise Interrupted
 
     def train(path, look):
-        networks = denoiser.train_denoiser(mean, std, 0, tokenizer, 3, 0, path, look)
+        networks = denoiser.train_denoiser(moments, shares, 0, tokenizer, 3, 0, path, look)
         return {name: tensor for network in networks for name, tensor in network.state_dict().items()}
 
     whole = train(tmp_path / "whole.pt", lambda step, networks: None)
