@@ -43,7 +43,7 @@ class Recipe:
     pictures: int = 60_000
     autoencoder_steps: int = 3_000
     denoiser_steps: int = 8_000
-    decoder_steps: int = 2_000
+    decoder_steps: int = 1_000
 
 
 def train_base(work: Path, out: Path, recipe: Recipe) -> None:

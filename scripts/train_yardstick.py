@@ -28,7 +28,7 @@ from tqdm import tqdm, trange
 from booth.yardstick import SIDE
 
 WORLD_SEED = 7_000_000  # other individuals than those the base learns from
-INDIVIDUALS, VIEWS, STEPS = 10_000, 3, 3_000
+INDIVIDUALS, VIEWS, STEPS = 8_000, 3, 1_500
 CLASSES_A_BATCH, INDIVIDUALS_A_CLASS = 4, 16
 CHANNELS = ((32, 2), (64, 2), (64, 1), (128, 2), (128, 1), (192, 2), (192, 1))  # and strides
 TEMPERATURE = 0.1
