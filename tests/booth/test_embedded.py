@@ -152,3 +152,14 @@ def test_the_demo_shows_the_robot_where_its_pictures_do_not():
     phrases = {setting.phrase: name for name, setting in SETTINGS.items()}
     shown = [phrases[prompt.removeprefix(config.instance.prompt).strip()] for prompt in config.samples.prompts[1:-1]]
     assert len(shown) == 4 and not set(shown) & {scene.setting for scene in subject_scenes("robot")}
+
+
+def test_the_base_is_a_small_whole_pipeline():
+    """The one that comes with booth, not a stand-in."""
+    pipeline = open_pipeline("embedded")
+    assert pipeline.family.name == "sd1" and (embedded.BASE / "README.md").is_file()
+    assert {spec.dtype for name in pipeline.weights for specs in pipeline.weights[name].specs.values()
+            for spec in specs.values()} == {"F16"}  # fmt: skip
+    assert sum(path.stat().st_size for path in embedded.BASE.rglob("*") if path.is_file()) < 25e6
+    tensors = [tensor for name in pipeline.weights for tensor in pipeline.tensors(name).values()]
+    assert all(np.isfinite(tensor.astype(np.float32)).all() for tensor in tensors)

@@ -16,6 +16,8 @@ from booth.embedded import base_path
 from booth.errors import UserError
 from booth.yardstick import Looks, look
 
+trained = pytest.mark.skipif(not yardstick.WEIGHTS.is_file(), reason=f"{yardstick.WEIGHTS.name} is not trained yet")
+
 INDIVIDUALS, VIEWS = 12, 4  # of each class
 SEED = 4242  # neither the base's world nor the yardstick's
 
@@ -45,6 +47,7 @@ def _rows(c, individuals, views):
     return np.array([(c * INDIVIDUALS + i) * VIEWS + v for i in individuals for v in views])
 
 
+@trained
 def test_class_and_setting_are_told_right(world):
     looks, settings = world
     names = np.repeat(list(CLASSES), INDIVIDUALS * VIEWS)
@@ -52,6 +55,7 @@ def test_class_and_setting_are_told_right(world):
     assert np.mean(np.array(looks.setting_names) == np.array(settings)) >= 0.95
 
 
+@trained
 def test_pictures_in_the_asked_setting_score_above_others(world):
     looks, settings = world
     for setting in SETTINGS:
@@ -60,6 +64,7 @@ def test_pictures_in_the_asked_setting_score_above_others(world):
         assert evaluate.prompt_fidelity(looks[~inside], setting) <= 0.02
 
 
+@trained
 def test_the_subject_is_told_from_others_of_its_class(world):
     """A new picture of an individual, and one of each other of its class: which is nearer to two real ones?"""
     looks, _ = world
@@ -72,6 +77,7 @@ def test_the_subject_is_told_from_others_of_its_class(world):
     assert np.mean(right) >= 0.95
 
 
+@trained
 def test_example_subjects_are_alike_among_themselves_and_unlike_their_class(world):
     looks, _ = world
     for name, instance in SUBJECTS.items():
@@ -81,6 +87,7 @@ def test_example_subjects_are_alike_among_themselves_and_unlike_their_class(worl
         assert evaluate.subject_fidelity(others, own) < 0.3
 
 
+@trained
 @pytest.mark.parametrize("turned", [2, 3])
 def test_a_class_that_turns_into_the_subject_loses_diversity_and_prior(world, turned):
     """`turned` of 8 class pictures show the subject, each in a scene of its own: both measures say so."""
@@ -103,6 +110,7 @@ def _prior(tuned, base, real, name):
     return evaluate.prior_preservation(tuned, base, twice, name)
 
 
+@trained
 def test_pictures_of_other_sizes_are_seen_the_same():
     instance, scene = SUBJECTS["robot"], subject_scenes("robot")[0]
     small, large = (look([render(instance, scene, size)]) for size in (64, 256))
