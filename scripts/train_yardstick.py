@@ -2,7 +2,7 @@
 
     python scripts/train_yardstick.py --base booth/embedded_base --out booth/yardstick.safetensors
 
-About ten minutes on two CPU cores. It learns class and setting, and a vector that is alike for pictures of one
+Five steps a second on two CPU cores. It learns class and setting, and a vector that is alike for pictures of one
 individual and unlike for others of its class. Some pictures went through the base's autoencoder, as generated ones do.
 """
 
@@ -28,7 +28,7 @@ from tqdm import tqdm, trange
 from booth.yardstick import SIDE
 
 WORLD_SEED = 7_000_000  # other individuals than those the base learns from
-INDIVIDUALS, VIEWS, STEPS = 8_000, 3, 1_500
+INDIVIDUALS, VIEWS, STEPS = 10_000, 3, 5_000
 CLASSES_A_BATCH, INDIVIDUALS_A_CLASS = 4, 16
 CHANNELS = ((32, 2), (64, 2), (64, 1), (128, 2), (128, 1), (192, 2), (192, 1))  # and strides
 TEMPERATURE = 0.1
