@@ -2,12 +2,17 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+# A suite that was started in the background ignores Ctrl-C, and so would the processes that it is tried on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smoke.py"
 
