@@ -3,10 +3,10 @@
     make demo                       with torchbooth; `make demo BACKEND=jax` with jaxbooth
     python -m torchbooth.train --config configs/demo.py --workdir demo/robot-torch
 
-Either backend; nothing is downloaded. Two CPU cores: `make demo` takes 3 min 41 s with the installation, which is more
-than a minute of it. RUN/samples/before_after.png shows the robot as the model was shown it, and what
-the base and the tuned model make of the same prompts and seeds: the robot in places that none of its pictures show, and
-other robots, which should stay as they were.
+Either backend; nothing is downloaded. On two CPU cores torchbooth's takes 3 min 41 s with the installation, jaxbooth's
+3 min without it. RUN/samples/before_after.png shows the robot as the model was shown it, and what the base and the tuned
+model make of the same prompts and seeds: the robot in places that none of its pictures show, and other robots, which
+should stay as they were.
 """
 
 from booth.config import default_config
