@@ -2,8 +2,8 @@
 
     python scripts/check_base.py --out runs/check-base
 
-Four pictures of each class in each setting; about three minutes on two CPU cores. Writes --out/judged.png, 100 of them
-with the yardstick's verdicts.
+Four pictures of each class in each setting. It needs the weights of `booth/yardstick.py`. Writes --out/judged.png: 100
+of the pictures with the yardstick's verdicts.
 """
 
 import argparse

@@ -172,3 +172,4 @@ if __name__ == "__main__":
     network = train_yardstick(vae, arguments.individuals, arguments.steps, arguments.seed)
     names = {"classes": json.dumps(tuple(CLASSES)), "settings": json.dumps(tuple(SETTINGS))}
     save_file(network.folded(), arguments.out, metadata={"format": "np", **names})
+    arguments.out.chmod(0o644)  # safetensors creates it for the owner alone

@@ -19,7 +19,7 @@ SUBJECT = "robot"
 
 
 def faults(result):
-    """What a run with these scores has missed. The full demo reaches more; docs/LOG.md has its numbers."""
+    """What a run with these scores has missed. The bounds are what is asked of the full demo, or a little less."""
     rules = {
         "the subject is not learned": result["learned"] >= 0.5,
         "it does not go where it is asked to": result["setting_right"] >= 0.7,
