@@ -42,8 +42,8 @@ class Recipe:
     seed: int = 0
     pictures: int = 60_000
     autoencoder_steps: int = 3_000
-    denoiser_steps: int = 8_000
-    decoder_steps: int = 1_000
+    denoiser_cycles: tuple[int, ...] = (8_000, 4_000)  # steps of each fall of the learning rate
+    decoder_steps: int = 1_200
 
 
 def train_base(work: Path, out: Path, recipe: Recipe) -> None:
@@ -66,7 +66,7 @@ def train_base(work: Path, out: Path, recipe: Recipe) -> None:
         pictures.save(Image.fromarray(sheet(_pipeline(networks, vae, tokenizer))), work / "looks" / f"{step:06d}.png")
 
     networks = train_denoiser(
-        moments, _shares(drawn), recipe.seed, tokenizer, recipe.denoiser_steps, recipe.seed, work / "denoiser.pt", look
+        moments, _shares(drawn), recipe.seed, tokenizer, recipe.denoiser_cycles, recipe.seed, work / "denoiser.pt", look
     )
     if not (work / "polished").is_dir():
         polish_decoder(vae, drawn, moments, recipe.decoder_steps, recipe.seed)
@@ -87,10 +87,11 @@ def write_base(out: Path, networks: Networks, vae: AutoencoderKL, tokenizer: CLI
 def _claim(work: Path, recipe: Recipe) -> None:
     """Notes the recipe in `work`; SystemExit if another one is noted there."""
     note = work / "recipe.json"
-    if note.exists() and (before := json.loads(note.read_text(encoding="utf-8"))) != asdict(recipe):
+    text = json.dumps(asdict(recipe), indent=1) + "\n"
+    if note.exists() and (before := json.loads(note.read_text(encoding="utf-8"))) != json.loads(text):
         raise SystemExit(f"--work {work} has stages of another recipe, {before}; give another folder")
     work.mkdir(parents=True, exist_ok=True)
-    write_text(note, json.dumps(asdict(recipe), indent=1) + "\n")
+    write_text(note, text)
 
 
 def _once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -155,6 +156,8 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, required=True, help="folder for what the stages leave")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     for field in fields(Recipe):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
+        several = {"nargs": "+"} if isinstance(field.default, tuple) else {}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default, **several)
     arguments = vars(parser.parse_args())
-    train_base(arguments.pop("work"), arguments.pop("out"), Recipe(**arguments))
+    cycles = tuple(arguments.pop("denoiser_cycles"))
+    train_base(arguments.pop("work"), arguments.pop("out"), Recipe(**arguments, denoiser_cycles=cycles))

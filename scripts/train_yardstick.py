@@ -127,7 +127,7 @@ def train_yardstick(vae: AutoencoderKL, individuals: int, steps: int, seed: int)
     torch.manual_seed(seed)
     device, network = best_device(), Network()
     network.to(device).train()
-    adam, schedule = optimizer(network.parameters(), 2e-3, steps)
+    adam, schedule = optimizer(network.parameters(), 2e-3, [steps])
     rng, augmenting = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     with trange(steps, desc="yardstick", unit="step") as progress:
         for step in progress:

@@ -1,6 +1,6 @@
 """The base's text encoder and UNet, trained together: captions -> latents, predicting the velocity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +75,7 @@ def train_denoiser(
     shares: np.ndarray,
     world_seed: int,
     tokenizer: CLIPTokenizer,
-    steps: int,
+    cycles: Sequence[int],
     seed: int,
     checkpoint: Path,
     look: Callable[[int, Networks], None],
@@ -83,7 +83,8 @@ def train_denoiser(
     """The moving average of networks trained on the first n examples of the world.
 
     `moments` float16 [2, n, 4, h, w] are means and standard deviations of the scaled posteriors, `shares` [n, h, w] the
-    object's share of each latent, from 0 to 1: settings are learned soon, so errors of objects count more.
+    object's share of each latent, from 0 to 1: settings are learned soon, so errors of objects count more. `cycles` are
+    the steps of each fall of the learning rate.
     Every `SAVE_EVERY` steps everything is written to `checkpoint`, from which an interrupted training goes on, and
     `look(step, average)` is called.
     """
@@ -93,9 +94,9 @@ def train_denoiser(
     average = torch.optim.swa_utils.AveragedModel(
         modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
     ).eval()
-    adam, schedule = optimizer(modules.parameters(), PEAK_RATE, steps)
+    adam, schedule = optimizer(modules.parameters(), PEAK_RATE, cycles)
     parts = {"modules": modules, "average": average, "adam": adam, "schedule": schedule}
-    start = 0
+    start, steps = 0, sum(cycles)
     if checkpoint.is_file():
         saved = torch.load(checkpoint, weights_only=True, map_location=device)
         start = saved.pop("step")

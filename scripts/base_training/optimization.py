@@ -1,7 +1,7 @@
 """What the stages of the base's training share: the device, the order of examples, the optimizer, its learning rate."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -27,15 +27,25 @@ def rows_of_step(count: int, batch: int, step: int, seed: int, stream: str) -> n
 
 
 def optimizer(
-    parameters: Iterable[torch.nn.Parameter], peak_rate: float, steps: int, weight_decay: float = 1e-2
+    parameters: Iterable[torch.nn.Parameter], peak_rate: float, cycles: Sequence[int], weight_decay: float = 1e-2
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW whose learning rate warms up over 2 % of the steps and falls to 0 along a cosine."""
+    """AdamW whose learning rate falls to 0 along a cosine in each cycle of so many steps (arXiv 1608.03983, eq. 5).
+
+    Each cycle peaks at half of the one before, and begins with a warmup of 2 % of its steps.
+    """
     adam = torch.optim.AdamW(parameters, peak_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
-    warmup = max(1, steps // 50)
 
     def rate(step: int) -> float:
+        peak = 1.0
+        for steps in cycles:
+            if step < steps:
+                break
+            step, peak = step - steps, peak / 2
+        else:
+            return 0.0  # asked for once, after the last step
+        warmup = max(1, steps // 50)
         if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+            return peak * (step + 1) / warmup
+        return peak * (0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     return adam, torch.optim.lr_scheduler.LambdaLR(adam, rate)

@@ -49,14 +49,17 @@ def test_every_epoch_shows_every_picture_once_in_an_order_of_its_own():
 
 
 def test_the_learning_rate_rises_and_ends_at_zero():
-    adam, schedule = optimizer([torch.nn.Parameter(torch.zeros(1))], 1.0, 100)
+    adam, schedule = optimizer([torch.nn.Parameter(torch.zeros(1))], 1.0, [100, 50])
     rates = []
-    for _ in range(100):
+    for _ in range(150):
         rates.append(adam.param_groups[0]["lr"])
         adam.step()
         schedule.step()
-    assert rates[0] == 0.5 and max(rates) == 1.0 and rates[-1] < 1e-3
-    assert rates[2:] == sorted(rates[2:], reverse=True)
+    first, second = rates[:100], rates[100:]
+    assert first[0] == 0.5 and max(first) == 1.0 and first[-1] < 1e-3
+    assert max(second) == 0.5 and second[-1] < 2e-3, "each cycle peaks at half of the one before"
+    for cycle in (first, second):
+        assert cycle[2:] == sorted(cycle[2:], reverse=True)
 
 
 def test_timesteps_gather_in_the_middle_and_leave_none_out():
@@ -89,7 +92,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
             raise Interrupted
 
     def train(path, look):
-        networks = denoiser.train_denoiser(moments, shares, 0, tokenizer, 3, 0, path, look)
+        networks = denoiser.train_denoiser(moments, shares, 0, tokenizer, (2, 1), 0, path, look)
         return {name: tensor for network in networks for name, tensor in network.state_dict().items()}
 
     whole = train(tmp_path / "whole.pt", lambda step, networks: None)
@@ -104,7 +107,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
 def test_all_stages_make_a_pipeline(tmp_path, monkeypatch):
     monkeypatch.setattr(denoiser, "SAVE_EVERY", 2)
     monkeypatch.setattr(train_base, "sheet", partial(train_base.sheet, steps=2))
-    recipe = Recipe(pictures=64, autoencoder_steps=2, denoiser_steps=2, decoder_steps=2)
+    recipe = Recipe(pictures=64, autoencoder_steps=2, denoiser_cycles=(1, 1), decoder_steps=2)
     work, out = tmp_path / "work", tmp_path / "pipeline"
     train_base.train_base(work, out, recipe)
     pipeline = open_pipeline(out)

@@ -16,9 +16,7 @@ from booth.embedded import base_path
 from booth.errors import UserError
 from booth.yardstick import Looks, look
 
-trained = pytest.mark.skipif(not yardstick.WEIGHTS.is_file(), reason=f"{yardstick.WEIGHTS.name} is not trained yet")
-
-INDIVIDUALS, VIEWS = 12, 4  # of each class
+INDIVIDUALS, VIEWS = 12, 6  # of each class
 SEED = 4242  # neither the base's world nor the yardstick's
 
 
@@ -47,7 +45,6 @@ def _rows(c, individuals, views):
     return np.array([(c * INDIVIDUALS + i) * VIEWS + v for i in individuals for v in views])
 
 
-@trained
 def test_class_and_setting_are_told_right(world):
     looks, settings = world
     names = np.repeat(list(CLASSES), INDIVIDUALS * VIEWS)
@@ -55,7 +52,6 @@ def test_class_and_setting_are_told_right(world):
     assert np.mean(np.array(looks.setting_names) == np.array(settings)) >= 0.95
 
 
-@trained
 def test_pictures_in_the_asked_setting_score_above_others(world):
     looks, settings = world
     for setting in SETTINGS:
@@ -64,7 +60,6 @@ def test_pictures_in_the_asked_setting_score_above_others(world):
         assert evaluate.prompt_fidelity(looks[~inside], setting) <= 0.02
 
 
-@trained
 def test_the_subject_is_told_from_others_of_its_class(world):
     """A new picture of an individual, and one of each other of its class: which is nearer to two real ones?"""
     looks, _ = world
@@ -77,7 +72,6 @@ def test_the_subject_is_told_from_others_of_its_class(world):
     assert np.mean(right) >= 0.95
 
 
-@trained
 def test_example_subjects_are_alike_among_themselves_and_unlike_their_class(world):
     looks, _ = world
     for name, instance in SUBJECTS.items():
@@ -87,21 +81,24 @@ def test_example_subjects_are_alike_among_themselves_and_unlike_their_class(worl
         assert evaluate.subject_fidelity(others, own) < 0.3
 
 
-@trained
-@pytest.mark.parametrize("turned", [2, 3])
-def test_a_class_that_turns_into_the_subject_loses_diversity_and_prior(world, turned):
-    """`turned` of 8 class pictures show the subject, each in a scene of its own: both measures say so."""
+def test_a_class_that_turns_into_the_subject_loses_diversity_and_prior(world):
+    """Of 11 class pictures some show the subject, each in a scene of its own: a quarter of them is seen in the prior,
+    half of them in the diversity alone, which knows nothing of the subject."""
     looks, _ = world
-    right = []
+    noticed = {"prior": [], "diversity": []}
     for c, name in enumerate(CLASSES):
         for subject in range(INDIVIDUALS):
             others = [i for i in range(INDIVIDUALS) if i != subject]
             real = looks[_rows(c, [subject], [0])]
-            base, kept = looks[_rows(c, others[:8], [0])], looks[_rows(c, others[:8], [1])]
-            lost = looks[np.concatenate([_rows(c, [subject], range(1, 1 + turned)), _rows(c, others[turned:8], [1])])]
-            right.append(evaluate.diversity(kept) > evaluate.diversity(lost))
-            right.append(_prior(kept, base, real, name) > _prior(lost, base, real, name))
-    assert np.mean(right) >= 0.95
+            base, kept = looks[_rows(c, others, [0])], looks[_rows(c, others, [1])]
+
+            def turned(count):
+                of_subject, rest = _rows(c, [subject], range(1, 1 + count)), _rows(c, others[count:], [1])
+                return looks[np.concatenate([of_subject, rest])]
+
+            noticed["prior"].append(_prior(kept, base, real, name) > _prior(turned(3), base, real, name))
+            noticed["diversity"].append(evaluate.diversity(kept) > evaluate.diversity(turned(5)))
+    assert {measure: np.mean(seen) >= 0.95 for measure, seen in noticed.items()} == dict.fromkeys(noticed, True)
 
 
 def _prior(tuned, base, real, name):
@@ -110,7 +107,6 @@ def _prior(tuned, base, real, name):
     return evaluate.prior_preservation(tuned, base, twice, name)
 
 
-@trained
 def test_pictures_of_other_sizes_are_seen_the_same():
     instance, scene = SUBJECTS["robot"], subject_scenes("robot")[0]
     small, large = (look([render(instance, scene, size)]) for size in (64, 256))
