@@ -92,12 +92,12 @@ def test_a_class_that_turns_into_the_subject_loses_diversity_and_prior(world):
             real = looks[_rows(c, [subject], [0])]
             base, kept = looks[_rows(c, others, [0])], looks[_rows(c, others, [1])]
 
-            def turned(count):
-                of_subject, rest = _rows(c, [subject], range(1, 1 + count)), _rows(c, others[count:], [1])
-                return looks[np.concatenate([of_subject, rest])]
-
-            noticed["prior"].append(_prior(kept, base, real, name) > _prior(turned(3), base, real, name))
-            noticed["diversity"].append(evaluate.diversity(kept) > evaluate.diversity(turned(5)))
+            quarter, half = (
+                looks[np.concatenate([_rows(c, [subject], range(1, 1 + count)), _rows(c, others[count:], [1])])]
+                for count in (3, 5)
+            )
+            noticed["prior"].append(_prior(kept, base, real, name) > _prior(quarter, base, real, name))
+            noticed["diversity"].append(evaluate.diversity(kept) > evaluate.diversity(half))
     assert {measure: np.mean(seen) >= 0.95 for measure, seen in noticed.items()} == dict.fromkeys(noticed, True)
 
 
