@@ -115,8 +115,11 @@ FIELDS = (
           at_least(0)),
     Field("train.noise_offset", 0.0, "noise added to whole channels, such as 0.1, for very light or dark pictures",
           at_least(0)),
-    Field("train.gradient_checkpointing", False, "recompute activations in the backward pass: less memory, slower",
-          may_change=True),
+    Field("train.gradient_checkpointing", "none", "what the backward pass computes once more instead of keeping it: the"
+          " weights of attention (jaxbooth), or the inside of every block: less memory, slower",
+          one_of("none", "attention", "block"), may_change=True),
+    Field("train.attention", "auto", "how jaxbooth computes attention; auto: by the device",
+          one_of("auto", "plain", "chunked", "splash", "cudnn"), may_change=True),
     Field("train.seed", 0, "seed of everything else that is random", SEED),
     Field("data.resolution", 512, "side of the square training images, in pixels", at_least(8)),
     Field("data.crop", "center", "crop after the short side is resized", one_of("center", "random")),
@@ -138,6 +141,8 @@ FIELDS = (
           one_of("source", "fp32", "fp16", "bf16"), may_change=True),
     Field("log.every_steps", 10, "updates whose metrics are read together", at_least(1), may_change=True),
     Field("mesh.fsdp", 1, "jaxbooth: devices that share one copy of weights and optimizer states", at_least(1),
+          may_change=True),
+    Field("mesh.topology", "", "jaxbooth plan: the TPU slice, such as v3:2x2; training takes the devices there are",
           may_change=True),
 )  # fmt: skip
 _BY_NAME = {field.name: field for field in FIELDS}
@@ -353,6 +358,13 @@ def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset
         raise UserError(f"train.precision='fp16' must be 'bf16' or 'fp32': {backend}booth does not compute in float16")
     if config.train.optimizer == "adamw8bit" and "adamw8bit" not in capabilities:
         raise UserError(f"train.optimizer='adamw8bit' must be 'adamw': {backend}booth has no 8-bit optimizer yet")
+    if config.train.gradient_checkpointing == "attention" and "attention kernels" not in capabilities:
+        raise UserError(
+            f"train.gradient_checkpointing='attention' must be 'none' or 'block': {backend}booth's attention keeps no"
+            " weights anyway"
+        )
+    if config.train.attention != "auto" and "attention kernels" not in capabilities:
+        raise UserError(f"train.attention={config.train.attention!r} must be 'auto': PyTorch chooses its own")
 
 
 def _validate_updates(config: ConfigDict) -> None:

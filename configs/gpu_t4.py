@@ -17,6 +17,6 @@ def get_config():
     config = default_config()
     config.train.precision = "fp16"
     config.train.optimizer = "adamw8bit"
-    config.train.gradient_checkpointing = True
+    config.train.gradient_checkpointing = "block"
     config.prior.batch_size = 2
     return config

@@ -16,5 +16,5 @@ from booth.config import default_config
 def get_config():
     config = default_config()
     config.train.precision = "bf16"
-    config.train.gradient_checkpointing = True
+    config.train.gradient_checkpointing = "block"
     return config

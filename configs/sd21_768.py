@@ -19,6 +19,6 @@ def get_config():
     config.data.resolution = 768
     config.data.encode_batch_size = 2
     config.train.precision = "bf16"
-    config.train.gradient_checkpointing = True
+    config.train.gradient_checkpointing = "block"
     config.prior.batch_size = 2
     return config

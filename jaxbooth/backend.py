@@ -28,7 +28,7 @@ class Backend:
     """Trains on all local devices."""
 
     name = "jax"
-    capabilities: frozenset[str] = frozenset({"sharding"})
+    capabilities: frozenset[str] = frozenset({"sharding", "attention kernels"})
 
     def __init__(self, config: Any) -> None:
         # float32 means float32, where TPUs and newer GPUs would multiply in less. Both settings are the process's: they
@@ -47,8 +47,7 @@ class Backend:
         """Nothing of it depends on the machine."""
 
     def load(self, pipeline: PipelineDir) -> Models:
-        train = self._config.train
-        return networks.load(pipeline, self._mesh, train.precision, train.gradient_checkpointing)
+        return networks.load(pipeline, self._mesh, self._config)
 
     def encode_images(self, models: Models, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         moments = _encode_images(models.of("vae"), place_rows(self._mesh, pixels), vae=models.vae)

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from booth.pipeline_dir import PipelineDir
+from jaxbooth.models import kernels
 from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
@@ -47,25 +48,36 @@ def of(params: Mapping[str, jax.Array], component: str) -> dict[str, jax.Array]:
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
-def load(pipeline: PipelineDir, mesh: Mesh, precision: str, remat: bool) -> Models:
-    """Reads the safetensors weights and places them by the sharding rules. UserError if they do not fit the configs.
+def build(pipeline: PipelineDir, mesh: Mesh, config: Any) -> dict[str, Network]:
+    """All networks, without their weights, as `config.train` wants them computed on these devices.
 
-    Only the UNet computes in `precision`: encoding is done once, or once an update, and in float32. `remat`: UNet and
-    text encoder compute their activations once more in a backward pass instead of keeping them.
+    Only the UNet computes in `train.precision`: encoding is done once, or once an update, and in float32. UserError for
+    a kernel that the devices have not.
     """
-    networks: dict[str, Network] = {}
-    params: dict[str, jax.Array] = {}
+    train = config.train
+    dtype = jnp.bfloat16 if train.precision == "bf16" else jnp.float32
+    recompute = train.gradient_checkpointing
+    kernel = kernels.choose(train.attention, mesh.devices.flat[0], dtype, recompute=recompute == "attention")
     options: dict[str, dict[str, Any]] = {
-        "unet": {"dtype": jnp.bfloat16 if precision == "bf16" else jnp.float32, "remat": remat},
+        "unet": {"dtype": dtype, "remat": recompute == "block", "kernel": kernel},
         "vae": {},
-        "text_encoder": {"remat": remat},
+        "text_encoder": {"remat": recompute == "block"},
     }
-    for component in _CLASSES:
-        config = json.dumps(pipeline.component_config(component), sort_keys=True)
-        network = _build(component, config, **options[component])
+    return {
+        component: _build(
+            component, json.dumps(pipeline.component_config(component), sort_keys=True), **options[component]
+        )
+        for component in _CLASSES
+    }
+
+
+def load(pipeline: PipelineDir, mesh: Mesh, config: Any) -> Models:
+    """Reads the safetensors weights and places them by the sharding rules. UserError if they do not fit the configs."""
+    networks = build(pipeline, mesh, config)
+    params: dict[str, jax.Array] = {}
+    for component, network in networks.items():
         tensors = from_diffusers(network, pipeline.tensors(component), component)
         params |= place_parameters(mesh, {f"{component}.{name}": value for name, value in tensors.items()})
-        networks[component] = network
     scale, shift = pipeline.latent_scaling
     return Models(**networks, params=params, vae_scale=scale, vae_shift=shift)
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from booth.solvers import SamplingStep, SamplingTable, is_guided, solver_step
 from jaxbooth.networks import Models
-from jaxbooth.sharding import place_rows, row_sharding, shared_sharding
+from jaxbooth.sharding import gathered, over_rows, parameter_specs, place_rows, row_spec, shared_sharding
 from jaxbooth.weights import Network
 
 
@@ -50,19 +51,36 @@ def _denoise(
     unet: Network,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
+    specs, rows = parameter_specs(mesh, params), row_spec()
+    step_over_rows = over_rows(
+        mesh, partial(_denoise_rows, specs=specs, unet=unet), (specs, rows, rows, rows, P(), P()), (rows, rows)
+    )
+    return step_over_rows(params, latents_bhwc, previous_clean_bhwc, contexts_bktd, step, guidance)
+
+
+def _denoise_rows(
+    params: dict[str, jax.Array],
+    latents_bhwc: jax.Array,
+    previous_clean_bhwc: jax.Array,
+    contexts_bktd: jax.Array,
+    step: SamplingStep,
+    guidance: float,
+    *,
+    specs: dict[str, P],
+    unet: Network,
+) -> tuple[jax.Array, jax.Array]:
+    """One step on the images of one device."""
     b, k = contexts_bktd.shape[:2]
     rows = jnp.repeat(latents_bhwc, k, axis=0)
     contexts_rtd = contexts_bktd.reshape(b * k, *contexts_bktd.shape[2:])
-    prediction = unet.bind(params)(rows, jnp.full(b * k, step.timestep), contexts_rtd)
+    prediction = unet.bind(gathered(params, specs, unet.dtype))(rows, jnp.full(b * k, step.timestep), contexts_rtd)
     prediction = prediction.astype(jnp.float32).reshape(b, k, *rows.shape[1:])
     if k == 2:
         negative, positive = prediction[:, 0], prediction[:, 1]
         combined = negative + guidance * (positive - negative)
     else:
         combined = prediction[:, 0]
-    following = solver_step(step, latents_bhwc, previous_clean_bhwc, combined)
-    # Pinned to where they came from; otherwise the second step would be compiled anew.
-    return jax.lax.with_sharding_constraint(following, row_sharding(mesh))
+    return solver_step(step, latents_bhwc, previous_clean_bhwc, combined)
 
 
 @partial(jax.jit, static_argnames=("vae", "mesh"))

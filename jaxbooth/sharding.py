@@ -6,7 +6,7 @@ the same training; rows that do not divide are padded with rows of weight 0.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey
+from jax.typing import DTypeLike
 
 from booth.backend import ROW_FIELDS, Batch
 from booth.errors import UserError
@@ -26,7 +27,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"\.bias$", P()),
     (r"\.weight$", P("fsdp")),
 )
-_ROWS = P(("data", "fsdp"))
+_AXES = ("data", "fsdp")
+_ROWS = P(_AXES)
 
 
 def make_mesh(fsdp: int) -> Mesh:
@@ -35,7 +37,7 @@ def make_mesh(fsdp: int) -> Mesh:
     if len(devices) % fsdp:
         raise UserError(f"mesh.fsdp={fsdp} must divide the number of devices, {len(devices)}")
     grid = np.array(devices).reshape(-1, fsdp)
-    return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return Mesh(grid, _AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def parameter_spec(name: str, shape: tuple[int, ...], fsdp: int) -> P:
@@ -59,10 +61,54 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def over_rows(mesh: Mesh, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """The function run by each device on its own rows and its own part of the parameters.
+
+    So the program says what is sent where (`gathered`, `summed`), and the compiler can neither split a network in its
+    own way nor be asked to split a kernel that it knows nothing of.
+    """
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def parameter_specs(mesh: Mesh, params: Mapping[str, Any]) -> dict[str, P]:
+    """How each parameter is split."""
+    return {name: parameter_spec(name, value.shape, mesh.shape["fsdp"]) for name, value in params.items()}
+
+
+def gathered(params: Mapping[str, jax.Array], specs: Mapping[str, P], dtype: DTypeLike) -> dict[str, jax.Array]:
+    """Inside `over_rows`: the whole of each parameter, of which this device has the part that `specs` says.
+
+    What is split is cast to the compute dtype before it is sent: half the bytes in bfloat16. The gradient of a part is
+    the sum over the devices that share a copy.
+    """
+
+    def gather(name: str, part: jax.Array) -> jax.Array:
+        if not specs[name]:
+            return part
+        return jax.lax.all_gather(part.astype(dtype), "fsdp", axis=part.ndim - 1, tiled=True)
+
+    return {name: gather(name, part) for name, part in params.items()}
+
+
+def summed(gradients: Mapping[str, jax.Array], specs: Mapping[str, P]) -> dict[str, jax.Array]:
+    """Inside `over_rows`: each device's gradients of `gathered` parameters, added up over all rows."""
+    return {name: jax.lax.psum(value, "data" if specs[name] else _AXES) for name, value in gradients.items()}
+
+
+def summed_rows(values: Any) -> Any:
+    """Inside `over_rows`: sums over each device's rows, added up over all rows."""
+    return jax.lax.psum(values, _AXES)
+
+
 def pad_rows(rows: np.ndarray, multiple: int) -> np.ndarray:
     """Repeats the last row until the number of rows is a multiple."""
     spare = -len(rows) % multiple
     return np.concatenate([rows, np.repeat(rows[-1:], spare, axis=0)]) if spare else rows
+
+
+def row_spec() -> P:
+    """Of an array [rows, ...] spread over all devices, for `over_rows`."""
+    return _ROWS
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
@@ -91,6 +137,12 @@ def pad_batch(batch: Batch, multiple: int) -> Batch:
     for name in ("weight", "instance_weight", "prior_weight"):
         padded[name][len(batch.weight) :] = 0
     return replace(batch, **padded)
+
+
+def batch_specs(batch: Batch) -> Batch:
+    """How a placed batch is split, for `over_rows`: rows over all devices, the rest whole on each."""
+    rows: Any = {name: P(None, *_ROWS) for name in ROW_FIELDS}
+    return replace(jax.tree.map(lambda _: P(), batch), **rows)
 
 
 def place_batch(mesh: Mesh, batch: Batch, pieces: int) -> Batch:

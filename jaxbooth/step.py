@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from booth.backend import ROW_FIELDS, Batch
 from booth.objective import dreambooth_loss, noisy_latents
 from jaxbooth.networks import Models, of
 from jaxbooth.optim import Settings, adamw, clip_by_global_norm
-from jaxbooth.sharding import state_shardings
+from jaxbooth.sharding import batch_specs, gathered, over_rows, parameter_specs, state_shardings, summed, summed_rows
 from jaxbooth.weights import Network
 
 jax.tree_util.register_dataclass(Batch, [field.name for field in fields(Batch)], [])
@@ -54,11 +55,11 @@ def train_step(
 ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
     """(trainable, optimizer states, metrics) after one update; the metrics are float32 scalars.
 
-    The rows of the batch are [pieces, rows, ...]. Sharded inputs give a sharded step: the compiler derives every
-    collective from where parameters and rows are. The new state is pinned to the places of the old one; otherwise the
-    second step would be compiled anew.
+    The rows of the batch are [pieces, rows, ...]. Gradients come from `sharding.over_rows`; clipping and AdamW are done
+    where each part of a parameter is. The new state is pinned to the places of the old one; otherwise the second step
+    would be compiled anew.
     """
-    gradients, metrics = _gradients(trainable, batch, unet, text_encoder)
+    gradients, metrics = _gradients(trainable, batch, unet, text_encoder, mesh)
     gradients, metrics["grad_norm"] = clip_by_global_norm(gradients, settings.max_grad_norm)
     updates, optimizer = adamw(settings).update(gradients, optimizer, trainable)
     trainable = {
@@ -70,17 +71,30 @@ def train_step(
 
 
 def _gradients(
-    trainable: Params, batch: Batch, unet: Network, text_encoder: Network
+    trainable: Params, batch: Batch, unet: Network, text_encoder: Network, mesh: Mesh
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """The gradients and metrics of a batch: the sums of its pieces'."""
+    """The gradients and metrics of a batch: the sums of its rows'."""
+    specs = parameter_specs(mesh, trainable)
+    local = partial(_local_gradients, specs=specs, unet=unet, text_encoder=text_encoder)
+    return over_rows(mesh, local, (specs, batch_specs(batch)), (specs, P()))(trainable, batch)
+
+
+def _local_gradients(
+    trainable: Params, batch: Batch, *, specs: dict[str, P], unet: Network, text_encoder: Network
+) -> tuple[Params, dict[str, jax.Array]]:
+    """On one device: its rows, and its part of the parameters and gradients."""
+
+    def bind(network: Network, component: str, params: Params) -> Any:
+        return network.bind(gathered(params, of(specs, component), network.dtype))
 
     def encode(params: Params) -> jax.Array:
         if batch.prompts.ndim == 3:
             return batch.prompts  # encoded already
-        return text_encoder.bind(params)(batch.prompts)
+        return bind(text_encoder, "text_encoder", params)(batch.prompts)
 
     def loss_of(params: Params, context: jax.Array, piece: Batch) -> tuple[jax.Array, dict[str, Any]]:
-        prediction = unet.bind(params)(noisy_latents(piece), piece.timestep, context[piece.prompt_index])
+        network = bind(unet, "unet", params)
+        prediction = network(noisy_latents(piece), piece.timestep, context[piece.prompt_index])
         return dreambooth_loss(prediction.astype(jnp.float32), piece)
 
     # The text encoder runs once an update, forward and backward, however many rows and pieces there are.
@@ -97,7 +111,7 @@ def _gradients(
     gradients = {
         f"{component}.{name}": value for component, grads in by_component.items() for name, value in grads.items()
     }
-    return gradients, metrics
+    return summed(gradients, specs), summed_rows(metrics)
 
 
 def _sum_over_pieces(function: Any, pieces: dict[str, jax.Array]) -> Any:

@@ -37,10 +37,12 @@ class Network:
     Attributes:
         shapes: diffusers' name -> shape (in Flax's layout) and dtype of every parameter.
         axes: diffusers' name -> the axes of the Flax array in the order diffusers has them.
+        dtype: what it computes in.
     """
 
     shapes: dict[str, jax.ShapeDtypeStruct]
     axes: dict[str, tuple[int, ...]]
+    dtype: DTypeLike
     _paths: dict[str, PathParts]
     _graphdef: nnx.GraphDef
 
@@ -54,7 +56,7 @@ class Network:
             UserError: where the model does not support the config.
         """
         graphdef, state = nnx.split(model(config, dtype=dtype, **kw))  # type: ignore[call-arg]
-        network = cls({}, {}, {}, graphdef)
+        network = cls({}, {}, dtype, {}, graphdef)
         for path, parameter in nnx.to_flat_state(state):
             name = ".".join(str(part) for part in (*path[:-1], _LEAF_NAMES[str(path[-1])]))
             shape = parameter.get_value()

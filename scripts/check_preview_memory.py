@@ -105,7 +105,7 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
     settings, mesh = optim.Settings.of(config), make_mesh(config.mesh.fsdp)
     options = {
         "dtype": jax.numpy.bfloat16 if config.train.precision == "bf16" else jax.numpy.float32,
-        "remat": config.train.gradient_checkpointing,
+        "remat": config.train.gradient_checkpointing == "block",
     }
     unet = Network.build(UNet2DConditionModel, SIZES[size]["unet"], **options)
     vae = Network.build(AutoencoderKL, SIZES[size]["vae"])
@@ -163,7 +163,7 @@ def main() -> int:
     options = parser.parse_args()
     config = default_config()
     config.train.batch_size, config.mesh.fsdp, config.train.precision = options.rows, options.fsdp, options.precision
-    config.train.gradient_checkpointing = not options.keep_activations
+    config.train.gradient_checkpointing = "none" if options.keep_activations else "block"
     config.prior.weight = float(not options.without_prior)
     rows = options.rows if options.without_prior else 2 * options.rows
     peaks = (with_torch if options.backend == "torch" else with_jax)(config, options.size, rows)

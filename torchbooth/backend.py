@@ -73,7 +73,7 @@ class Backend:
         trainable = {}
         for component in trained_components(self._config):
             network = getattr(models, component).train().requires_grad_(True)
-            if self._config.train.gradient_checkpointing:
+            if self._config.train.gradient_checkpointing == "block":
                 recompute_activations(network)
             for name, parameter in network.named_parameters():
                 trainable[f"{component}.{diffusers_name(component, name)}"] = parameter

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from booth.errors import UserError
-from jaxbooth.models.attention import attend_heads
+from jaxbooth.models.attention import PLAIN, attend_heads
 from jaxbooth.models.layers import Embedding, LayerNorm, Linear, read_config
 
 _FREE = {
@@ -81,7 +81,7 @@ class CLIPAttention(nnx.Module):
 
     def __call__(self, x_btd: jax.Array) -> jax.Array:
         q_btd, k_btd, v_btd = self.q_proj(x_btd), self.k_proj(x_btd), self.v_proj(x_btd)
-        return self.out_proj(attend_heads(q_btd, k_btd, v_btd, self.heads, causal=True))
+        return self.out_proj(attend_heads(q_btd, k_btd, v_btd, self.heads, PLAIN, causal=True))
 
 
 class CLIPMLP(nnx.Module):

@@ -13,7 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from booth.errors import UserError
-from jaxbooth.models.attention import Transformer2DModel
+from jaxbooth.models.attention import PLAIN, Transformer2DModel
+from jaxbooth.models.kernels import KEPT, Kernel
 from jaxbooth.models.layers import (
     Conv,
     Downsample2D,
@@ -73,7 +74,7 @@ _FIXED = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-# `upcast_attention` asks for logits and softmax in float32 where the rest is half precision; `attention.attend` always
+# `upcast_attention` asks for logits and softmax in float32 where the rest is half precision; `models.kernels` always
 # does that. The last three belong to embeddings that are refused above.
 _IGNORED = {
     "sample_size",
@@ -84,6 +85,8 @@ _IGNORED = {
 }
 
 Run = Callable[..., jax.Array]
+# A block that is computed once more need not attend once more: the output is small where the logits are not.
+_KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(KEPT)
 
 
 def _run(module: nnx.Module, *args: jax.Array) -> jax.Array:
@@ -171,12 +174,20 @@ class UNet2DConditionModel(nnx.Module):
         remat: whether the backward pass computes the inside of every resnet and transformer once more instead
             of keeping it: the same gradients for up to a third more time and less memory, except on the CPU,
             whose compiler keeps it anyway.
+        kernel: how attention is computed.
 
     Raises:
         UserError: where the config asks for something that Stable Diffusion 1 and 2 have not.
     """
 
-    def __init__(self, config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32, remat: bool = False):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
+        kernel: Kernel = PLAIN,
+    ):
         c = read_config("unet", config, free=_FREE, fixed=_FIXED, ignored=_IGNORED, per_level=_PER_LEVEL)
         widths, levels = c.block_out_channels, len(c.block_out_channels)
         down_attends = _attends("down_block_types", c.down_block_types, "CrossAttnDownBlock2D", "DownBlock2D", levels)
@@ -202,6 +213,7 @@ class UNet2DConditionModel(nnx.Module):
                 context_features=c.cross_attention_dim,
                 groups=c.norm_num_groups,
                 linear_projection=c.use_linear_projection,
+                kernel=kernel,
                 dtype=dtype,
             )
 
@@ -257,7 +269,7 @@ class UNet2DConditionModel(nnx.Module):
             The prediction, [b, h, w, out_channels] float32.
         """
         # Rematerialisation is decided here for every block.
-        run = nnx.remat(_run) if self.remat else _run
+        run = nnx.remat(_run, policy=_KEEP_ATTENTION) if self.remat else _run
         context_btd = context_btd.astype(self.dtype)
         time_bd = self.time_embedding(sinusoidal_embedding(timesteps_b, **self.sinusoids).astype(self.dtype))
 

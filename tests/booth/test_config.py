@@ -119,12 +119,13 @@ OUT_OF_RANGE = {
     "data.crop": "left", "data.crop_variants": 0, "data.encode_batch_size": 0, "checkpoint.every_steps": -1,
     "checkpoint.keep": 0, "samples.every_steps": -1, "samples.images_per_prompt": 0,
     "samples.solver": "DDIM", "samples.inference_steps": 0, "samples.guidance": -0.5,
+    "train.gradient_checkpointing": "all", "train.attention": "flash",
     "export.precision": "int8", "log.every_steps": 0, "mesh.fsdp": 0,
 }  # fmt: skip
 NOT_BUILT_YET = {"train.unet": False}
 FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
         "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
-        "train.gradient_checkpointing", "samples.before_after"}  # fmt: skip
+        "samples.before_after", "mesh.topology"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():

@@ -19,7 +19,7 @@ def config(tiny_config):
         text_encoder=True,
         text_encoder_learning_rate=1e-4,
         accumulation=2,
-        gradient_checkpointing=True,
+        gradient_checkpointing="block",
         lr_schedule="linear",
         learning_rate=2e-4,
     )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbooth.models.attention import attend
+from jaxbooth.models.kernels import plain as attend
 
 
 def test_logits_and_softmax_are_float32_in_bfloat16() -> None:

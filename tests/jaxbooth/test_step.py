@@ -33,7 +33,7 @@ def test_gradient_checkpointing_reaches_the_network(tiny_config):
     """That remat trains the same is shown on the model itself."""
     pipeline = open_pipeline(tiny_config.model.source)
     plain = Backend(tiny_config).load(pipeline)
-    tiny_config.train.gradient_checkpointing = True
+    tiny_config.train.gradient_checkpointing = "block"
     models = Backend(tiny_config).load(pipeline)
     assert models.unet.bind(models.of("unet")).remat
     assert not plain.unet.bind(plain.of("unet")).remat

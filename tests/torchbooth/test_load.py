@@ -77,7 +77,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tiny_config, tmp_path
     from torchbooth.backend import Backend
 
     plain = loop.train(Backend, tiny_config, tmp_path / "plain")
-    tiny_config.prior.images, tiny_config.train.gradient_checkpointing = str(plain.path / "class_images"), True
+    tiny_config.prior.images, tiny_config.train.gradient_checkpointing = str(plain.path / "class_images"), "block"
     saved = loop.train(Backend, tiny_config, tmp_path / "checkpointing")
     assert [line["loss"] for line in saved.metrics] == pytest.approx([line["loss"] for line in plain.metrics], rel=1e-6)
     backend = Backend(tiny_config)
