@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from booth import config as settings
-from booth import loop, pictures
+from booth import loop, pictures, rundir
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
 from booth.errors import UserError
@@ -127,13 +127,21 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     write.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
     write.set_defaults(run=_export)
 
+    if package == "jaxbooth":
+        plan = commands.add_parser("plan", help="what training would need on a TPU, without one")
+        plan.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
+        plan.add_argument("--topology", help="a TPU slice such as v3:2x2 or v5e:2x4; default: mesh.topology")
+        plan.add_argument("--find-batch", action="store_true", help="also the largest train.batch_size that fits")
+        plan.add_argument("--json", type=_path, help="file for the figures")
+        plan.set_defaults(run=_plan)
+
     overrides = [match for argument in arguments if (match := _OVERRIDE.match(argument))]
     for override in overrides:
         if override[2] is None:
             raise UserError(f"{override[0]} must be written {override[0]}=VALUE")
     options = parser.parse_args([argument for argument in arguments if not _OVERRIDE.match(argument)])
-    if overrides and options.run is not _train:
-        raise UserError(f"{overrides[0][0]} belongs to train; leave it out")
+    if overrides and options.run not in (_train, _plan):
+        raise UserError(f"{overrides[0][0]} belongs to train and plan; leave it out")
     options.overrides = [(match[1], match[2]) for match in overrides]
     return options
 
@@ -166,6 +174,16 @@ def _train(package: str, options: argparse.Namespace) -> None:
         print(config.to_json_best_effort(indent=1))
         return
     loop.train(backend_class, config, options.workdir, options.from_step)
+
+
+def _plan(package: str, options: argparse.Namespace) -> None:
+    config = settings.resolved(settings.load_config(options.config, options.overrides))
+    backend_class = load_backend(package)
+    settings.validate_plan(config, backend_class.name, backend_class.capabilities)
+    pipeline = open_pipeline(config.model.source, config.model.variant, config.model.revision, weights=False)
+    plans = importlib.import_module(f"{package}.plan").run(config, pipeline, options.topology, options.find_batch)
+    if options.json:
+        rundir.write_text(Path(options.json), json.dumps(plans, indent=1) + "\n")
 
 
 def _sample(package: str, options: argparse.Namespace) -> None:

@@ -321,6 +321,23 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
     """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
+    validate_values(config)
+    _validate_inputs(config)
+    _validate_updates(config)
+    check_capabilities(config, backend, capabilities)
+
+
+def validate_plan(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+    """The same for a plan, which needs no photos and prompts."""
+    validate_values(config)
+    if not config.model.source.strip():
+        raise UserError("model.source is empty; name the model to plan for, with --config.model.source=...")
+    _validate_updates(config)
+    check_capabilities(config, backend, capabilities)
+
+
+def validate_values(config: ConfigDict) -> None:
+    """Each field alone."""
     for field in FIELDS:
         value = _typed(field.name, get(config, field.name))
         if isinstance(value, float) and not math.isfinite(value):
@@ -329,6 +346,10 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
             raise UserError(f"{field.name}={value!r} must be {field.rule.text}")
         if field.is_path and _is_remote(value):
             raise UserError(f"{field.name}={value!r} must be a local folder: remote folders are not available yet")
+
+
+def _validate_inputs(config: ConfigDict) -> None:
+    """What the user must name."""
     for name, example in (
         ("model.source", "models/sd15"),
         ("instance.images", "photos/"),
@@ -346,8 +367,6 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
             f"instance.prompt={config.instance.prompt!r} is prior.prompt too;"
             " add an identifier, such as 'a photo of sks dog'"
         )
-    _validate_updates(config)
-    check_capabilities(config, backend, capabilities)
 
 
 def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:

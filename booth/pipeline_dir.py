@@ -75,8 +75,12 @@ class PipelineDir:
         self.model_index = model_index
         self.family = family
         self.model = model  # None: a local folder
-        self._weight_files = {component: self._weight_file(component) for component in family.networks}
         self._hashes: dict[str, str] = {}
+
+    @cached_property
+    def weight_files(self) -> dict[str, Path]:
+        """Where each network's weights are, or the index of their shards; UserError if they are missing."""
+        return {component: self._weight_file(component) for component in self.family.networks}
 
     @cached_property
     def weights(self) -> dict[str, Weights]:
@@ -156,7 +160,7 @@ class PipelineDir:
         raise UserError(f"model.source={where}: {_why_no_weights(component, names, wanted)}")
 
     def _read_weights(self, component: str) -> Weights:
-        path = self._weight_files[component]
+        path = self.weight_files[component]
         if path.suffix == ".safetensors":
             return Weights(None, {path: _read_specs(path)})
         weight_map = _read_json(path).get("weight_map")
@@ -166,13 +170,13 @@ class PipelineDir:
         return Weights(path, {shard: _read_specs(shard) for shard in shards})
 
 
-def open_pipeline(source: str | Path, variant: str = "", revision: str = "") -> PipelineDir:
+def open_pipeline(source: str | Path, variant: str = "", revision: str = "", *, weights: bool = True) -> PipelineDir:
     """Opens a pipeline and checks that it is complete, readable and of a supported family.
 
     `source` is a folder, "embedded" (the base that comes with booth), or the id of a model on the hub, whose configs
     are downloaded here and whose weights later.
     `variant` is the middle part of the weight files' names, such as `fp16`; `revision` a branch, tag or commit of a hub
-    model. Raises UserError.
+    model. Without `weights` only the configs need be there. Raises UserError.
     """
     where = f"model.source={source}"
     model = hub.find(str(source), revision) if hub.is_id(str(source)) else None
@@ -197,8 +201,10 @@ def open_pipeline(source: str | Path, variant: str = "", revision: str = "") -> 
             f"{where}: tokenizer/ has neither vocab.json and merges.txt nor tokenizer.json; download it again"
         )
     pipeline = PipelineDir(path, variant, model_index, family, model)
-    if not pipeline.to_download:
-        _ = pipeline.weights  # broken ones are refused now
+    if weights:
+        _ = pipeline.weight_files  # missing ones are refused now
+    if weights and not pipeline.to_download:
+        _ = pipeline.weights  # and broken ones
     return pipeline
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.sharding import place_parameters
 from jaxbooth.weights import Network, from_diffusers
+
+T = TypeVar("T")
 
 _CLASSES: dict[str, type[nnx.Module]] = {
     "unet": UNet2DConditionModel,
@@ -42,8 +44,8 @@ class Models:
         return of(self.params, component)
 
 
-def of(params: Mapping[str, jax.Array], component: str) -> dict[str, jax.Array]:
-    """The parameters of one component, by their names inside it."""
+def of(params: Mapping[str, T], component: str) -> dict[str, T]:
+    """What belongs to one component, by the names inside it."""
     prefix = component + "."
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 

@@ -6,7 +6,7 @@ the same training; rows that do not divide are padded with rows of weight 0.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,11 @@ _ROWS = P(_AXES)
 
 def make_mesh(fsdp: int) -> Mesh:
     """A mesh [devices / fsdp, fsdp] over all local devices. UserError if fsdp does not divide their number."""
-    devices = jax.local_devices()
+    return mesh_of(jax.local_devices(), fsdp)
+
+
+def mesh_of(devices: Sequence[Any], fsdp: int) -> Mesh:
+    """A mesh [devices / fsdp, fsdp] of these devices. UserError if fsdp does not divide their number."""
     if len(devices) % fsdp:
         raise UserError(f"mesh.fsdp={fsdp} must divide the number of devices, {len(devices)}")
     grid = np.array(devices).reshape(-1, fsdp)

@@ -197,11 +197,38 @@ def make_pipeline(size: str, out: str | Path, seed: int = 0) -> Path:
     return out
 
 
+def make_configs(size: str, out: str | Path) -> Path:
+    """Write the same folder without weights, in a moment: enough to plan with; returns its path."""
+    out = Path(out)
+    with torch.device("meta"):
+        networks = build_networks(size)
+    tokenizer = build_tokenizer(SIZES[size]["text_encoder"]["vocab_size"], **SIZES[size]["tokenizer"])
+    pipeline = assemble(networks, tokenizer, build_scheduler(SIZES[size]["scheduler"]))
+    pipeline.save_config(out)
+    for name, part in pipeline.components.items():
+        if name in networks and name != "text_encoder":
+            part.save_config(out / name)
+        elif part is not None:
+            (part.config if name == "text_encoder" else part).save_pretrained(out / name)
+    complete_tokenizer(out / "tokenizer", tokenizer.pad_token)
+    return out
+
+
 def write_pipeline(
     out: Path, networks: dict[str, torch.nn.Module], tokenizer: CLIPTokenizer, scheduler: diffusers.SchedulerMixin
 ) -> None:
     """Write the folder as published ones are: all tokenizer files, `text_model.` in the keys, readable for all."""
-    pipeline = StableDiffusionPipeline(
+    assemble(networks, tokenizer, scheduler).save_pretrained(out)
+    complete_tokenizer(out / "tokenizer", tokenizer.pad_token)
+    add_text_model_prefix(out / "text_encoder" / "model.safetensors")
+    for weights in out.glob("*/*.safetensors"):  # safetensors creates them 0600 whatever the umask
+        weights.chmod((out / "model_index.json").stat().st_mode)
+
+
+def assemble(
+    networks: dict[str, torch.nn.Module], tokenizer: CLIPTokenizer, scheduler: diffusers.SchedulerMixin
+) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
         **networks,
         tokenizer=tokenizer,
         scheduler=scheduler,
@@ -209,11 +236,6 @@ def write_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(out)
-    complete_tokenizer(out / "tokenizer", tokenizer.pad_token)
-    add_text_model_prefix(out / "text_encoder" / "model.safetensors")
-    for weights in out.glob("*/*.safetensors"):  # safetensors creates them 0600 whatever the umask
-        weights.chmod((out / "model_index.json").stat().st_mode)
 
 
 def build_networks(size: str) -> dict[str, torch.nn.Module]:
@@ -340,5 +362,9 @@ if __name__ == "__main__":
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without-weights", action="store_true", help="configs alone, for `jaxbooth plan`")
     arguments = parser.parse_args()
-    print(make_pipeline(arguments.size, arguments.out, arguments.seed))
+    if arguments.without_weights:
+        print(make_configs(arguments.size, arguments.out))
+    else:
+        print(make_pipeline(arguments.size, arguments.out, arguments.seed))

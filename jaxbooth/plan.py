@@ -1,0 +1,363 @@
+"""THE plan: the training step compiled for a TPU slice that is not there, by the real TPU compiler.
+
+What is compiled is `step.train_step` with the shapes and shardings that training would give it; no weights are read.
+Needs the `tpu` extra (libtpu), any CPU will do.
+"""
+
+import importlib.util
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+from booth.backend import ROW_FIELDS, Batch
+from booth.config import trained_components
+from booth.errors import UserError
+from booth.pipeline_dir import PipelineDir
+from booth.sampling import latent_shape
+from jaxbooth import networks, optim, step
+from jaxbooth.cost import Cost, Flops, count_flops, program_cost
+from jaxbooth.models.unet import UNet2DConditionModel
+from jaxbooth.sharding import mesh_of, parameter_spec, row_spec, state_shardings
+from jaxbooth.weights import Network
+
+log = logging.getLogger("booth")
+
+GIB = 2**30
+KERNEL_SPEED = 0.4  # of the peak: what kernels that the compiler cannot estimate are assumed to reach
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device: a core of v2 and v3, a chip of the others.
+
+    `flops`: bfloat16 operations a second; `clock`: of the matrix units, in Hz; `hbm_gib`: what the compiler lets a
+    program have; `link`: bytes a second that a device receives from the others, all links together. Google's figures
+    (cloud.google.com/tpu/docs/system-architecture-tpu-vm), the clock being what gives these operations a second.
+    """
+
+    flops: float
+    clock: float
+    hbm_gib: float
+    link: float
+
+
+CHIPS = {
+    "TPU v2": Chip(23e12, 700e6, 7.5, 62e9),
+    "TPU v3": Chip(61.5e12, 940e6, 15.48, 82e9),
+    "TPU v4": Chip(275e12, 1050e6, 30.75, 300e9),
+    "TPU v5 lite": Chip(197e12, 1500e6, 15.75, 200e9),
+    "TPU v5": Chip(459e12, 1750e6, 95.0, 600e9),
+    "TPU v6 lite": Chip(918e12, 1750e6, 31.25, 448e9),
+}
+# v4 and v5p are used with both cores of a chip as one device.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "v5e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
+    "v6e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
+}
+
+
+@dataclass
+class Plan:
+    """What one device needs for an update; the names of the JSON that `--json` writes.
+
+    `peak_gib`: everything in memory at the worst moment, `resident_gib` of it networks that the step does not touch.
+    `flops_per_row`, of which `kernel_flops_per_row` in Pallas kernels; `cycles_per_row` has those at `KERNEL_SPEED` of
+    the peak. `collective_bytes` are received by a device in an update. Times in seconds; `utilisation` is that of the
+    FLOPs that the model needs, none computed twice.
+    """
+
+    topology: str
+    device: str
+    devices: int
+    rows_per_device: int
+    accumulation: int
+    fits: bool
+    peak_gib: float
+    hbm_gib: float
+    arguments_gib: float = 0.0
+    temporaries_gib: float = 0.0
+    resident_gib: float = 0.0
+    flops_per_row: float = 0.0
+    kernel_flops_per_row: float = 0.0
+    compiler_cycles_per_row: float = 0.0
+    cycles_per_row: float = 0.0
+    collective_bytes: int = 0
+    collectives: dict[str, int] = field(default_factory=dict)
+    kernels: int = 0
+    compute_s: float = 0.0
+    collective_s: float = 0.0
+    samples_per_s: float = 0.0
+    utilisation: float = 0.0
+    compile_s: float = 0.0
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+    def text(self) -> str:
+        """For people."""
+        lines = [
+            f"{self.topology}: {self.devices} x {self.device}, {self.rows_per_device} rows on each,"
+            f" {self.devices * self.rows_per_device} an update"
+            + (f" in {self.accumulation} pieces" if self.accumulation > 1 else "")
+        ]
+        if not self.fits:
+            return f"{lines[0]}\n  {self.advice}"
+        kernels = ""
+        if self.kernels:
+            kernels = (
+                f"; {self.kernels} Pallas kernels with {self.kernel_flops_per_row:.2e} FLOPs of it, which the"
+                f" compiler does not estimate: taken at {KERNEL_SPEED:.0%} of the peak"
+            )
+        moved = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in self.collectives.items()) or "none"
+        lines += [
+            f"  memory      {self.peak_gib:.2f} GiB of {self.hbm_gib}: weights, optimizer and batch"
+            f" {self.arguments_gib:.2f}, temporaries {self.temporaries_gib:.2f},"
+            f" other networks {self.resident_gib:.2f}",
+            f"  work        {self.flops_per_row:.2e} FLOPs and {self.cycles_per_row:.2e} cycles a row{kernels}",
+            f"  collectives {self.collective_bytes / GIB:.2f} GiB received an update ({moved})",
+            f"  step        {self.compute_s + self.collective_s:.3f} s: {self.compute_s:.3f} of work, and"
+            f" {self.collective_s:.3f} of collectives if none is hidden behind it",
+            f"  speed       {self.samples_per_s:.1f} samples/s, {self.samples_per_s / self.devices:.2f} a device;"
+            f" {self.utilisation:.0%} of the peak, by the compiler's estimates",
+        ]
+        return "\n".join(lines)
+
+
+def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bool) -> dict[str, Any]:
+    """Prints the plan of the config's own batch or, with `find_batch`, of the largest that fits; what `--json` writes.
+
+    UserError if it does not fit, once it is printed.
+    """
+    topology = topology or config.mesh.topology
+    if not topology:
+        raise UserError("--topology is missing and mesh.topology is empty; name a slice such as v3:2x2")
+    devices = devices_of(topology)
+    pieces, kinds = config.train.accumulation, 2 if config.prior.weight > 0 else 1
+    own = -(-kinds * config.train.batch_size // pieces // len(devices)) * pieces
+
+    def make(rows: int) -> Plan:
+        return plan(config, pipeline, topology, devices, rows)
+
+    best = make(own)
+    print(best.text())
+    if find_batch:
+        for tried in largest(make, pieces, best):
+            print(tried.text())
+            if tried.fits and (not best.fits or tried.rows_per_device > best.rows_per_device):
+                best = tried
+        if not best.fits:
+            raise UserError(f"not even {pieces} rows a device fit: {best.advice}")
+        updates = best.rows_per_device * len(devices) // kinds
+        print(f"largest batch: train.batch_size={updates}, {best.rows_per_device} rows on each device")
+    return best.as_dict()
+
+
+def devices_of(topology: str) -> list[Any]:
+    """The devices of a slice such as v3:2x2. UserError without libtpu, or for a slice that it does not know."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError('the TPU compiler is not installed; pip install "booth[tpu]", or pip install libtpu')
+    # It must neither look for a TPU nor ask Google's metadata server about one.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    options = dict(_OPTIONS.get(topology, {}))
+    if topology.startswith(("v4:", "v5p:")):
+        options["chip_config_name"] = "megacore"
+    try:
+        return list(topologies.get_topology_desc(topology_name=topology, platform="tpu", **options).devices)
+    except Exception as error:  # whatever libtpu makes of it
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f"topology {topology!r} is not one that libtpu knows ({said}); such as v3:2x2, v5e:2x4"
+        ) from error
+
+
+def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], rows_per_device: int) -> Plan:
+    """Compiles the step for so many rows a device and update, and says what it needs. Minutes at full size."""
+    mesh = mesh_of(devices, config.mesh.fsdp)
+    chip = CHIPS[devices[0].device_kind]
+    pieces = config.train.accumulation
+    made = Plan(
+        topology, devices[0].device_kind, len(devices), rows_per_device, pieces, False, float("inf"), chip.hbm_gib
+    )  # fmt: skip
+    parts = networks.build(pipeline, mesh, config)
+    made.resident_gib = _resident_bytes(parts, trained_components(config), mesh) / GIB
+    traced = _trace(config, pipeline, parts, mesh, rows_per_device // pieces)
+    flops = count_flops(traced.jaxpr.jaxpr)
+    with _ticking(f"compiling {rows_per_device} rows a device for {topology}") as elapsed:
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            used = re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)G hbm", str(error))
+            if not used:
+                raise
+            made.peak_gib = float(used[1]) / {"G": 1, "M": 2**10, "K": 2**20}[used[2]] + made.resident_gib
+            made.hbm_gib = float(used[3])
+        else:
+            _read(made, compiled, flops, _needed_flops(config, pipeline), chip)
+    made.compile_s = elapsed()
+    made.fits = made.peak_gib <= made.hbm_gib
+    made.advice = "" if made.fits else _advice(config, made)
+    return made
+
+
+def largest(make: Callable[[int], Plan], step: int, first: Plan) -> Iterator[Plan]:
+    """Plans on the way from `first` to the largest number of rows a device that fits, a multiple of `step`.
+
+    Doubled or halved until one fits and one does not, then bisected.
+    """
+    tried, fits, rows = first, 0, first.rows_per_device
+    if first.fits:
+        while tried.fits:
+            fits, rows = rows, 2 * rows
+            tried = make(rows)
+            yield tried
+    while rows - fits > step:
+        middle = (fits + rows) // 2 // step * step
+        tried = make(middle)
+        yield tried
+        fits, rows = (middle, rows) if tried.fits else (fits, middle)
+
+
+def _trace(config: Any, pipeline: PipelineDir, parts: dict[str, Any], mesh: Mesh, rows_per_device: int) -> Any:
+    """The traced step, with shapes in place of arrays; `rows_per_device` of one piece."""
+    trainable = {
+        f"{component}.{name}": _shape(mesh, shape.shape, parameter_spec(name, shape.shape, mesh.shape["fsdp"]))
+        for component in trained_components(config)
+        for name, shape in parts[component].shapes.items()
+    }
+    settings = optim.Settings.of(config)
+    states = jax.eval_shape(optim.adamw(settings).init, trainable)
+    states = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        states,
+        state_shardings(mesh, states),
+    )
+    return step.train_step.trace(
+        trainable,
+        states,
+        _batch(config, pipeline, mesh, rows_per_device * mesh.size),
+        unet=parts["unet"],
+        text_encoder=parts["text_encoder"],
+        settings=settings,
+        mesh=mesh,
+    )
+
+
+def _batch(config: Any, pipeline: PipelineDir, mesh: Mesh, rows: int) -> Batch:
+    pieces, side = config.train.accumulation, config.data.resolution
+    latents = latent_shape(pipeline, side, side)
+    spec = P(None, *row_spec())
+    per_row: Any = {name: _shape(mesh, (pieces, rows), spec) for name in ROW_FIELDS}
+    per_row |= {name: _shape(mesh, (pieces, rows, *latents), spec) for name in ("latents", "noise")}
+    per_row |= {name: _shape(mesh, (pieces, rows), spec, jnp.int32) for name in ("timestep", "prompt_index")}
+    prompts = 2 if config.prior.weight > 0 else 1
+    tokens = pipeline.component_config("text_encoder")["max_position_embeddings"]
+    width = pipeline.component_config("unet")["cross_attention_dim"]
+    return Batch(
+        **per_row,
+        prompts=(
+            _shape(mesh, (prompts, tokens), P(), jnp.int32)
+            if config.train.text_encoder
+            else _shape(mesh, (prompts, tokens, width), P())
+        ),
+        learning_rate={component: _shape(mesh, (), P()) for component in trained_components(config)},
+    )
+
+
+def _shape(mesh: Mesh, shape: tuple[int, ...], spec: P, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+def _resident_bytes(parts: dict[str, Any], trained: tuple[str, ...], mesh: Mesh) -> int:
+    """Of networks that stay on the devices beside the step: all that do not train."""
+    total = 0
+    for component, network in parts.items():
+        for name, shape in network.shapes.items() if component not in trained else ():
+            split = mesh.shape["fsdp"] if parameter_spec(name, shape.shape, mesh.shape["fsdp"]) else 1
+            total += 4 * int(np.prod(shape.shape)) // split
+    return total
+
+
+def _needed_flops(config: Any, pipeline: PipelineDir) -> float:
+    """Of the UNet for a row: its forward pass, and twice that for the backward pass."""
+    side, width = config.data.resolution, pipeline.component_config("unet")["cross_attention_dim"]
+    tokens = pipeline.component_config("text_encoder")["max_position_embeddings"]
+    row = [(1, *latent_shape(pipeline, side, side)), (1,), (1, tokens, width)]
+    unet = Network.build(UNet2DConditionModel, pipeline.component_config("unet"))
+    traced = jax.make_jaxpr(lambda params, *row: unet.bind(params)(*row))(
+        unet.shapes, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in row)
+    )
+    return 3 * count_flops(traced.jaxpr).total
+
+
+def _read(made: Plan, compiled: Any, flops: Flops, needed: float, chip: Chip) -> None:
+    """Fills in what the compiled step says; `needed` FLOPs a row are those of `_needed_flops`."""
+    memory = compiled.memory_analysis()
+    rows = made.rows_per_device
+    made.arguments_gib = memory.argument_size_in_bytes / GIB
+    made.temporaries_gib = memory.temp_size_in_bytes / GIB
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    made.peak_gib = made.arguments_gib + made.temporaries_gib + outputs / GIB + made.resident_gib
+    cost: Cost = program_cost(compiled.as_text())
+    made.flops_per_row = flops.total / made.devices / rows
+    made.kernel_flops_per_row = flops.kernels / made.devices / rows
+    made.compiler_cycles_per_row = cost.cycles / rows
+    kernel_cycles = made.kernel_flops_per_row / (KERNEL_SPEED * chip.flops) * chip.clock
+    made.cycles_per_row = made.compiler_cycles_per_row + kernel_cycles
+    made.kernels = cost.custom_calls.total()
+    made.collectives, made.collective_bytes = dict(cost.received), cost.received.total()
+    made.compute_s = made.cycles_per_row * rows / chip.clock
+    made.collective_s = made.collective_bytes / chip.link
+    seconds = made.compute_s + made.collective_s
+    made.samples_per_s = made.devices * rows / seconds
+    made.utilisation = needed * rows / seconds / chip.flops
+
+
+def _advice(config: Any, made: Plan) -> str:
+    ways = []
+    if config.mesh.fsdp < made.devices:
+        ways.append(f"mesh.fsdp={made.devices}")
+    if config.train.gradient_checkpointing != "block":
+        ways.append("train.gradient_checkpointing=block")
+    if config.train.precision == "fp32":
+        ways.append("train.precision=bf16")
+    ways.append("a smaller train.batch_size, or train.accumulation")
+    return f"needs {made.peak_gib:.1f} GiB of {made.hbm_gib:.1f}: try " + " or ".join(ways)
+
+
+@contextmanager
+def _ticking(what: str) -> Iterator[Callable[[], float]]:
+    """A clock on stderr while the compiler is busy; yields a function that says how long it took."""
+    stop = threading.Event()
+    with tqdm(desc=what, bar_format="{desc}: {elapsed}", leave=False) as clock:
+
+        def tick() -> None:
+            while not stop.wait(1):
+                clock.refresh()
+
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield lambda: clock.format_dict["elapsed"]
+        finally:
+            stop.set()
+            thread.join()
