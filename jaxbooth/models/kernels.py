@@ -89,60 +89,61 @@ def plain(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array, *, causal: bo
 
 def chunked(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array) -> jax.Array:
     """Queries in chunks of at most `CHUNK`, one chunk after another."""
-    return jnp.swapaxes(_chunked(jnp.swapaxes(q_btnd, 1, 2), k_bsnd, v_bsnd), 1, 2)
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_btnd, k_bsnd, v_bsnd))
+    return jnp.swapaxes(_chunked(*heads_first), 1, 2)
 
 
 # Keys before queries in the logits [b, n, s, t]: what belongs to a query is then the same for a whole vector of lanes.
-_logits = partial(jnp.einsum, "bsnd,bntd->bnst", preferred_element_type=jnp.float32)
-_to_queries = partial(jnp.einsum, "bnst,bsnd->bntd", preferred_element_type=jnp.float32)
-_to_keys = partial(jnp.einsum, "bnst,bntd->bsnd", preferred_element_type=jnp.float32)
+_logits = partial(jnp.einsum, "bnsd,bntd->bnst", preferred_element_type=jnp.float32)
+_to_queries = partial(jnp.einsum, "bnst,bnsd->bntd", preferred_element_type=jnp.float32)
+_to_keys = partial(jnp.einsum, "bnst,bntd->bnsd", preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
-def _chunked(q_bntd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array) -> jax.Array:
-    return _chunked_forward(q_bntd, k_bsnd, v_bsnd)[0]
+def _chunked(q_bntd: jax.Array, k_bnsd: jax.Array, v_bnsd: jax.Array) -> jax.Array:
+    return _chunked_forward(q_bntd, k_bnsd, v_bnsd)[0]
 
 
-def _chunked_forward(q_bntd, k_bsnd, v_bsnd):
+def _chunked_forward(q_bntd, k_bnsd, v_bnsd):
     scale = q_bntd.shape[-1] ** -0.5
     # One more feature, always 1: the product that weighs the values also adds up the weights.
-    ones_bsnd = jnp.concatenate([v_bsnd, jnp.ones_like(v_bsnd[..., :1])], axis=-1)
+    ones_bnsd = jnp.concatenate([v_bnsd, jnp.ones_like(v_bnsd[..., :1])], axis=-1)
 
     def chunk(i, outputs, q_bntd):
-        logits_bnst = _logits(k_bsnd, q_bntd) * scale
+        logits_bnst = _logits(k_bnsd, q_bntd) * scale
         top_bn1t = logits_bnst.max(axis=2, keepdims=True)
-        weights_bnst = jnp.exp(logits_bnst - top_bn1t).astype(v_bsnd.dtype)
-        summed_bntd = _to_queries(weights_bnst, ones_bsnd)
+        weights_bnst = jnp.exp(logits_bnst - top_bn1t).astype(v_bnsd.dtype)
+        summed_bntd = _to_queries(weights_bnst, ones_bnsd)
         total_bnt1 = summed_bntd[..., -1:]
-        out_bntd = (summed_bntd[..., :-1] / total_bnt1).astype(v_bsnd.dtype)
+        out_bntd = (summed_bntd[..., :-1] / total_bnt1).astype(v_bnsd.dtype)
         normaliser_bnt = top_bn1t[:, :, 0] + jnp.log(total_bnt1[..., 0])
         return _put(outputs[0], out_bntd, i), _put(outputs[1], normaliser_bnt, i)
 
-    zeros = jnp.zeros(q_bntd.shape, v_bsnd.dtype), jnp.zeros(q_bntd.shape[:3], jnp.float32)
+    zeros = jnp.zeros(q_bntd.shape, v_bnsd.dtype), jnp.zeros(q_bntd.shape[:3], jnp.float32)
     out_bntd, normaliser_bnt = _over_chunks(chunk, zeros, q_bntd)
     out_bntd, normaliser_bnt = checkpoint_name(out_bntd, KEPT), checkpoint_name(normaliser_bnt, KEPT)
-    return out_bntd, (q_bntd, k_bsnd, v_bsnd, out_bntd, normaliser_bnt)
+    return out_bntd, (q_bntd, k_bnsd, v_bnsd, out_bntd, normaliser_bnt)
 
 
 def _chunked_backward(kept, d_out_bntd):
-    q_bntd, k_bsnd, v_bsnd, out_bntd, normaliser_bnt = kept
+    q_bntd, k_bnsd, v_bnsd, out_bntd, normaliser_bnt = kept
     scale, dtype = q_bntd.shape[-1] ** -0.5, q_bntd.dtype
     drift_bnt = (d_out_bntd.astype(jnp.float32) * out_bntd.astype(jnp.float32)).sum(axis=-1)
 
     def chunk(i, gradients, q_bntd, d_out_bntd, normaliser_bnt, drift_bnt):
-        dq_bntd, dk_bsnd, dv_bsnd = gradients
-        weights_bnst = jnp.exp(_logits(k_bsnd, q_bntd) * scale - normaliser_bnt[:, :, None]).astype(dtype)
+        dq_bntd, dk_bnsd, dv_bnsd = gradients
+        weights_bnst = jnp.exp(_logits(k_bnsd, q_bntd) * scale - normaliser_bnt[:, :, None]).astype(dtype)
         # Without the barrier they would be computed once for each of their two uses.
         weights_bnst = jax.lax.optimization_barrier(weights_bnst)
-        d_logits_bnst = (weights_bnst * (_logits(v_bsnd, d_out_bntd) - drift_bnt[:, :, None])).astype(dtype)
-        dv_bsnd += _to_keys(weights_bnst, d_out_bntd)
-        dk_bsnd += _to_keys(d_logits_bnst, q_bntd) * scale
-        return _put(dq_bntd, (_to_queries(d_logits_bnst, k_bsnd) * scale).astype(dtype), i), dk_bsnd, dv_bsnd
+        d_logits_bnst = (weights_bnst * (_logits(v_bnsd, d_out_bntd) - drift_bnt[:, :, None])).astype(dtype)
+        dv_bnsd += _to_keys(weights_bnst, d_out_bntd)
+        dk_bnsd += _to_keys(d_logits_bnst, q_bntd) * scale
+        return _put(dq_bntd, (_to_queries(d_logits_bnst, k_bnsd) * scale).astype(dtype), i), dk_bnsd, dv_bnsd
 
-    zeros_bsnd = jnp.zeros(k_bsnd.shape, jnp.float32)
-    gradients = jnp.zeros_like(q_bntd), zeros_bsnd, zeros_bsnd
-    dq_bntd, dk_bsnd, dv_bsnd = _over_chunks(chunk, gradients, q_bntd, d_out_bntd, normaliser_bnt, drift_bnt)
-    return dq_bntd, dk_bsnd.astype(dtype), dv_bsnd.astype(dtype)
+    zeros_bnsd = jnp.zeros(k_bnsd.shape, jnp.float32)
+    gradients = jnp.zeros_like(q_bntd), zeros_bnsd, zeros_bnsd
+    dq_bntd, dk_bnsd, dv_bnsd = _over_chunks(chunk, gradients, q_bntd, d_out_bntd, normaliser_bnt, drift_bnt)
+    return dq_bntd, dk_bnsd.astype(dtype), dv_bnsd.astype(dtype)
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
