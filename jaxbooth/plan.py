@@ -5,7 +5,7 @@ Needs the `tpu` extra (libtpu), any CPU will do.
 """
 
 import importlib.util
-import logging
+import math
 import os
 import re
 import threading
@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
@@ -31,8 +30,6 @@ from jaxbooth.cost import Cost, Flops, count_flops, program_cost
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.sharding import mesh_of, parameter_spec, row_spec, state_shardings
 from jaxbooth.weights import Network
-
-log = logging.getLogger("booth")
 
 GIB = 2**30
 KERNEL_SPEED = 0.4  # of the peak: what kernels that the compiler cannot estimate are assumed to reach
@@ -200,17 +197,24 @@ def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], 
     )  # fmt: skip
     parts = networks.build(pipeline, mesh, config)
     made.resident_gib = _resident_bytes(parts, trained_components(config), mesh) / GIB
-    traced = _trace(config, pipeline, parts, mesh, rows_per_device // pieces)
+    arguments = _arguments(config, pipeline, parts, mesh, rows_per_device // pieces)
+    traced = step.train_step.trace(
+        *arguments,
+        unet=parts["unet"],
+        text_encoder=parts["text_encoder"],
+        settings=optim.Settings.of(config),
+        mesh=mesh,
+    )
     flops = count_flops(traced.jaxpr.jaxpr)
     with _ticking(f"compiling {rows_per_device} rows a device for {topology}") as elapsed:
         try:
             compiled = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
-            used = re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)G hbm", str(error))
-            if not used:
+            if not (needed := _too_much(str(error))):
                 raise
-            made.peak_gib = float(used[1]) / {"G": 1, "M": 2**10, "K": 2**20}[used[2]] + made.resident_gib
-            made.hbm_gib = float(used[3])
+            made.arguments_gib = _bytes_on_a_device(arguments) / GIB
+            made.temporaries_gib, made.hbm_gib = needed
+            made.peak_gib = made.arguments_gib + made.temporaries_gib + made.resident_gib
         else:
             _read(made, compiled, flops, _needed_flops(config, pipeline), chip)
     made.compile_s = elapsed()
@@ -237,29 +241,34 @@ def largest(make: Callable[[int], Plan], step: int, first: Plan) -> Iterator[Pla
         fits, rows = (middle, rows) if tried.fits else (fits, middle)
 
 
-def _trace(config: Any, pipeline: PipelineDir, parts: dict[str, Any], mesh: Mesh, rows_per_device: int) -> Any:
-    """The traced step, with shapes in place of arrays; `rows_per_device` of one piece."""
+def _too_much(message: str) -> tuple[float, float] | None:
+    """(GiB of temporaries, GiB that there are) from the compiler's refusal; None if it is about something else."""
+    found = re.search(r"HLO temporaries \(([\d.]+)([GMK])\) exceeds available HBM \(([\d.]+)G\)", message)
+    return (float(found[1]) / {"G": 1, "M": 2**10, "K": 2**20}[found[2]], float(found[3])) if found else None
+
+
+def _bytes_on_a_device(shapes: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)
+    )
+
+
+def _arguments(
+    config: Any, pipeline: PipelineDir, parts: dict[str, Network], mesh: Mesh, rows_per_device: int
+) -> tuple[Any, Any, Batch]:
+    """Of the step, with shapes in place of arrays; `rows_per_device` of one piece."""
     trainable = {
         f"{component}.{name}": _shape(mesh, shape.shape, parameter_spec(name, shape.shape, mesh.shape["fsdp"]))
         for component in trained_components(config)
         for name, shape in parts[component].shapes.items()
     }
-    settings = optim.Settings.of(config)
-    states = jax.eval_shape(optim.adamw(settings).init, trainable)
+    states = jax.eval_shape(optim.adamw(optim.Settings.of(config)).init, trainable)
     states = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         states,
         state_shardings(mesh, states),
     )
-    return step.train_step.trace(
-        trainable,
-        states,
-        _batch(config, pipeline, mesh, rows_per_device * mesh.size),
-        unet=parts["unet"],
-        text_encoder=parts["text_encoder"],
-        settings=settings,
-        mesh=mesh,
-    )
+    return trainable, states, _batch(config, pipeline, mesh, rows_per_device * mesh.size)
 
 
 def _batch(config: Any, pipeline: PipelineDir, mesh: Mesh, rows: int) -> Batch:
@@ -287,14 +296,16 @@ def _shape(mesh: Mesh, shape: tuple[int, ...], spec: P, dtype: Any = jnp.float32
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
-def _resident_bytes(parts: dict[str, Any], trained: tuple[str, ...], mesh: Mesh) -> int:
-    """Of networks that stay on the devices beside the step: all that do not train."""
-    total = 0
-    for component, network in parts.items():
-        for name, shape in network.shapes.items() if component not in trained else ():
-            split = mesh.shape["fsdp"] if parameter_spec(name, shape.shape, mesh.shape["fsdp"]) else 1
-            total += 4 * int(np.prod(shape.shape)) // split
-    return total
+def _resident_bytes(parts: dict[str, Network], trained: tuple[str, ...], mesh: Mesh) -> int:
+    """On a device, of the networks that stay there beside the step: all that do not train."""
+    return _bytes_on_a_device(
+        [
+            _shape(mesh, shape.shape, parameter_spec(name, shape.shape, mesh.shape["fsdp"]))
+            for component, network in parts.items()
+            if component not in trained
+            for name, shape in network.shapes.items()
+        ]
+    )
 
 
 def _needed_flops(config: Any, pipeline: PipelineDir) -> float:

@@ -4,7 +4,7 @@
     python scripts/check_dreambooth.py --out runs/check --backend jax --seeds 0
     python scripts/check_dreambooth.py --out runs/check --backend torch --seeds 0 --without-prior
 
-It needs the weights of `booth/yardstick.py`. Runs whose scores are in --out already are not done again. At the end the
+Runs whose scores are in --out already are not done again. At the end the
 table of all that is in --out; and --out/prior-SUBJECT-BACKEND-SEED.png: the class prompt from the base, with prior
 preservation and without, once both are there.
 """

@@ -8,11 +8,8 @@ from dreambooth_scores import sample_for, scores
 
 from booth.config import load_config
 from booth.embedded import base_path
-from booth.yardstick import WEIGHTS
 from torchbooth.backend import Backend
 from torchbooth.train import train
-
-pytestmark = pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"{WEIGHTS.name} is not trained yet")
 
 DEMO = Path(__file__).parent.parent.parent / "configs" / "demo.py"
 SUBJECT = "robot"

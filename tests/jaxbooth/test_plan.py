@@ -1,0 +1,139 @@
+"""Plans: the real TPU compiler on a tiny model, where it is installed; and what does not need it."""
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from make_pipeline import make_configs
+
+from booth.config import default_config
+from booth.errors import UserError
+from booth.pipeline_dir import open_pipeline
+from jaxbooth import plan as planning
+from jaxbooth import step
+from jaxbooth.plan import Plan, devices_of, largest, plan
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed (the tpu extra)"
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """Configs alone, of a UNet with one level: four transformers, five resnets."""
+    folder = make_configs("tiny", tmp_path_factory.mktemp("configs") / "tiny")
+    file = folder / "unet" / "config.json"
+    one_level = {
+        "block_out_channels": [64],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | one_level))
+    return open_pipeline(folder, weights=False)
+
+
+@pytest.fixture
+def config():
+    """256 pixels: 1024 tokens, from which on attention is not plain."""
+    config = default_config()
+    config.data.resolution = 256
+    config.train.precision = "bf16"
+    config.mesh.fsdp = 2
+    return config
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("topology", "devices", "kernels"), [("v3:2x2", 8, 0), ("v4:2x2x1", 4, 12), ("v5e:2x4", 8, 12), ("v6e:2x4", 8, 12)]
+)
+def test_the_step_compiles_for_tpus(pipeline, config, topology, devices, kernels):
+    made = plan(config, pipeline, topology, devices_of(topology), rows_per_device=2)
+    assert made.fits and 0 < made.peak_gib < 1 < made.hbm_gib
+    assert made.devices == devices
+    # Splash attention where there is one: forward, and backward to queries and to keys, in four transformers.
+    assert made.kernels == kernels and (made.kernel_flops_per_row > 0) == (kernels > 0)
+    assert made.cycles_per_row >= made.compiler_cycles_per_row > 0
+    assert made.flops_per_row > planning._needed_flops(config, pipeline) > 0, "attention is done again, nothing else"
+    assert set(made.collectives) <= {"all-gather", "all-reduce", "reduce-scatter"}, "nothing else should be sent"
+    assert f"{devices} x TPU" in made.text() and "samples/s" in made.text()
+    names = "topology devices rows_per_device peak_gib hbm_gib flops_per_row cycles_per_row collective_bytes"
+    assert set(names.split()) <= made.as_dict().keys()
+
+
+@needs_libtpu
+@pytest.mark.full  # two compilations
+def test_a_scanned_step_is_estimated_as_an_unrolled_one(pipeline, config, monkeypatch):
+    config.train.accumulation = config.train.batch_size = 4
+    devices = devices_of("v5e:2x4")
+    scanned = plan(config, pipeline, "v5e:2x4", devices, rows_per_device=4)
+
+    def unrolled(function, pieces):
+        parts = [function({name: rows[i] for name, rows in pieces.items()}) for i in range(4)]
+        return jax.tree.map(lambda *values: sum(values[1:], values[0]), *parts)
+
+    monkeypatch.setattr(step, "_sum_over_pieces", unrolled)
+    step.train_step.clear_cache()
+    flat = plan(config, pipeline, "v5e:2x4", devices, rows_per_device=4)
+    step.train_step.clear_cache()
+    assert flat.cycles_per_row == pytest.approx(scanned.cycles_per_row, rel=0.05)
+    assert flat.flops_per_row == scanned.flops_per_row
+
+
+@needs_libtpu
+def test_too_much_memory_is_a_plan(pipeline, config):
+    config.train.precision = "fp32"
+    config.train.attention = "plain"
+    made = plan(config, pipeline, "v5e:2x4", devices_of("v5e:2x4"), rows_per_device=1024)
+    assert not made.fits and made.peak_gib > made.hbm_gib
+    assert made.text().endswith(made.advice)
+    assert made.advice.startswith(f"needs {made.peak_gib:.1f} GiB of {made.hbm_gib:.1f}: try mesh.fsdp=8 or")
+    assert "train.gradient_checkpointing=block" in made.advice and "train.precision=bf16" in made.advice
+
+
+@needs_libtpu
+def test_an_unknown_topology_is_one_line():
+    with pytest.raises(UserError, match="topology 'v9:1x1' is not one that libtpu knows"):
+        devices_of("v9:1x1")
+
+
+def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(planning.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'the TPU compiler is not installed; pip install "booth\[tpu\]"'):
+        devices_of("v3:2x2")
+
+
+@pytest.mark.parametrize(("start", "step", "limit", "found"), [(2, 1, 13, 13), (64, 1, 13, 13), (4, 4, 30, 28)])
+def test_the_largest_batch_is_found(start, step, limit, found):
+    tried = []
+
+    def make(rows):
+        tried.append(rows)
+        return Plan("v3:2x2", "TPU v3", 8, rows, 1, rows <= limit, rows, limit)
+
+    plans = [make(start), *largest(make, step, make(start))]
+    assert max(plan.rows_per_device for plan in plans if plan.fits) == found
+    assert all(rows % step == 0 for rows in tried) and len(tried) < 10
+
+
+def test_every_chip_has_the_clock_of_its_flops():
+    """Matrix units of 128x128 (v6e: 256x256), a multiply-add of each a cycle."""
+    units = {"TPU v2": 1, "TPU v3": 2, "TPU v4": 8, "TPU v5 lite": 4, "TPU v5": 8, "TPU v6 lite": 16}
+    for kind, chip in planning.CHIPS.items():
+        assert chip.flops == pytest.approx(2 * 128 * 128 * units[kind] * chip.clock, rel=0.02), kind
+
+
+def test_shapes_are_those_of_a_batch(pipeline, config, tiny_config, tmp_path):
+    """The plan compiles for the very shapes that training has."""
+    from booth.preparation import check_inputs, prepare
+    from booth.rundir import RunDir
+    from jaxbooth.backend import Backend
+    from jaxbooth.sharding import make_mesh, place_batch
+
+    inputs, backend, mesh = check_inputs(tiny_config), Backend(tiny_config), make_mesh(1)
+    with RunDir.open(tmp_path / "run", "jax", tiny_config) as run:
+        batches = prepare(tiny_config, inputs, run, backend, backend.load(inputs.pipeline))
+    placed = place_batch(mesh, batches(0, {"unet": jnp.float32(1e-4)}), 1)
+    planned = planning._batch(tiny_config, inputs.pipeline, mesh, rows=4)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), placed) == jax.tree.map(lambda a: (a.shape, a.dtype), planned)
