@@ -22,14 +22,14 @@ def get_config():
     config.instance.prompt = ROBOT
     config.prior.prompt = "a photo of a robot"
     config.prior.count = 64
-    config.prior.guidance = 4.0
+    config.prior.guidance = 2.0
     config.train.steps = 400
     config.train.batch_size = 4
     config.train.learning_rate = 1e-4
     config.data.resolution = 64
     config.samples.every_steps = 150
     config.samples.before_after = True
-    config.samples.guidance = 4.0
+    config.samples.guidance = 2.0
     config.samples.images_per_prompt = 4
     config.samples.prompts = (
         ROBOT,

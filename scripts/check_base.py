@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from dreambooth_scores import FIRST_SEED, sample
+from dreambooth_scores import FIRST_SEED, GUIDANCE, sample
 from picture_world.captions import caption
 from picture_world.settings import SETTINGS
 from picture_world.world import CLASSES
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED, help="pipeline folder")
     parser.add_argument("--backend", choices=("torch", "jax"), default="torch")
     parser.add_argument("--pictures", type=int, default=4, help="of each class in each setting")
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     arguments = parser.parse_args()
     asked = [(name, setting) for name in CLASSES for setting in SETTINGS] * arguments.pictures
     requests = [ImageRequest(caption(*pair), FIRST_SEED + seed) for seed, pair in enumerate(asked)]

@@ -21,7 +21,7 @@ from booth.sampling import ImageRequest, Sampler
 from booth.yardstick import Looks, look
 
 IDENTIFIER = "sks"
-STEPS, GUIDANCE, BATCH = 25, 4.0, 16
+STEPS, GUIDANCE, BATCH = 25, 2.0, 16
 FIRST_SEED = 1000  # of the pictures that are measured: others than the seeds of class images and previews
 
 
