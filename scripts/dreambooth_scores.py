@@ -62,14 +62,14 @@ def sample(
 
 
 def sample_for(
-    backend_class: Any, source: Path | str, subject: str, per_setting: int = 6, of_class: int = 48
+    backend_class: Any, source: Path | str, subject: str, asked: int = 24, per_setting: int = 6, of_class: int = 48
 ) -> Pictures:
-    """The instance prompt 24 times, each new setting `per_setting` and the class prompt `of_class` times."""
+    """The instance prompt `asked` times, each new setting `per_setting` and the class prompt `of_class` times."""
     prompt, settings = instance_prompt(subject), [name for name in new_settings(subject) for _ in range(per_setting)]
     in_settings = [f"{prompt} {SETTINGS[setting].phrase}" for setting in settings]
-    prompts = [prompt] * 24 + in_settings + [caption(subject)] * of_class
+    prompts = [prompt] * asked + in_settings + [caption(subject)] * of_class
     made = sample(backend_class, source, [ImageRequest(text, FIRST_SEED + seed) for seed, text in enumerate(prompts)])
-    return Pictures(made[:24], made[24:-of_class], tuple(settings), made[-of_class:])
+    return Pictures(made[:asked], made[asked:-of_class], tuple(settings), made[-of_class:])
 
 
 def scores(base: Pictures, tuned: Pictures, subject: str) -> dict[str, float]:

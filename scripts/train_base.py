@@ -2,8 +2,8 @@
 
     python scripts/train_base.py --work runs/base --out runs/base/pipeline
 
-About two and a half hours on two CPU cores; on a GPU if there is one. Every stage leaves its result in --work, and the same
-command goes on where it was interrupted; --work/looks shows what the UNet can do as it learns.
+About two and a half hours on two CPU cores; on a GPU if there is one. Every stage leaves its result in --work, and the
+same command goes on where it was interrupted; --work/looks shows what the UNet can do as it learns.
 """
 
 import argparse

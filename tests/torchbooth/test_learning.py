@@ -37,7 +37,10 @@ def pictures(tmp_path_factory):
     config.train.steps = 200
     config.checkpoint.every_steps = 0
     run = train(config, tmp_path_factory.mktemp("run"))
-    base, tuned = (sample_for(Backend, source, SUBJECT, 3, 24) for source in (base_path(), run.pipeline))
+    base, tuned = (
+        sample_for(Backend, source, SUBJECT, asked=8, per_setting=2, of_class=16)
+        for source in (base_path(), run.pipeline)
+    )
     return base, tuned
 
 
