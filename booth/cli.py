@@ -1,4 +1,4 @@
-"""One command line for both backends: train, sample, export."""
+"""One command line for both backends: train, sample, export; and jaxbooth plan."""
 
 import argparse
 import importlib
@@ -92,7 +92,9 @@ _OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=package, description="DreamBooth fine-tuning of Stable Diffusion")
-    commands = parser.add_subparsers(required=True, metavar="train|sample|export")
+    planned = package == "jaxbooth"
+    names = "train|sample|export" + ("|plan" if planned else "")
+    commands = parser.add_subparsers(required=True, metavar=names)
 
     train = commands.add_parser(
         "train",
@@ -127,7 +129,7 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     write.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
     write.set_defaults(run=_export)
 
-    if package == "jaxbooth":
+    if planned:
         plan = commands.add_parser("plan", help="what training would need on a TPU, without one")
         plan.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
         plan.add_argument("--topology", help="a TPU slice such as v3:2x2 or v5e:2x4; default: mesh.topology")
@@ -141,7 +143,7 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
             raise UserError(f"{override[0]} must be written {override[0]}=VALUE")
     options = parser.parse_args([argument for argument in arguments if not _OVERRIDE.match(argument)])
     if overrides and options.run not in (_train, _plan):
-        raise UserError(f"{overrides[0][0]} belongs to train and plan; leave it out")
+        raise UserError(f"{overrides[0][0]} belongs to train{' and plan' if planned else ''}; leave it out")
     options.overrides = [(match[1], match[2]) for match in overrides]
     return options
 
@@ -279,6 +281,7 @@ def _find(backend_class: type[Backend], run_dir: str, step: int | None, precisio
     for name, value in record.config.items():
         settings.set_field(config, name, value)
     config.train.precision = precision
+    config.train.attention = "auto"
     config.mesh.fsdp = 1  # this machine may have other devices than the one that trained
     config.train.optimizer = "adamw"  # none is needed, so its package neither
     pipeline = open_pipeline(config.model.source, config.model.variant, pinned_revision(run_dir, config))

@@ -321,7 +321,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
     """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
-    validate_values(config)
+    _validate_values(config)
     _validate_inputs(config)
     _validate_updates(config)
     check_capabilities(config, backend, capabilities)
@@ -329,14 +329,14 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
 
 def validate_plan(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
     """The same for a plan, which needs no photos and prompts."""
-    validate_values(config)
+    _validate_values(config)
     if not config.model.source.strip():
         raise UserError("model.source is empty; name the model to plan for, with --config.model.source=...")
     _validate_updates(config)
     check_capabilities(config, backend, capabilities)
 
 
-def validate_values(config: ConfigDict) -> None:
+def _validate_values(config: ConfigDict) -> None:
     """Each field alone."""
     for field in FIELDS:
         value = _typed(field.name, get(config, field.name))

@@ -17,6 +17,7 @@ from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
 from jaxbooth import checkpoint, networks, optim, sample, step
 from jaxbooth.networks import Models
+from jaxbooth.precision import exact_float32
 from jaxbooth.sharding import make_mesh, place_batch, place_rows
 from jaxbooth.step import State
 from jaxbooth.weights import Network, to_diffusers
@@ -31,9 +32,7 @@ class Backend:
     capabilities: frozenset[str] = frozenset({"sharding", "attention kernels"})
 
     def __init__(self, config: Any) -> None:
-        # float32 means float32, where TPUs and newer GPUs would multiply in less. Both settings are the process's: they
-        # also hold for other JAX code beside a run.
-        jax.config.update("jax_default_matmul_precision", "highest")
+        exact_float32()
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a resumed run need not compile for minutes again
             jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "booth" / "jax"))
         self._config = config

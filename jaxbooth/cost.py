@@ -8,7 +8,7 @@ collectives carry no estimate: they are listed beside it.
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -81,7 +81,8 @@ def _padded_products(jaxpr: Any) -> float:
     """FLOPs of the products in a kernel's body, each side rounded up to whole tiles."""
     total = 0.0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        kind, inner = equation.primitive.name, [_padded_products(_open(body)) for body in _jaxprs(equation.params)]
+        if kind == "dot_general":
             (left_axes, right_axes), (left_batch, right_batch) = equation.params["dimension_numbers"]
             left, right = (variable.aval.shape for variable in equation.invars)
 
@@ -95,8 +96,12 @@ def _padded_products(jaxpr: Any) -> float:
             total += 2.0 * batch * padded(left, left_axes) * padded(left, rest(left, left_axes, left_batch)) * padded(
                 right, rest(right, right_axes, right_batch)
             )  # fmt: skip
+        elif kind == "scan":
+            total += equation.params["length"] * inner[0]
+        elif kind == "while" and any(inner):
+            raise ValueError("a while loop with products in a kernel: how often it runs is not in the program")
         else:
-            total += sum(_padded_products(_open(inner)) for inner in _jaxprs(equation.params))
+            total += max(inner, default=0.0) if kind == "cond" else sum(inner)
     return total
 
 
@@ -130,7 +135,9 @@ class Cost:
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_CALLED = re.compile(r"\b(to_apply|calls|body|condition|branch_computations)=(%?[\w.\-]+|\{[^}]*\})")
+_CALLED = re.compile(
+    r"\b(to_apply|calls|body|condition|branch_computations|true_computation|false_computation)=(%?[\w.\-]+|\{[^}]*\})"
+)
 _ARRAY = re.compile(r"\b([a-z]+)(\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
 _COLLECTIVES = ("all-gather", "reduce-scatter", "all-to-all", "collective-permute", "all-reduce")
 _KERNEL = "tpu_custom_call"  # other custom calls are the compiler's own and take no time
@@ -158,9 +165,14 @@ def program_cost(text: str) -> Cost:
             named = {key: [name.strip(" %{}") for name in names.split(",")] for key, names in _CALLED.findall(rest)}
             if op == "while":
                 total.add(cost(named["body"][0]), _trips(computations[named["condition"][0]]))
-            elif op in ("call", "conditional", "async-start"):
+            elif op == "conditional":
+                total.add(max((cost(inner) for inner in chain(*named.values())), key=lambda branch: branch.cycles), 1)
+            elif op in ("call", "async-start"):
                 for inner in chain(*named.values()):
                     total.add(cost(inner), 1)
+            elif op == "fusion":  # its own estimate holds for all inside it, but knows nothing of what is sent
+                for inner in named["calls"]:
+                    total.add(replace(cost(inner), cycles=0), 1)
         return total
 
     return cost(entry)
@@ -194,6 +206,8 @@ def _received(kind: str, shape: str, devices: int, with_operand: bool) -> int:
     size = sum(_bytes(*array) for array in _ARRAY.findall(shape))
     if with_operand and kind == "all-gather":
         size = size * devices // (devices + 1)
+    if with_operand and kind == "collective-permute":
+        size //= 2
     if kind == "reduce-scatter":
         return size * (devices - 1)
     if kind == "all-reduce":  # a reduce-scatter, then an all-gather
@@ -202,14 +216,17 @@ def _received(kind: str, shape: str, devices: int, with_operand: bool) -> int:
 
 
 def _group_size(rest: str) -> int:
-    """How many devices take part, from replica_groups in any of its spellings."""
+    """How many devices take part, from replica_groups in any of its spellings; ValueError for an unknown one."""
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest):
         return int(iota[1])
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
-    return len(listed[1].split(",")) if listed else 1
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return len(listed[1].split(","))
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):  # each device sends to another
+        return pairs[1].count("{")
+    raise ValueError(f"the devices of a collective cannot be read from {rest[:200]}")
 
 
 def _bytes(kind: str, bits: str, dims: str) -> int:

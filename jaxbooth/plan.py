@@ -28,6 +28,7 @@ from booth.sampling import latent_shape
 from jaxbooth import networks, optim, step
 from jaxbooth.cost import Cost, Flops, count_flops, program_cost
 from jaxbooth.models.unet import UNet2DConditionModel
+from jaxbooth.precision import exact_float32
 from jaxbooth.sharding import mesh_of, parameter_spec, row_spec, state_shardings
 from jaxbooth.weights import Network
 
@@ -134,15 +135,18 @@ class Plan:
 
 
 def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bool) -> dict[str, Any]:
-    """Prints the plan of the config's own batch or, with `find_batch`, of the largest that fits; what `--json` writes.
+    """Prints the plan of the config's own batch and, with `find_batch`, those on the way to the largest that fits.
 
-    UserError if it does not fit, once it is printed.
+    Returns what `--json` writes, of the last that fits: a plan that says what does not fit is a plan too.
     """
     topology = topology or config.mesh.topology
     if not topology:
         raise UserError("--topology is missing and mesh.topology is empty; name a slice such as v3:2x2")
     devices = devices_of(topology)
+    exact_float32()
     pieces, kinds = config.train.accumulation, 2 if config.prior.weight > 0 else 1
+    # So many rows more on each device make whole pieces, with as many class rows as instance rows.
+    more = pieces * (kinds if len(devices) % kinds else 1)
     own = -(-kinds * config.train.batch_size // pieces // len(devices)) * pieces
 
     def make(rows: int) -> Plan:
@@ -151,21 +155,22 @@ def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bo
     best = make(own)
     print(best.text())
     if find_batch:
-        for tried in largest(make, pieces, best):
+        for tried in largest(make, more, best):
             print(tried.text())
             if tried.fits and (not best.fits or tried.rows_per_device > best.rows_per_device):
                 best = tried
-        if not best.fits:
-            raise UserError(f"not even {pieces} rows a device fit: {best.advice}")
-        updates = best.rows_per_device * len(devices) // kinds
-        print(f"largest batch: train.batch_size={updates}, {best.rows_per_device} rows on each device")
+        if best.fits:
+            batch_size = best.rows_per_device * len(devices) // kinds
+            print(f"largest batch: train.batch_size={batch_size}, {best.rows_per_device} rows on each device")
+        else:
+            print(f"not even {more} rows on each device fit")
     return best.as_dict()
 
 
 def devices_of(topology: str) -> list[Any]:
     """The devices of a slice such as v3:2x2. UserError without libtpu, or for a slice that it does not know."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError('the TPU compiler is not installed; pip install "booth[tpu]", or pip install libtpu')
+        raise UserError("the TPU compiler is not installed; pip install libtpu")
     # It must neither look for a TPU nor ask Google's metadata server about one.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
@@ -179,12 +184,17 @@ def devices_of(topology: str) -> list[Any]:
     if topology.startswith(("v4:", "v5p:")):
         options["chip_config_name"] = "megacore"
     try:
-        return list(topologies.get_topology_desc(topology_name=topology, platform="tpu", **options).devices)
+        devices: list[Any] = list(
+            topologies.get_topology_desc(topology_name=topology, platform="tpu", **options).devices
+        )
     except Exception as error:  # whatever libtpu makes of it
-        said = str(error).splitlines()[0]
+        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"topology {topology!r} is not one that libtpu knows ({said}); such as v3:2x2, v5e:2x4"
         ) from error
+    if devices[0].device_kind not in CHIPS:
+        raise UserError(f"topology {topology!r} is of {devices[0].device_kind}; known are {', '.join(CHIPS)}")
+    return devices
 
 
 def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], rows_per_device: int) -> Plan:
@@ -242,8 +252,12 @@ def largest(make: Callable[[int], Plan], step: int, first: Plan) -> Iterator[Pla
 
 
 def _too_much(message: str) -> tuple[float, float] | None:
-    """(GiB of temporaries, GiB that there are) from the compiler's refusal; None if it is about something else."""
+    """(GiB of temporaries, GiB that there are) from the compiler's refusal; None if it is about something else.
+
+    Where it only gives the sum of all, that stands for the temporaries: a little too much.
+    """
     found = re.search(r"HLO temporaries \(([\d.]+)([GMK])\) exceeds available HBM \(([\d.]+)G\)", message)
+    found = found or re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)G hbm", message)
     return (float(found[1]) / {"G": 1, "M": 2**10, "K": 2**20}[found[2]], float(found[3])) if found else None
 
 

@@ -83,7 +83,7 @@ def gathered(params: Mapping[str, jax.Array], specs: Mapping[str, P], dtype: DTy
     """Inside `over_rows`: the whole of each parameter, of which this device has the part that `specs` says.
 
     What is split is cast to the compute dtype before it is sent: half the bytes in bfloat16. The gradient of a part is
-    the sum over the devices that share a copy.
+    the sum over the devices that share a copy, added up in the compute dtype too: in bfloat16, more of them round more.
     """
 
     def gather(name: str, part: jax.Array) -> jax.Array:

@@ -2,8 +2,7 @@
 
     python scripts/check_base.py --out runs/check-base
 
-Four pictures of each class in each setting. Writes --out/judged.png: 100
-of the pictures with the yardstick's verdicts.
+Four pictures of each class in each setting. Writes --out/judged.png: 100 of the pictures with the yardstick's verdicts.
 """
 
 import argparse

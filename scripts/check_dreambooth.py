@@ -4,19 +4,20 @@
     python scripts/check_dreambooth.py --out runs/check --backend jax --seeds 0
     python scripts/check_dreambooth.py --out runs/check --backend torch --seeds 0 --without-prior
 
-Runs whose scores are in --out already are not done again. At the end the
-table of all that is in --out; and --out/prior-SUBJECT-BACKEND-SEED.png: the class prompt from the base, with prior
-preservation and without, once both are there.
+Runs whose scores are in --out already are not done again. At the end the table of all that is in --out; and
+--out/prior-SUBJECT-BACKEND-SEED.png: the class prompt from the base, with prior preservation and without, once both are
+there.
 """
 
 import argparse
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dreambooth_scores import Pictures, instance_prompt, sample_for, scores
+from dreambooth_scores import FIRST_SEED, GUIDANCE, STEPS, Pictures, instance_prompt, sample_for, scores
 from picture_world.captions import caption
 from picture_world.subjects import SUBJECTS
 from PIL import Image
@@ -28,6 +29,7 @@ from booth.data import load_image
 from booth.embedded import base_path, subject_path
 from booth.pipeline_dir import open_pipeline
 from booth.rundir import publish, write_text
+from booth.yardstick import WEIGHTS
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.py"
 COLUMNS = ("learned", "learned_new", "fidelity", "base_fidelity", "real_fidelity", "setting_right")
@@ -37,7 +39,11 @@ COLUMNS += ("prior_kept", "diversity_kept", "class_drift", "class_right")
 def claim(out: Path, overrides: list[tuple[str, str]]) -> None:
     """Notes recipe and base in `out`; SystemExit if what is there was measured with others."""
     pipeline = open_pipeline(base_path())
-    recipe = flatten(load_config(DEMO, overrides)) | {"base": [pipeline.weights_hash(name) for name in ("unet", "vae")]}
+    recipe = flatten(load_config(DEMO, overrides)) | {
+        "base": [pipeline.weights_hash(name) for name in pipeline.family.networks],
+        "yardstick": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(),
+        "sampling": [STEPS, GUIDANCE, FIRST_SEED],
+    }
     text = json.dumps({name: value for name, value in recipe.items() if name != "instance.images"}, indent=1) + "\n"
     note = out / "recipe.txt"
     if note.exists() and note.read_text(encoding="utf-8") != text:

@@ -5,15 +5,18 @@
              XLA: some queries at a time, and the backward pass
              makes their logits again
     splash   a Pallas kernel whose logits never leave the core       TPU v4 and later, bfloat16
-    cudnn    cuDNN's flash attention                                 NVIDIA GPUs, bfloat16
+    cudnn    cuDNN's flash attention                                 NVIDIA GPUs from Ampere on, bfloat16
 
-The softmax is in float32 in all of them. What "auto" takes was chosen by the TPU compiler's estimates (docs/LOG.md).
+The softmax is in float32 in all of them. What "auto" takes on TPUs was chosen by the compiler's estimates
+(docs/LOG.md); on GPUs nothing has been measured.
 
 Shape suffixes: b batch, t queries, s keys, n heads, d features of a head.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +28,7 @@ from booth.errors import UserError
 KINDS = ("plain", "chunked", "splash", "cudnn")
 LONG = 1024  # keys from which another way than plain is worth it; SD1's 16x16 level and its 77 tokens have fewer
 CHUNK = 512  # queries: their logits take 64 MiB a row at 64x64 latents and 8 heads
+LANES = 128  # lengths that splash takes are multiples of it
 KEPT = "attention"  # the name of what a recomputed block keeps of its attention: output and normaliser, not logits
 
 
@@ -46,9 +50,9 @@ class Kernel:
         if self.kind == "plain" or causal or k_bsnd.shape[1] < LONG:
             attend = partial(plain, causal=causal)
             return (jax.checkpoint(attend) if self.recompute else attend)(q_btnd, k_bsnd, v_bsnd)
-        if self.kind == "splash":
+        if self.kind == "splash" and q_btnd.shape[1] % LANES == k_bsnd.shape[1] % LANES == 0:
             return splash(q_btnd, k_bsnd, v_bsnd)
-        if self.kind == "cudnn":
+        if self.kind == "cudnn" and q_btnd.shape[-1] % 8 == 0 and q_btnd.shape[-1] <= 128:
             return jax.nn.dot_product_attention(q_btnd, k_bsnd, v_bsnd, implementation="cudnn")
         return chunked(q_btnd, k_bsnd, v_bsnd)
 
@@ -61,7 +65,7 @@ def choose(kind: str, device: jax.Device, dtype: DTypeLike, *, recompute: bool =
         "plain": True,
         "chunked": True,
         "splash": tpu and half and device.device_kind not in ("TPU v2", "TPU v3"),
-        "cudnn": gpu and half,
+        "cudnn": gpu and half and float(getattr(device, "compute_capability", 0)) >= 8,
     }
     if kind == "auto":
         best = [name for name in ("splash", "cudnn") if has[name]]
@@ -165,8 +169,11 @@ def _put(array, chunk, first):
     return jax.lax.dynamic_update_slice_in_dim(array, chunk, first, axis=2)
 
 
-def splash(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array) -> jax.Array:
-    """JAX's splash attention with a mask that hides nothing. Lengths must be multiples of 128."""
+def splash(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """JAX's splash attention with a mask that hides nothing. Lengths must be multiples of 128.
+
+    `interpret`: step by step on a CPU, for tests.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -177,6 +184,7 @@ def splash(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array) -> jax.Array
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=KEPT,
+        interpret=interpret,
         block_sizes=kernels.BlockSizes(
             block_q=block_t,
             block_kv=block_s,
@@ -190,4 +198,28 @@ def splash(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array) -> jax.Array
     )
 
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_btnd * q_btnd.shape[-1] ** -0.5, k_bsnd, v_bsnd))
-    return jnp.swapaxes(jax.vmap(kernel)(*heads_first), 1, 2)
+    return jnp.swapaxes(_at_default_precision(jax.vmap(kernel))(*heads_first), 1, 2)
+
+
+def _at_default_precision(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function, forward and backward, with products as the TPU does them by itself.
+
+    Elsewhere float32 products are exact (`jaxbooth.precision`); for bfloat16 that changes nothing, but a Pallas kernel
+    would be asked for a product of bfloat16 operands in float32, which the TPU has not.
+    """
+
+    @jax.custom_vjp
+    def run(*operands: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("default"):
+            return function(*operands)
+
+    def forward(*operands: jax.Array) -> tuple[jax.Array, Any]:
+        with jax.default_matmul_precision("default"):
+            return jax.vjp(function, *operands)
+
+    def backward(back: Any, d_out: jax.Array) -> Any:
+        with jax.default_matmul_precision("default"):
+            return back(d_out)
+
+    run.defvjp(forward, backward)
+    return run

@@ -134,7 +134,11 @@ def test_a_wheel_has_all_of_it(tiny_pipeline, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("backend", "capabilities"), [("jax", frozenset({"sharding"})), ("torch", frozenset({"fp16", "adamw8bit"}))]
+    ("backend", "capabilities"),
+    [
+        ("jax", frozenset({"sharding", "attention kernels"})),
+        ("torch", frozenset({"fp16", "adamw8bit"})),
+    ],
 )
 def test_the_demo_is_valid_for_both_backends(base, backend, capabilities):
     config = resolved(load_config(ROOT / "configs" / "demo.py"))

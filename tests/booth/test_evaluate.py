@@ -98,7 +98,8 @@ def test_a_class_that_turns_into_the_subject_loses_diversity_and_prior(world):
             )
             noticed["prior"].append(_prior(kept, base, real, name) > _prior(quarter, base, real, name))
             noticed["diversity"].append(evaluate.diversity(kept) > evaluate.diversity(half))
-    assert {measure: np.mean(seen) >= 0.95 for measure, seen in noticed.items()} == dict.fromkeys(noticed, True)
+    assert np.mean(noticed["prior"]) >= 0.95
+    assert np.mean(noticed["diversity"]) >= 0.95
 
 
 def _prior(tuned, base, real, name):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxbooth.cost import count_flops, program_cost
+from jaxbooth.sharding import make_mesh, over_rows
 
 X = jax.ShapeDtypeStruct((4, 8), jnp.float32)
 W = jax.ShapeDtypeStruct((8, 8), jnp.float32)
@@ -46,9 +47,9 @@ def test_rematerialised_products_count_again():
     def loss(function):
         return jax.grad(lambda x, w: function(x, w).sum(), argnums=(0, 1))
 
-    # The forward pass makes two products and the backward pass four; made again, the first one is a seventh.
+    # The forward pass makes two products and the backward pass four; both of the first are made again.
     assert flops(loss(two_layers), X, W) == 6 * 512
-    assert flops(loss(jax.checkpoint(two_layers)), X, W) > 6 * 512
+    assert flops(loss(jax.checkpoint(two_layers)), X, W) == 8 * 512
 
 
 def test_a_loop_of_unknown_length_is_refused():
@@ -57,6 +58,17 @@ def test_a_loop_of_unknown_length_is_refused():
 
     with pytest.raises(ValueError, match="how often it runs is not in the program"):
         flops(loop, X, W)
+
+
+def test_devices_and_branches_count():
+    spec = jax.sharding.PartitionSpec()
+    spread = over_rows(make_mesh(1), lambda x, w: x @ w, (spec, spec), spec)
+    assert flops(spread, X, W) == 512
+
+    def branches(x, w):
+        return jax.lax.cond(x.sum() > 0, lambda: x @ w @ w, lambda: x @ w)
+
+    assert flops(branches, X, W) == 2 * 512, "the dearer one"
 
 
 PROGRAM = """\
@@ -101,6 +113,21 @@ def test_loops_collectives_and_kernels_of_a_program():
         "all-reduce": 2 * (16 * 8 * 2 + 4 * 4) * 3 // 4,
         "reduce-scatter": 2 * 4,
     }
+
+
+def test_what_is_sent_inside_a_fusion_and_asynchronously_counts():
+    inside = PROGRAM.replace(
+        "ROOT %b = f32[4]{0:T(128)} negate(%a)", "ROOT %b = f32[4]{0} all-reduce(%a), replica_groups=[1,8]<=[8]"
+    )
+    assert program_cost(inside).cycles == 170
+    assert program_cost(inside).received["all-reduce"] == program_cost(PROGRAM).received["all-reduce"] + 7 * 28
+    started = PROGRAM.replace(
+        "%g = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%p)",
+        "%g = (bf16[2,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%p)",
+    )
+    assert program_cost(started).received == program_cost(PROGRAM).received
+    with pytest.raises(ValueError, match="the devices of a collective cannot be read"):
+        program_cost(PROGRAM.replace("replica_groups={{0,1},{2,3},{4,5},{6,7}}", "replica_groups={}"))
 
 
 def test_a_loop_that_cannot_be_read_is_refused():

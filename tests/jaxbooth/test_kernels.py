@@ -1,5 +1,6 @@
 """Every way to compute attention gives the same values and gradients."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -73,6 +74,26 @@ def test_memory_of_logits_is_that_of_a_chunk(monkeypatch):
     assert temporaries(kernels.chunked) < temporaries(kernels.plain) / 3
 
 
+def test_splash_is_the_same():
+    """In its interpreter: 256 queries, 128 keys, 2 heads of 40 features as in Stable Diffusion 1."""
+    rng = np.random.default_rng(0)
+    shapes = ((1, 256, 2, 40), (1, 128, 2, 40), (1, 128, 2, 40), (1, 256, 2, 40))
+    inputs = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    expected = _value_and_gradients(kernels.plain, *inputs)
+    ours = _value_and_gradients(partial(kernels.splash, interpret=True), *inputs)
+    for mine, reference in zip(ours, expected, strict=True):
+        assert np.abs(mine - reference).max() <= 1e-5 * np.abs(reference).max()
+
+
+def test_lengths_that_splash_has_not_are_chunked(monkeypatch):
+    """1600 tokens are the 40x40 of 640 pixels."""
+    monkeypatch.setattr(kernels, "splash", lambda *_: "splash")
+    monkeypatch.setattr(kernels, "chunked", lambda *_: "chunked")
+    for tokens, expected in ((1600, "chunked"), (1024, "splash"), (4096, "splash")):
+        x = jax.ShapeDtypeStruct((1, tokens, 8, 40), jnp.bfloat16)
+        assert kernels.Kernel("splash")(x, x, x) == expected
+
+
 def test_short_sequences_are_plain(inputs, monkeypatch):
     q, k, v, _ = inputs
     monkeypatch.setattr(kernels, "chunked", lambda *_: pytest.fail("for long ones"))
@@ -84,7 +105,7 @@ def test_short_sequences_are_plain(inputs, monkeypatch):
 
 
 CPU, V3, V5E = ("cpu", "cpu"), ("tpu", "TPU v3"), ("tpu", "TPU v5 lite")
-H100 = ("gpu", "NVIDIA H100 80GB HBM3")
+H100, T4 = ("gpu", "NVIDIA H100 80GB HBM3", "9.0"), ("gpu", "Tesla T4", "7.5")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +117,7 @@ H100 = ("gpu", "NVIDIA H100 80GB HBM3")
         (V5E, jnp.float32, "chunked"),
         (H100, jnp.bfloat16, "cudnn"),
         (H100, jnp.float32, "chunked"),
+        (T4, jnp.bfloat16, "chunked"),
     ],
 )
 def test_auto_is_by_the_device(device, dtype, expected):
@@ -110,4 +132,5 @@ def test_a_kernel_that_the_device_has_not_is_one_line():
 
 
 def _choose(kind, device, dtype):
-    return kernels.choose(kind, SimpleNamespace(platform=device[0], device_kind=device[1]), dtype)
+    names = ("platform", "device_kind", "compute_capability")
+    return kernels.choose(kind, SimpleNamespace(**dict(zip(names, device, strict=False))), dtype)

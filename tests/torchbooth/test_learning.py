@@ -27,21 +27,26 @@ def faults(result):
     return [fault for fault, holds in rules.items() if not holds]
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """(base's pictures, tuned model's)."""
+def tuned(folder, prior=1.0):
+    """A model tuned in a short demo, as a pipeline folder."""
     config = load_config(DEMO)
+    config.prior.weight = prior
     config.samples.before_after = False
     config.samples.every_steps = 0
     config.prior.count = 32
     config.train.steps = 200
     config.checkpoint.every_steps = 0
-    run = train(config, tmp_path_factory.mktemp("run"))
-    base, tuned = (
-        sample_for(Backend, source, SUBJECT, asked=8, per_setting=2, of_class=16)
-        for source in (base_path(), run.pipeline)
-    )
-    return base, tuned
+    return train(config, folder).pipeline
+
+
+def sampled(source):
+    return sample_for(Backend, source, SUBJECT, asked=8, per_setting=2, of_class=16)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """(base's pictures, tuned model's)."""
+    return sampled(base_path()), sampled(tuned(tmp_path_factory.mktemp("run")))
 
 
 def test_the_subject_is_learned_and_the_class_is_kept(pictures):
@@ -56,6 +61,15 @@ def test_a_model_that_learned_nothing_is_caught(pictures):
 
 def test_a_lost_prior_is_caught(pictures):
     """The subject's pictures in place of the class's."""
-    base, tuned = pictures
-    lost = replace(tuned, class_prompt=tuned.instance_prompt)
+    base, learned = pictures
+    lost = replace(learned, class_prompt=learned.instance_prompt)
     assert set(faults(scores(base, lost, SUBJECT))) >= {"the class has become the subject", "the prior is lost"}
+
+
+@pytest.mark.full  # a second run
+def test_without_prior_preservation_the_class_drifts(pictures, tmp_path):
+    """The comparison of the DreamBooth paper (arXiv 2208.12242, section 4.3)."""
+    base, learned = pictures
+    alone = scores(base, sampled(tuned(tmp_path / "run", prior=0.0)), SUBJECT)
+    assert alone["class_drift"] > scores(base, learned, SUBJECT)["class_drift"] + 0.2
+    assert "the prior is lost" in faults(alone)
