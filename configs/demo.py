@@ -23,7 +23,7 @@ def get_config():
     config.prior.prompt = "a photo of a robot"
     config.prior.count = 64
     config.prior.guidance = 1.5
-    config.train.steps = 300
+    config.train.steps = 400
     config.train.batch_size = 4
     config.train.learning_rate = 1e-4
     config.data.resolution = 64
