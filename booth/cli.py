@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from booth import config as settings
-from booth import loop, pictures, rundir
+from booth import loop, pictures
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
 from booth.errors import UserError
@@ -25,7 +25,7 @@ from booth.export import check_target, export
 from booth.hub import readable
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import load_tokenizer
-from booth.rundir import pinned_revision, read_record
+from booth.rundir import pinned_revision, read_record, write_text
 from booth.sampling import ImageRequest, Sampler
 from booth.solvers import SOLVERS
 
@@ -185,7 +185,7 @@ def _plan(package: str, options: argparse.Namespace) -> None:
     pipeline = open_pipeline(config.model.source, config.model.variant, config.model.revision, weights=False)
     plans = importlib.import_module(f"{package}.plan").run(config, pipeline, options.topology, options.find_batch)
     if options.json:
-        rundir.write_text(Path(options.json), json.dumps(plans, indent=1) + "\n")
+        write_text(Path(options.json), json.dumps(plans, indent=1) + "\n")
 
 
 def _sample(package: str, options: argparse.Namespace) -> None:

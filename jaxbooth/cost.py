@@ -217,7 +217,7 @@ def _received(kind: str, shape: str, devices: int, with_operand: bool) -> int:
 
 def _group_size(rest: str) -> int:
     """How many devices take part, from replica_groups in any of its spellings; ValueError for an unknown one."""
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest):

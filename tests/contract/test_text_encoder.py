@@ -91,8 +91,10 @@ def test_each_prompt_is_encoded_once_an_update(backend_class, package, config, t
 
         monkeypatch.setattr(Network, "bind", watched)
         state = backend.init(models)
-        placed = place_batch(make_mesh(1), batch, 2)
+        mesh = make_mesh(1)
+        placed = place_batch(mesh, batch, 2)
         jax.eval_shape(
-            lambda trainable: step._gradients(trainable, placed, models.unet, models.text_encoder), state.trainable
+            lambda trainable: step._gradients(trainable, placed, models.unet, models.text_encoder, mesh),
+            state.trainable,
         )
     assert encoded == [(2, 77)], "two prompts, once, for eight rows in two pieces"

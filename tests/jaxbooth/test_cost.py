@@ -98,6 +98,7 @@ ENTRY %main (p: bf16[16,8]) -> bf16[16,8] {
   %w = (s32[]{:T(128)}, f32[4]{0:T(128)}) while(%p), condition=%condition, body=%body
   %g = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%p), replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={0}
   %r = (bf16[16,8]{1,0}, f32[4]{0}) all-reduce(%g, %w), replica_groups=[2,4]<=[8], to_apply=%fused
+  %q = f32[4]{0} all-reduce(%w), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}, to_apply=%fused
   %x = f32[2]{0} reduce-scatter(%r), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%fused
   ROOT %o = bf16[16,8]{1,0} copy(%g), backend_config={"window_config":{"estimated_cycles":"100"}}
 }
@@ -110,7 +111,7 @@ def test_loops_collectives_and_kernels_of_a_program():
     assert cost.custom_calls == {"tpu_custom_call": 7}
     assert cost.received == {
         "all-gather": 16 * 8 * 2 * 7 // 8,
-        "all-reduce": 2 * (16 * 8 * 2 + 4 * 4) * 3 // 4,
+        "all-reduce": 2 * (16 * 8 * 2 + 4 * 4) * 3 // 4 + 2 * 4 * 4 * 3 // 4,
         "reduce-scatter": 2 * 4,
     }
 
