@@ -16,7 +16,7 @@ SUBJECT = "robot"
 
 
 def faults(result):
-    """What a run with these scores has missed: a short run, few pictures, so bounds below what the full demo reaches."""
+    """What a run with these scores has missed: few steps and pictures, so bounds below what the demo reaches."""
     rules = {
         "the subject is not learned": result["learned"] >= 0.4,
         "it does not go where it is asked to": result["setting_right"] >= 0.7,
