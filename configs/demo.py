@@ -3,8 +3,8 @@
     make demo                       with torchbooth; `make demo BACKEND=jax` with jaxbooth
     python -m torchbooth.train --config configs/demo.py --workdir demo/robot-torch
 
-Either backend; nothing is downloaded. On two CPU cores torchbooth's takes 3 min 41 s with the installation, jaxbooth's
-3 min without it. RUN/samples/before_after.png shows the robot as the model was shown it, and what the base and the
+Either backend; nothing is downloaded. On two CPU cores torchbooth's takes 2 min 43 s, and about a minute more with the
+installation; jaxbooth's about 3 min. RUN/samples/before_after.png shows the robot as the model was shown it, and what the base and the
 tuned model make of the same prompts and seeds: the robot in places that none of its pictures show, and other robots,
 which should stay as they were.
 """

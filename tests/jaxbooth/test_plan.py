@@ -50,7 +50,13 @@ def config():
 
 @needs_libtpu
 @pytest.mark.parametrize(
-    ("topology", "devices", "kernels"), [("v3:2x2", 8, 0), ("v4:2x2x1", 4, 12), ("v5e:2x4", 8, 12), ("v6e:2x4", 8, 12)]
+    ("topology", "devices", "kernels"),
+    [
+        ("v3:2x2", 8, 0),
+        pytest.param("v4:2x2x1", 4, 12, marks=pytest.mark.full),
+        ("v5e:2x4", 8, 12),
+        pytest.param("v6e:2x4", 8, 12, marks=pytest.mark.full),
+    ],
 )
 def test_the_step_compiles_for_tpus(pipeline, config, topology, devices, kernels):
     made = plan(config, pipeline, topology, devices_of(topology), rows_per_device=2)
@@ -60,7 +66,8 @@ def test_the_step_compiles_for_tpus(pipeline, config, topology, devices, kernels
     assert made.kernels == kernels and (made.kernel_flops_per_row > 0) == (kernels > 0)
     assert made.cycles_per_row >= made.compiler_cycles_per_row > 0
     needed = planning._needed_flops(config, pipeline)
-    assert needed < made.flops_per_row < 2 * needed, "attention is done again, nothing else"
+    assert needed < made.flops_per_row, "attention is done again"
+    assert made.flops_per_row - made.kernel_flops_per_row < 1.5 * needed, "and nothing else"
     assert {"all-gather"} < set(made.collectives) <= {"all-gather", "all-reduce", "reduce-scatter"}
     shapes = Network.build(UNet2DConditionModel, pipeline.component_config("unet")).shapes.values()
     assert made.collective_bytes > 0.9 * sum(math.prod(shape.shape) for shape in shapes), (
