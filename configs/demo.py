@@ -4,9 +4,9 @@
     python -m torchbooth.train --config configs/demo.py --workdir demo/robot-torch
 
 Either backend; nothing is downloaded. On two CPU cores torchbooth's takes 2 min 43 s, and about a minute more with the
-installation; jaxbooth's about 3 min. RUN/samples/before_after.png shows the robot as the model was shown it, and what the base and the
-tuned model make of the same prompts and seeds: the robot in places that none of its pictures show, and other robots,
-which should stay as they were.
+installation; jaxbooth's about 3 min. RUN/samples/before_after.png shows the robot as the model was shown it, and what
+the base and the tuned model make of the same prompts and seeds: the robot in places that none of its pictures show, and
+other robots, which should stay as they were.
 """
 
 from booth.config import default_config
