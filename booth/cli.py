@@ -28,6 +28,7 @@ from booth.preparation import load_tokenizer
 from booth.rundir import pinned_revision, read_record, write_text
 from booth.sampling import ImageRequest, Sampler
 from booth.solvers import SOLVERS
+from booth.validation import check_capabilities, validate, validate_plan
 
 log = logging.getLogger("booth")
 
@@ -167,7 +168,7 @@ def _train(package: str, options: argparse.Namespace) -> None:
         raise UserError("--workdir is missing; give the folder the run is to live in")
     backend_class = load_backend(package)
     if options.dry_run:
-        settings.validate(config, backend_class.name, backend_class.capabilities)
+        validate(config, backend_class.name, backend_class.capabilities)
         backend_class.check(config)
         revision = pinned_revision(options.workdir, config) if options.workdir else ""
         pipeline = loop.check_inputs(config, revision).pipeline
@@ -181,7 +182,7 @@ def _train(package: str, options: argparse.Namespace) -> None:
 def _plan(package: str, options: argparse.Namespace) -> None:
     config = settings.resolved(settings.load_config(options.config, options.overrides))
     backend_class = load_backend(package)
-    settings.validate_plan(config, backend_class.name, backend_class.capabilities)
+    validate_plan(config, backend_class.name, backend_class.capabilities)
     pipeline = open_pipeline(config.model.source, config.model.variant, config.model.revision, weights=False)
     plans = importlib.import_module(f"{package}.plan").run(config, pipeline, options.topology, options.find_batch)
     if options.json:
@@ -215,7 +216,7 @@ def _sample(package: str, options: argparse.Namespace) -> None:
     sampler.check()
     config = trained.config if trained else _inference_config(options.precision)
     try:
-        settings.check_capabilities(config, backend_class.name, backend_class.capabilities)
+        check_capabilities(config, backend_class.name, backend_class.capabilities)
         backend_class.check(config)
     except UserError as error:
         raise UserError(str(error).replace("train.precision=", "--precision ")) from error

@@ -1,14 +1,13 @@
 """Every setting of a run, once: its name, default, rule and meaning.
 
-`default_config()` builds the locked ConfigDict, `load_config()` reads a file and command-line overrides onto it,
-`validate()` checks values and how they go together before any work is done. Nothing else in the project knows a
+`default_config()` builds the locked ConfigDict, `load_config()` reads a file and command-line overrides onto it;
+`booth.validation` checks values and how they go together before any work is done. Nothing else in the project knows a
 default. The defaults are the recipe that is known to work for one object with Stable Diffusion 1.5.
 """
 
 import difflib
 import importlib.util
 import json
-import math
 import os
 import re
 import traceback
@@ -166,14 +165,15 @@ def resolved(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     for field in FIELDS:
         value = get(config, field.name)
-        local = field.is_path and isinstance(value, str) and value and not _is_remote(value)
+        local = field.is_path and isinstance(value, str) and value and not is_remote(value)
         if local and not (field.name == "model.source" and (value == EMBEDDED or is_id(value))):
             home = os.path.expanduser(value)  # noqa: PTH111 (Path's own raises for an unknown user)
             set_field(config, field.name, str(Path(home).absolute()))
     return config
 
 
-def _is_remote(path: str) -> bool:
+def is_remote(path: str) -> bool:
+    """Whether a path names a scheme, such as gs://."""
     return re.match(r"\w{2,}://", path) is not None  # C:// is a drive
 
 
@@ -192,7 +192,7 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
     if name not in _BY_NAME:
         raise UserError(f"config field {name!r} does not exist{_suggestion(name)}")
     section, _, key = name.partition(".")
-    config[section][key] = _typed(name, value)
+    config[section][key] = typed(name, value)
 
 
 def _suggestion(name: str) -> str:
@@ -209,7 +209,7 @@ def _suggestion(name: str) -> str:
     return f"; {section} has: {', '.join(inside)}" if inside else "; --help lists the fields"
 
 
-def _typed(name: str, value: Any) -> Any:
+def typed(name: str, value: Any) -> Any:
     """The value in the type of the field's default; lossless conversions only (1 -> 1.0, list -> tuple)."""
     kind = type(_BY_NAME[name].default)
     if kind is float and type(value) is int:
@@ -317,93 +317,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
-
-
-def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
-    """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
-    _validate_values(config)
-    _validate_inputs(config)
-    _validate_updates(config)
-    check_capabilities(config, backend, capabilities)
-
-
-def validate_plan(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
-    """The same for a plan, which needs no photos and prompts."""
-    _validate_values(config)
-    if not config.model.source.strip():
-        raise UserError("model.source is empty; name the model to plan for, with --config.model.source=...")
-    _validate_updates(config)
-    check_capabilities(config, backend, capabilities)
-
-
-def _validate_values(config: ConfigDict) -> None:
-    """Each field alone."""
-    for field in FIELDS:
-        value = _typed(field.name, get(config, field.name))
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{field.name}={value!r} must be a finite number, {field.rule.text}")
-        if not field.rule.holds(value):
-            raise UserError(f"{field.name}={value!r} must be {field.rule.text}")
-        if field.is_path and _is_remote(value):
-            raise UserError(f"{field.name}={value!r} must be a local folder: remote folders are not available yet")
-
-
-def _validate_inputs(config: ConfigDict) -> None:
-    """What the user must name."""
-    for name, example in (
-        ("model.source", "models/sd15"),
-        ("instance.images", "photos/"),
-        ("instance.prompt", "a photo of sks dog"),
-    ):
-        if not get(config, name).strip():
-            raise UserError(f"{name} is empty; set it in the config or with --config.{name}='{example}'")
-    if config.prior.weight > 0 and not config.prior.prompt.strip():
-        raise UserError(
-            f"prior.weight={config.prior.weight} needs prior.prompt, such as 'a photo of dog';"
-            " give it, or set prior.weight=0 to train without prior preservation"
-        )
-    if config.prior.weight > 0 and config.instance.prompt.strip() == config.prior.prompt.strip():
-        raise UserError(
-            f"instance.prompt={config.instance.prompt!r} is prior.prompt too;"
-            " add an identifier, such as 'a photo of sks dog'"
-        )
-
-
-def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
-    """UserError for a setting that this backend has not, on any machine."""
-    if config.mesh.fsdp > 1 and "sharding" not in capabilities:
-        raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: {backend}booth trains on one device")
-    if config.train.precision == "fp16" and "fp16" not in capabilities:
-        raise UserError(f"train.precision='fp16' must be 'bf16' or 'fp32': {backend}booth does not compute in float16")
-    if config.train.optimizer == "adamw8bit" and "adamw8bit" not in capabilities:
-        raise UserError(f"train.optimizer='adamw8bit' must be 'adamw': {backend}booth has no 8-bit optimizer yet")
-    if config.train.gradient_checkpointing == "attention" and "attention kernels" not in capabilities:
-        raise UserError(
-            f"train.gradient_checkpointing='attention' must be 'none' or 'block': {backend}booth's attention keeps no"
-            " weights anyway"
-        )
-    if config.train.attention != "auto" and "attention kernels" not in capabilities:
-        raise UserError(f"train.attention={config.train.attention!r} must be 'auto': PyTorch chooses its own")
-
-
-def _validate_updates(config: ConfigDict) -> None:
-    """How the fields of an update go together."""
-    train = config.train
-    if train.batch_size % train.accumulation:
-        raise UserError(
-            f"train.accumulation={train.accumulation} must divide train.batch_size={train.batch_size}, which counts the"
-            " instance images of the whole update: what older scripts call batch 1 with accumulation 4 is batch_size=4"
-            " with accumulation=4 here"
-        )
-    if train.lr_warmup_steps >= train.steps:
-        raise UserError(f"train.lr_warmup_steps={train.lr_warmup_steps} must be less than train.steps={train.steps}")
-    if train.lr_schedule == "polynomial" and train.lr_end >= train.learning_rate:
-        raise UserError(f"train.lr_end={train.lr_end} must be less than train.learning_rate={train.learning_rate}")
-    if train.text_encoder_learning_rate and not train.text_encoder:
-        raise UserError(
-            f"train.text_encoder_learning_rate={train.text_encoder_learning_rate} needs train.text_encoder=true;"
-            " leave it 0 where the text encoder does not train"
-        )
 
 
 def trained_components(config: ConfigDict) -> tuple[str, ...]:

@@ -9,13 +9,14 @@ from typing import Any
 from booth.backend import Backend
 from booth.batches import made_ahead
 from booth.checkpoints import Checkpoints
-from booth.config import resolved, validate
+from booth.config import resolved
 from booth.export import export, exported_step
 from booth.learning_rate import learning_rates
 from booth.metrics import Recorder, read_metrics
 from booth.preparation import check_inputs, prepare
 from booth.previews import Previews
 from booth.rundir import RunDir, pinned_revision
+from booth.validation import validate
 
 log = logging.getLogger("booth")
 

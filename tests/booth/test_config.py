@@ -9,8 +9,9 @@ import yaml
 from ml_collections import ConfigDict
 
 from booth import config as settings
-from booth.config import default_config, flatten, load_config, parse_text, resolved, set_field, validate
+from booth.config import default_config, flatten, load_config, parse_text, resolved, set_field
 from booth.errors import UserError
+from booth.validation import validate
 
 FIELDS = """
 model.source model.revision model.variant

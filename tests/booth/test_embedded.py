@@ -13,10 +13,11 @@ from fake_backend import FakeBackend, watched
 from PIL import Image
 
 from booth import cli, embedded, loop
-from booth.config import load_config, resolved, validate
+from booth.config import load_config, resolved
 from booth.embedded import EMBEDDED, base_path, subject_path
 from booth.errors import UserError
 from booth.pipeline_dir import open_pipeline
+from booth.validation import validate
 
 ROOT = Path(__file__).parents[2]
 SUBJECTS = ("bird", "mug", "robot")
