@@ -9,7 +9,7 @@
 each; the UNet computes in bfloat16. An update has 8 times the rows of configs/sd15.py, so half as many updates show
 each photo four times as often.
 
-The plan for 16 rows on each core (train.batch_size=64), which a larger set of photos would be trained with: 13.8 GiB of
+The plan for 16 rows on each core (train.batch_size=64), which a larger set of photos would be trained with: 14.2 GiB of
 15.5, 1.05e8 cycles a row, 70 samples/s by the TPU compiler's estimates; no TPU was at hand to measure on.
 
     jaxbooth plan --config configs/tpu_v3.py --config.model.source=models/sd15 --config.train.batch_size=64
