@@ -46,10 +46,10 @@ def claim(out: Path, overrides: list[tuple[str, str]]) -> None:
     }
     text = json.dumps({name: value for name, value in recipe.items() if name != "instance.images"}, indent=1) + "\n"
     note = out / "recipe.txt"
-    if note.exists() and note.read_text(encoding="utf-8") != text:
+    if not note.exists():
+        write_text(note, text)
+    elif note.read_text(encoding="utf-8") != text:
         raise SystemExit(f"--out {out} holds results of another recipe or base ({note}); give another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(note, text)
 
 
 def check(out: Path, backend: str, subject: str, seed: int, prior: bool, overrides: list[tuple[str, str]]) -> None:
