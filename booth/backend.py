@@ -5,15 +5,18 @@ backend (`jaxbooth`, `torchbooth`) only computes. Everything that crosses the li
 on both backends to the bit; models and training state belong to the backend and are opaque to the core.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
+
+if TYPE_CHECKING:
+    from booth.hosts import Hosts
 
 Array = Any  # NumPy's, as the core makes it; the framework's own once a backend has placed a batch
 
@@ -69,6 +72,14 @@ class Backend(Protocol[Models, State]):
         """UserError for settings that need other hardware or another package than there is; starts no device."""
         ...
 
+    @staticmethod
+    def hosts() -> "Hosts | None":
+        """Joins the processes that were started together for one run; None where there is one. Before any device.
+
+        UserError if they do not find each other.
+        """
+        ...
+
     def load(self, pipeline: PipelineDir) -> Models:
         """Reads all networks of the pipeline and places them: enough to sample and to encode."""
         ...
@@ -105,6 +116,10 @@ class Backend(Protocol[Models, State]):
 
     def models(self, state: State) -> Models:
         """The networks with the weights as trained so far, for sampling."""
+        ...
+
+    def own_rows(self, rows: int) -> Set[int] | None:
+        """Which of a batch's rows this process computes on; None: all. The latents and noise of others may be 0."""
         ...
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:

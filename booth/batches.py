@@ -5,7 +5,7 @@ middle of an epoch, and batches can be made ahead on a thread.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,19 +46,30 @@ class Batches:
         """Rows of a batch, instance and class rows alike."""
         return len(self.views) * self.batch_size
 
-    def __call__(self, step: int, learning_rate: Mapping[str, float]) -> Batch:
-        """The batch of update number `step` (0 for the first): batch_size rows of each kind, instances first."""
+    @property
+    def _latent_shape(self) -> tuple[int, ...]:
+        return next(iter(self.moments.values())).shape[1:]
+
+    def __call__(self, step: int, learning_rate: Mapping[str, float], wanted: Set[int] | None = None) -> Batch:
+        """The batch of update number `step` (0 for the first): batch_size rows of each kind, instances first.
+
+        Latents and noise, which take the time, are made of the `wanted` rows only (None: all); the others' are 0.
+        """
         rows = [(kind, place) for kind in self.views for place in range(self.batch_size)]
-        latents = [self._latents(step, row, kind, place) for row, (kind, place) in enumerate(rows)]
-        shape = latents[0].shape
+        latents = np.zeros((len(rows), *self._latent_shape), np.float32)
+        noise = np.zeros_like(latents)
+        for row, (kind, place) in enumerate(rows):
+            if wanted is None or row in wanted:
+                latents[row] = self._latents(step, row, kind, place)
+                noise[row] = self._noise(step, row, self._latent_shape)
         timestep = np.array([self._timestep(step, row) for row in range(len(rows))], np.int32)
         target_latent, target_noise = self.schedule.target(timestep)
         # Each row has its own timestep and so its own min-SNR weight, instance and class rows alike.
         row_weight = self.schedule.min_snr_weight(timestep, self.min_snr_gamma) / self.batch_size
         is_prior = np.array([kind == "prior" for kind, _ in rows])
         return Batch(
-            latents=np.stack(latents),
-            noise=np.stack([self._noise(step, row, shape) for row in range(len(rows))]),
+            latents=latents,
+            noise=noise,
             timestep=timestep,
             signal=self.schedule.signal(timestep).astype(np.float32),
             sigma=self.schedule.sigma(timestep).astype(np.float32),

@@ -107,7 +107,12 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     train.add_argument("--workdir", type=_path, help="the run folder")
     train.add_argument("--from-step", type=int, help="continue from this checkpoint instead of the newest")
     train.add_argument("--dry-run", action="store_true", help="check everything, print the resolved config, stop")
-    train.set_defaults(run=_train)
+    if package == "jaxbooth":
+        group = train.add_argument_group("several hosts", "not needed on Cloud TPU and under srun")
+        group.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0; give the same command on each host")
+        group.add_argument("--hosts", type=int, metavar="N", help="how many there are")
+        group.add_argument("--host", type=int, metavar="K", help="which one this is, from 0; host 0 has the photos")
+    train.set_defaults(run=_train, coordinator=None, hosts=None, host=None)
 
     sample = commands.add_parser("sample", help="prompts -> PNGs and a grid")
     _add_source(sample)
@@ -176,6 +181,11 @@ def _train(package: str, options: argparse.Namespace) -> None:
             log.info("a run would download %d files, %s", len(files), readable(pipeline.model.size(files)))
         print(config.to_json_best_effort(indent=1))
         return
+    named = (options.coordinator, options.hosts, options.host)
+    if any(value is not None for value in named):
+        if None in named:
+            raise UserError("--coordinator, --hosts and --host go together; give all three, on each host")
+        importlib.import_module(f"{package}.hosts").start(*named)
     loop.train(backend_class, config, options.workdir, options.from_step)
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from booth.backend import Backend
-from booth.batches import made_ahead
 from booth.checkpoints import Checkpoints
 from booth.config import resolved
 from booth.export import export, exported_step
-from booth.learning_rate import learning_rates
+from booth.hosts import Hosts, Leader, feed, follow, leading
 from booth.metrics import Recorder, read_metrics
 from booth.preparation import check_inputs, prepare
 from booth.previews import Previews
@@ -33,8 +32,21 @@ class Run:
 def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_step: int | None = None) -> Run:
     """Runs or resumes the whole job in `workdir`; called again on a finished run it trains no further step.
 
-    `from_step` continues from that checkpoint instead of the newest. Raises UserError for what the user can mend.
+    `from_step` continues from that checkpoint instead of the newest. Where processes on several hosts were started
+    together, the first of them leads and has all files; the others have no metrics. Raises UserError for what the user
+    can mend.
     """
+    hosts = backend_class.hosts()
+    if hosts and hosts.index:
+        follow(backend_class, hosts)
+        return Run(Path(workdir), Path(workdir) / "pipeline", [])
+    with leading(hosts):
+        return _train(backend_class, hosts, config, workdir, from_step)
+
+
+def _train(
+    backend_class: type[Backend], hosts: Hosts | None, config: Any, workdir: str | Path, from_step: int | None
+) -> Run:
     began = time.perf_counter()
     config = resolved(config)
     validate(config, backend_class.name, backend_class.capabilities)
@@ -51,7 +63,9 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
             log.info("already at step %d of %d: nothing left to do", start, config.train.steps)
             return Run(run.path, run.pipeline, read_metrics(run.metrics))
 
-        backend = backend_class(config)
+        backend: Backend = backend_class(config)
+        if hosts:
+            backend = Leader(backend, hosts, config, run.checkpoints)
         models = backend.load(inputs.pipeline)
         # Before init: the optimizer is not in memory yet, and these images must come from the untouched base.
         batches = prepare(config, inputs, run, backend, models)
@@ -66,7 +80,7 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
 
         with Recorder(run, start, config.train.steps, batches.rows, config.log.every_steps) as recorder:
             stop = config.train.steps
-            for step, batch in made_ahead(lambda step: batches(step, learning_rates(config, step)), start, stop):
+            for step, batch in feed(backend, config, batches, start, stop):
                 state, metrics = backend.train_step(state, batch)
                 done = step + 1
                 recorder.record(done, batch.learning_rate, metrics)

@@ -16,9 +16,10 @@ from booth.config import trained_components
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
 from jaxbooth import checkpoint, networks, optim, sample, step
+from jaxbooth.hosts import KeyValueHosts, join
 from jaxbooth.networks import Models
 from jaxbooth.precision import exact_float32
-from jaxbooth.sharding import make_mesh, place_batch, place_rows
+from jaxbooth.sharding import fetch, make_mesh, own_rows, place_batch, place_rows, place_shared
 from jaxbooth.step import State
 from jaxbooth.weights import Network, to_diffusers
 
@@ -26,7 +27,7 @@ log = logging.getLogger("booth")
 
 
 class Backend:
-    """Trains on all local devices."""
+    """Trains on the devices of all hosts."""
 
     name = "jax"
     capabilities: frozenset[str] = frozenset({"sharding", "attention kernels"})
@@ -39,23 +40,29 @@ class Backend:
         self._settings = optim.Settings.of(config)
         self._mesh = make_mesh(config.mesh.fsdp)
         self._stepped = False
-        log.info("jaxbooth on %d x %s", self._mesh.size, self._mesh.devices.flat[0].device_kind)
+        hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+        log.info("jaxbooth on %d x %s%s", self._mesh.size, self._mesh.devices.flat[0].device_kind, hosts)
 
     @staticmethod
     def check(config: Any) -> None:
         """Nothing of it depends on the machine."""
+
+    @staticmethod
+    def hosts() -> KeyValueHosts | None:
+        return join()
 
     def load(self, pipeline: PipelineDir) -> Models:
         return networks.load(pipeline, self._mesh, self._config)
 
     def encode_images(self, models: Models, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         moments = _encode_images(models.of("vae"), place_rows(self._mesh, pixels), vae=models.vae)
-        mean, std = (np.asarray(part)[: len(pixels)] for part in moments)
+        mean, std = (fetch(part)[: len(pixels)] for part in moments)
         return mean, std
 
     def encode_prompts(self, models: Models, token_ids: np.ndarray) -> np.ndarray:
         # Stable Diffusion trains and samples without an attention mask: padding tokens are part of the context.
-        return np.asarray(_encode_prompts(models.of("text_encoder"), token_ids, text_encoder=models.text_encoder))
+        placed = place_shared(self._mesh, token_ids)
+        return fetch(_encode_prompts(models.of("text_encoder"), placed, text_encoder=models.text_encoder))
 
     def sample(
         self,
@@ -77,6 +84,9 @@ class Backend:
 
     def models(self, state: State) -> Models:
         return replace(state.frozen, params=state.frozen.params | state.trainable)
+
+    def own_rows(self, rows: int) -> frozenset[int] | None:
+        return own_rows(self._mesh, rows, self._config.train.accumulation)
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         if not self._stepped:
@@ -103,7 +113,7 @@ class Backend:
     def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:
         for name, array in state.trainable.items():
             component, _, key = name.partition(".")
-            yield component, key, to_diffusers(getattr(state.frozen, component), key, np.asarray(array))
+            yield component, key, to_diffusers(getattr(state.frozen, component), key, fetch(array))
 
 
 @partial(jax.jit, static_argnames="vae")

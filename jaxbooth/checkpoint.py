@@ -1,4 +1,4 @@
-"""Checkpoints through Orbax: trainable tensors and Adam moments, restored to any number of devices."""
+"""Checkpoints through Orbax: trainable tensors and Adam moments, restored to any number of devices and hosts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,18 @@ from jaxbooth.step import State
 
 _TRAINABLE, _OPTIMIZER = "trainable", "optimizer"
 
+# Copies of one part would be sliced on the devices, so that each writes a piece: a small program compiled for every
+# shape, and memory where there is none to spare.
+_HANDLERS = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
+)
+
 
 def save(state: State, folder: Path) -> None:
-    """Writes into an existing folder; returns when everything is on disk."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute() / _TRAINABLE, state.trainable)
-        checkpointer.save(folder.absolute() / _OPTIMIZER, state.optimizer)
+    """Writes into an existing folder, each host its own parts; returns when everything is on disk."""
+    with _checkpointer() as checkpointer:
+        checkpointer.save(folder.absolute() / _TRAINABLE, args=ocp.args.PyTreeSave(state.trainable))
+        checkpointer.save(folder.absolute() / _OPTIMIZER, args=ocp.args.PyTreeSave(state.optimizer))
 
 
 def restore(state: State, folder: Path) -> State:
@@ -26,5 +32,11 @@ def restore(state: State, folder: Path) -> State:
 
 
 def _read(path: Path, like: Any) -> Any:
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    placed = ocp.checkpoint_utils.construct_restore_args(shapes)
+    with _checkpointer() as checkpointer:
+        return checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(shapes, restore_args=placed))
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS))

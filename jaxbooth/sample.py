@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from booth.solvers import SamplingStep, SamplingTable, is_guided, solver_step
 from jaxbooth.networks import Models
-from jaxbooth.sharding import gathered, over_rows, parameter_specs, place_rows, row_spec, shared_sharding
+from jaxbooth.sharding import fetch, gathered, over_rows, parameter_specs, place_rows, row_spec, shared_sharding
 from jaxbooth.weights import Network
 
 
@@ -30,11 +30,11 @@ def sample(
     latents, clean = place_rows(mesh, noise), place_rows(mesh, np.zeros_like(noise))
     for step in table:
         latents, clean = _denoise(unet, latents, clean, contexts, step, guidance, unet=models.unet, mesh=mesh)
-    decodable = np.asarray(latents)[: len(noise)] / models.vae_scale + models.vae_shift
+    decodable = fetch(latents)[: len(noise)] / models.vae_scale + models.vae_shift
     # One image a device at once: decoding is where most memory is needed, and little is gained by more.
     vae, at_once = models.of("vae"), mesh.size
     parts = [place_rows(mesh, decodable[first : first + at_once]) for first in range(0, len(noise), at_once)]
-    return np.concatenate([np.asarray(_decode(vae, part, vae=models.vae, mesh=mesh)) for part in parts])[: len(noise)]
+    return np.concatenate([fetch(_decode(vae, part, vae=models.vae, mesh=mesh)) for part in parts])[: len(noise)]
 
 
 # One step, not a loop over all: it is compiled once for every solver and number of steps, and the compiler cannot keep

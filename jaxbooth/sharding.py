@@ -8,10 +8,12 @@ the same training; rows that do not divide are padded with rows of weight 0.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey
@@ -32,8 +34,8 @@ _ROWS = P(_AXES)
 
 
 def make_mesh(fsdp: int) -> Mesh:
-    """A mesh [devices / fsdp, fsdp] over all local devices. UserError if fsdp does not divide their number."""
-    return mesh_of(jax.local_devices(), fsdp)
+    """A mesh [devices / fsdp, fsdp] over the devices of all hosts. UserError if fsdp does not divide their number."""
+    return mesh_of(jax.devices(), fsdp)
 
 
 def mesh_of(devices: Sequence[Any], fsdp: int) -> Mesh:
@@ -52,7 +54,21 @@ def parameter_spec(name: str, shape: tuple[int, ...], fsdp: int) -> P:
 
 def place_parameters(mesh: Mesh, params: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Moves parameters to their devices."""
-    return jax.device_put(dict(params), state_shardings(mesh, dict(params)))
+    shardings = state_shardings(mesh, dict(params))
+    return {name: _place(shardings[name], value) for name, value in params.items()}
+
+
+def _place(sharding: NamedSharding, value: np.ndarray) -> jax.Array:
+    """Every host puts its part of a value that all have on its own devices; `device_put` would compare the values."""
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole of an array, on every host: all must ask for it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
@@ -127,12 +143,12 @@ def shared_sharding(mesh: Mesh) -> NamedSharding:
 
 def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
     """Spreads [rows, ...] over all devices, padded by `pad_rows`."""
-    return jax.device_put(pad_rows(rows, mesh.size), row_sharding(mesh))
+    return _place(row_sharding(mesh), pad_rows(rows, mesh.size))
 
 
 def place_shared(mesh: Mesh, value: Any) -> Any:
     """The same array, or the same tree of arrays, on every device."""
-    return jax.device_put(value, shared_sharding(mesh))
+    return jax.tree.map(partial(_place, shared_sharding(mesh)), value)
 
 
 def pad_batch(batch: Batch, multiple: int) -> Batch:
@@ -155,10 +171,23 @@ def place_batch(mesh: Mesh, batch: Batch, pieces: int) -> Batch:
     The rest of a batch (prompts, learning rates) is the same on every device.
     """
     parts = [pad_batch(piece, mesh.size) for piece in batch.pieces(pieces)]
-    rows: Any = {name: np.stack([getattr(part, name) for part in parts]) for name in ROW_FIELDS}
+    sharding = NamedSharding(mesh, P(None, *_ROWS))
+    rows: Any = {name: _place(sharding, np.stack([getattr(part, name) for part in parts])) for name in ROW_FIELDS}
     return replace(
         batch,
-        **jax.device_put(rows, NamedSharding(mesh, P(None, *_ROWS))),
+        **rows,
         prompts=place_shared(mesh, batch.prompts),
         learning_rate=place_shared(mesh, dict(batch.learning_rate)),
     )
+
+
+def own_rows(mesh: Mesh, rows: int, pieces: int) -> frozenset[int] | None:
+    """Which rows of a batch `place_batch` gives to this host's devices; None: all, since there is one host.
+
+    Padding repeats a piece's last row, which need not be one of them: with a weight of 0 it may be anything.
+    """
+    if jax.process_count() == 1:
+        return None
+    in_piece = pad_rows(np.arange(rows // pieces), mesh.size).reshape(mesh.size, -1)
+    here = [device.process_index == jax.process_index() for device in mesh.devices.flat]
+    return frozenset(int(row) * pieces + piece for row in in_piece[here].flat for piece in range(pieces))

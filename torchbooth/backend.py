@@ -44,6 +44,10 @@ class Backend:
                 " or use 'adamw'"
             )
 
+    @staticmethod
+    def hosts() -> None:
+        """One process."""
+
     def load(self, pipeline: PipelineDir) -> Models:
         return models.load(pipeline, self._device)
 
@@ -82,6 +86,9 @@ class Backend:
 
     def models(self, state: State) -> Models:
         return state.models
+
+    def own_rows(self, rows: int) -> None:
+        """All of them."""
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         return step.train_step(state, batch, self._config)

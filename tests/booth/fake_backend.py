@@ -40,6 +40,13 @@ class FakeBackend:
     def check(config):
         pass
 
+    @staticmethod
+    def hosts():
+        return None
+
+    def own_rows(self, rows):
+        return None
+
     def load(self, pipeline):
         return Models(pipeline.tensors("unet"))
 

@@ -1,0 +1,252 @@
+"""Several hosts, one run: one leads, the others follow.
+
+The leader runs the loop as if it were alone: it alone reads photos, decides, and writes. Each call of its backend is
+announced to the others, who make the same call on their own devices, so that all take part in every collective in the
+same order, whatever the leader decides and when. Batches are not sent: each host is given what they are made of and
+makes the rows of its own devices.
+"""
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from booth.backend import Backend, Batch, Metrics
+from booth.batches import Batches, made_ahead
+from booth.errors import UserError
+from booth.learning_rate import learning_rates
+from booth.pipeline_dir import PipelineDir, open_pipeline
+from booth.rundir import STAGING_PREFIX, remove
+from booth.solvers import SamplingTable
+
+log = logging.getLogger("booth")
+
+
+class Hosts(Protocol):
+    """The processes of a run, seen from one of them. Messages are anything that can be pickled."""
+
+    index: int  # 0 leads
+    count: int
+
+    def send(self, message: Any) -> None:
+        """From the leader to all others; does not wait."""
+        ...
+
+    def receive(self) -> Any:
+        """The leader's next message; waits for it as long as the leader lives."""
+        ...
+
+    def confirm(self, failure: str) -> None:
+        """To the leader: what the last message asked for is done, or why not."""
+        ...
+
+    def confirmed(self) -> list[str]:
+        """Waits for every other host to confirm the last message; the failure of each, "" where there is none."""
+        ...
+
+
+def feed(backend: Backend, config: Any, batches: Batches, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) of the updates from `start` to `stop`, made ahead; with the rows that this process computes on."""
+    if isinstance(backend, Leader):
+        backend.announce("feed", config, batches, start, stop)
+    rows = backend.own_rows(batches.rows)
+    return made_ahead(lambda step: batches(step, learning_rates(config, step), rows), start, stop)
+
+
+@contextmanager
+def leading(hosts: Hosts | None) -> Iterator[None]:
+    """Tells the others how the block ended, so that they end too."""
+    try:
+        yield
+    except BaseException as error:
+        if hosts:
+            hosts.send(("end", f"{error}" or type(error).__name__))
+        raise
+    if hosts:
+        hosts.send(("end", ""))
+
+
+class Leader:
+    """The backend of the leader: what it does, all do."""
+
+    def __init__(self, backend: Backend, hosts: Hosts, config: Any, checkpoints: Path) -> None:
+        """UserError if the others do not see the checkpoint folder, which all write to."""
+        self._backend, self._hosts = backend, hosts
+        self.name, self.capabilities = backend.name, backend.capabilities
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        probe = checkpoints / f"{STAGING_PREFIX}{uuid.uuid4().hex}"
+        probe.touch()
+        try:
+            self._all("start", config, probe)
+        finally:
+            remove(probe)
+
+    def announce(self, call: str, *arguments: Any) -> None:
+        """All others make this call of `_Follower`."""
+        self._hosts.send((call, *arguments))
+
+    def _all(self, call: str, *arguments: Any, here: Callable[[], Any] = lambda: None) -> Any:
+        """The call on every host: `here` on this one. UserError if it failed on another."""
+        self.announce(call, *arguments)
+        result = here()
+        failures = [(index, failure) for index, failure in enumerate(self._hosts.confirmed(), start=1) if failure]
+        for index, failure in failures:
+            raise UserError(f"host {index} of {self._hosts.count}: {failure}")
+        return result
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """Asked of the backend's class, before there is a leader."""
+
+    @staticmethod
+    def hosts() -> None:
+        """They are met."""
+
+    def load(self, pipeline: PipelineDir) -> Any:
+        hashes = {name: pipeline.weights_hash(name) for name in pipeline.family.networks}
+        return self._all("load", hashes, here=lambda: self._backend.load(pipeline))
+
+    def encode_images(self, models: Any, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        result: tuple[np.ndarray, np.ndarray] = self._all(
+            "encode_images", pixels, here=lambda: self._backend.encode_images(models, pixels)
+        )
+        return result
+
+    def encode_prompts(self, models: Any, token_ids: np.ndarray) -> np.ndarray:
+        context: np.ndarray = self._all(
+            "encode_prompts", token_ids, here=lambda: self._backend.encode_prompts(models, token_ids)
+        )
+        return context
+
+    def sample(
+        self,
+        models: Any,
+        noise: np.ndarray,
+        context: np.ndarray,
+        negative_context: np.ndarray,
+        table: SamplingTable,
+        guidance: float,
+    ) -> np.ndarray:
+        arguments = (noise, context, negative_context, table, guidance)
+        images: np.ndarray = self._all("sample", *arguments, here=lambda: self._backend.sample(models, *arguments))
+        return images
+
+    def init(self, models: Any, *, training: bool = True) -> Any:
+        return self._all("init", training, here=lambda: self._backend.init(models, training=training))
+
+    def models(self, state: Any) -> Any:
+        return self._backend.models(state)
+
+    def own_rows(self, rows: int) -> Set[int] | None:
+        return self._backend.own_rows(rows)
+
+    def train_step(self, state: Any, batch: Batch) -> tuple[Any, Metrics]:
+        self.announce("train_step")  # and on to the next: nobody waits for an update to be done
+        return self._backend.train_step(state, batch)
+
+    def save(self, state: Any, folder: Path) -> None:
+        self._all("save", folder, here=lambda: self._backend.save(state, folder))
+
+    def restore(self, state: Any, folder: Path) -> Any:
+        return self._all("restore", folder, here=lambda: self._backend.restore(state, folder))
+
+    def tensors(self, state: Any) -> Iterator[tuple[str, str, np.ndarray]]:
+        self.announce("tensors")
+        tensors = self._backend.tensors(state)
+        while True:
+            # One at a time: the others wait for word, not for each other, should this host stop here.
+            if (tensor := self._all("next_tensor", here=lambda: next(tensors, None))) is None:
+                return
+            yield tensor
+
+
+class _Follower:
+    """Makes the calls that the leader announces; has models and state of its own."""
+
+    def __init__(self, backend_class: type[Backend], hosts: Hosts) -> None:
+        self._backend_class, self._hosts = backend_class, hosts
+        self._backend: Any = None
+        self._models: Any = None
+        self._state: Any = None
+
+    def start(self, config: Any, probe: Path) -> None:
+        if not probe.exists():
+            raise UserError(
+                f"does not see the checkpoint folder {probe.parent}, which all hosts write to; give a checkpoint.dir"
+                " on a disk that they share"
+            )
+        self._config = config
+        self._backend = self._backend_class(config)
+
+    def load(self, hashes: dict[str, str]) -> None:
+        source = self._config.model
+        pipeline = open_pipeline(source.source, source.variant, source.revision)
+        if changed := [name for name, sha256 in hashes.items() if pipeline.weights_hash(name) != sha256]:
+            raise UserError(f"model.source={source.source!r} has other weights here ({', '.join(changed)})")
+        self._models = self._backend.load(pipeline)
+
+    def encode_images(self, pixels: np.ndarray) -> None:
+        self._backend.encode_images(self._current_models(), pixels)
+
+    def encode_prompts(self, token_ids: np.ndarray) -> None:
+        self._backend.encode_prompts(self._current_models(), token_ids)
+
+    def sample(self, *arguments: Any) -> None:
+        self._backend.sample(self._current_models(), *arguments)
+
+    def _current_models(self) -> Any:
+        return self._models if self._state is None else self._backend.models(self._state)
+
+    def init(self, training: bool) -> None:
+        # The state owns the weights from here on.
+        self._state, self._models = self._backend.init(self._models, training=training), None
+
+    def restore(self, folder: Path) -> None:
+        self._state = self._backend.restore(self._state, folder)
+
+    def feed(self, config: Any, batches: Batches, start: int, stop: int) -> None:
+        self._batches = feed(self._backend, config, batches, start, stop)
+
+    def train_step(self) -> None:
+        _, batch = next(self._batches)
+        self._state, _ = self._backend.train_step(self._state, batch)
+
+    def save(self, folder: Path) -> None:
+        self._backend.save(self._state, folder)
+
+    def tensors(self) -> None:
+        self._tensors = self._backend.tensors(self._state)
+
+    def next_tensor(self) -> None:
+        next(self._tensors, None)
+
+
+_UNCONFIRMED = ("feed", "train_step", "tensors")
+
+
+def follow(backend_class: type[Backend], hosts: Hosts) -> None:
+    """Does what the leader says until it ends. UserError with the leader's word if it ended for an error."""
+    log.info("host %d of %d: follows host 0", hosts.index, hosts.count)
+    follower = _Follower(backend_class, hosts)
+    while True:
+        call, *arguments = hosts.receive()
+        if call == "end":
+            if reason := arguments[0]:
+                raise UserError(f"host 0 has stopped: {reason}")
+            return
+        if call in _UNCONFIRMED:
+            getattr(follower, call)(*arguments)
+            continue
+        failure = ""
+        try:
+            getattr(follower, call)(*arguments)
+        except Exception as error:
+            failure = str(error) or type(error).__name__
+            if not isinstance(error, UserError | OSError):
+                hosts.confirm(failure)
+                raise
+        hosts.confirm(failure)
