@@ -7,6 +7,8 @@ turned round so that more is better. Diversity is our own: how many different in
 objects and settings of the picture world and nothing else. Every measure is in [0, 1].
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from booth.yardstick import Looks
@@ -15,7 +17,8 @@ from booth.yardstick import Looks
 def subject_fidelity(generated: Looks, real: Looks) -> float:
     """How much the generated pictures show the individual of the real ones: the mean similarity over all pairs.
 
-    0: nothing in common. Real pictures of the subject reach `real_fidelity`.
+    0: nothing in common. Real pictures of the subject reach `real_fidelity`. Most of what tells individuals apart is
+    their colours: `scripts/check_dreambooth.py` says what others in the subject's colours would score.
     """
     return float(similarity(generated, real).mean())
 
@@ -42,16 +45,20 @@ def class_fidelity(generated: Looks, class_name: str) -> float:
     return float(np.mean([seen == class_name for seen in generated.class_names]))
 
 
-def prompt_fidelity(generated: Looks, setting: str) -> float:
-    """The share of pictures that are seen to be in this setting, such as "beach"; ValueError if it is unknown."""
-    _check_known(setting, generated.settings)
-    return float(np.mean([seen == setting for seen in generated.setting_names]))
+def prompt_fidelity(generated: Looks, asked: Sequence[str]) -> float:
+    """The share of pictures that are seen to be in the setting that each was asked for, such as "beach".
+
+    ValueError for an unknown setting, or another number of them than of pictures.
+    """
+    for setting in asked:
+        _check_known(setting, generated.settings)
+    return float(np.mean([seen == setting for seen, setting in zip(generated.setting_names, asked, strict=True)]))
 
 
 def diversity(generated: Looks) -> float:
     """How different the individuals in the pictures are: 1 - the mean similarity over all pairs.
 
-    0: one and the same individual in all of them. ValueError for fewer than two pictures.
+    0: one and the same individual in all of them, whatever is around it. ValueError for fewer than two pictures.
     """
     if len(generated) < 2:
         raise ValueError(f"{len(generated)} pictures must be at least two")
@@ -63,7 +70,7 @@ def prior_preservation(tuned: Looks, base: Looks, real: Looks, class_name: str) 
     """How much of the class is left: of pictures that the tuned and the base model make of the class prompt.
 
     The product of three shares, each 1 where nothing changed: of the base's diversity, of its pictures that are of the
-    class, and of the way from the base's pictures to the subject that was not gone.
+    class, and of the way from the base's pictures to the subject that was not gone. ValueError as `relative_fidelity`.
     """
     variety = diversity(tuned) / max(diversity(base), 1e-6)
     right = class_fidelity(tuned, class_name) / max(class_fidelity(base, class_name), 1e-6)

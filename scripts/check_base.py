@@ -2,10 +2,12 @@
 
     python scripts/check_base.py --out runs/check-base
 
-Four pictures of each class in each setting. Writes --out/judged.png: 100 of the pictures with the yardstick's verdicts.
+Four pictures of each class in each setting. Writes --out/judged.png: 100 of the pictures with the yardstick's verdicts,
+and --out/seen.json: all verdicts.
 """
 
 import argparse
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from picture_world.world import CLASSES
 from booth import pictures
 from booth.cli import load_backend
 from booth.embedded import EMBEDDED
+from booth.rundir import write_text
 from booth.sampling import ImageRequest
 from booth.yardstick import look
 
@@ -36,6 +39,8 @@ def main() -> None:
     made = sample(backend_class, arguments.model, requests, arguments.guidance)
     looks = look(made)
     seen = list(zip(looks.class_names, looks.setting_names, strict=True))
+    verdicts = [{"asked": want, "seen": got} for want, got in zip(asked, seen, strict=True)]
+    write_text(arguments.out / "seen.json", json.dumps(verdicts, indent=1) + "\n")
     for place, what in enumerate(("class", "setting")):
         right = [want[place] == got[place] for want, got in zip(asked, seen, strict=True)]
         print(f"{what} right: {np.mean(right):.1%} of {len(right)}")

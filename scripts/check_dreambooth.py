@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dreambooth_scores import FIRST_SEED, GUIDANCE, STEPS, Pictures, instance_prompt, sample_for, scores
+from dreambooth_scores import FIRST_SEED, GUIDANCE, STEPS, Pictures, instance_prompt, likenesses, sample_for, scores
 from picture_world.captions import caption
 from picture_world.subjects import SUBJECTS
 from PIL import Image
@@ -33,7 +33,8 @@ from booth.yardstick import WEIGHTS
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.py"
 COLUMNS = ("learned", "learned_new", "fidelity", "base_fidelity", "real_fidelity", "setting_right")
-COLUMNS += ("prior_kept", "diversity_kept", "class_drift", "class_right")
+COLUMNS += ("prior_kept", "diversity_kept", "class_drift", "class_right", "base_class_right")
+COLUMNS += ("in_own_settings", "base_in_own_settings")
 
 
 def claim(out: Path, overrides: list[tuple[str, str]]) -> None:
@@ -141,3 +142,6 @@ if __name__ == "__main__":
             check(arguments.out, arguments.backend, subject, seed, not arguments.without_prior, fields)
             prior_picture(arguments.out, subject, arguments.backend, seed)
     print(table(arguments.out))
+    print("\nwhat perfect drawings of others would score as `learned`:")
+    for subject in arguments.subjects:
+        print(f"  {subject}: " + ", ".join(f"{kind} {value:.2f}" for kind, value in likenesses(subject).items()))

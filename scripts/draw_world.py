@@ -1,4 +1,4 @@
-"""Draw the picture world: captioned pictures to train on, and a sheet with every class in every setting.
+"""Draw the picture world: captioned pictures to look at, and a sheet with every class in every setting.
 
 python scripts/draw_world.py --out world --count 20000 --size 64
 """

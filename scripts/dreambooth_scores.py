@@ -1,14 +1,16 @@
 """What the yardstick says of a model before and after DreamBooth: the same prompts and seeds from both."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from picture_world.captions import caption
+from picture_world.identity import Instance, sample_instance
 from picture_world.settings import SETTINGS
-from picture_world.subjects import subject_scenes
+from picture_world.subjects import SUBJECTS, subject_scenes
+from picture_world.world import generator, render, sample_scene
 from tqdm import tqdm
 
 from booth import evaluate
@@ -87,14 +89,51 @@ def scores(base: Pictures, tuned: Pictures, subject: str) -> dict[str, float]:
         "real_fidelity": evaluate.real_fidelity(own),
         "learned": evaluate.relative_fidelity(asked_after, asked_before, own),
         "learned_new": evaluate.relative_fidelity(after[1], before[1], own),
-        "setting_right": _settings_right(after[1], tuned.settings),
-        "base_setting_right": _settings_right(before[1], base.settings),
+        "setting_right": evaluate.prompt_fidelity(after[1], tuned.settings),
+        "base_setting_right": evaluate.prompt_fidelity(before[1], base.settings),
         "prior_kept": evaluate.prior_preservation(after[2], before[2], own, subject),
         "diversity_kept": evaluate.diversity(after[2]) / evaluate.diversity(before[2]),
         "base_diversity": evaluate.diversity(before[2]),
         "class_drift": evaluate.relative_fidelity(after[2], before[2], own),
-        "class_right": evaluate.class_fidelity(after[2], subject),
+        **class_scores(before[2], after[2], subject),
     }
+
+
+def class_scores(before: Looks, after: Looks, subject: str) -> dict[str, float]:
+    """Shares of the class prompt's pictures: of the class, and in settings that the subject's own pictures show."""
+    shown = {scene.setting for scene in subject_scenes(subject)}
+    return {
+        f"{prefix}{name}": value
+        for prefix, looks in (("", after), ("base_", before))
+        for name, value in (
+            ("class_right", evaluate.class_fidelity(looks, subject)),
+            ("in_own_settings", float(np.mean([setting in shown for setting in looks.setting_names]))),
+        )
+    }
+
+
+def likenesses(subject: str, pictures: int = 24) -> dict[str, float]:
+    """What `learned_new` would be if what was generated were perfect drawings, in the new settings, of others than the
+    subject: 0 is the class as drawn, 1 the subject's own pictures. It says what a score is worth.
+    """
+    own, rng, mine = look(real_pictures(subject)), generator(0, 0), SUBJECTS[subject]
+    settings = new_settings(subject)
+    scenes = [sample_scene(rng, settings[number % len(settings)]) for number in range(pictures)]
+    others = [sample_instance(subject, rng) for _ in scenes]
+
+    def drawn(change: Callable[[Instance], Instance]) -> Looks:
+        return look([render(change(other), scene, 64) for other, scene in zip(others, scenes, strict=True)])
+
+    class_alone = drawn(lambda other: other)
+    kinds: dict[str, Callable[[Instance], Instance]] = {
+        "the subject itself": lambda other: mine,
+        "others with its colours and pattern": lambda other: replace(
+            other, colours=mine.colours, pattern=mine.pattern, fineness=mine.fineness
+        ),
+        "others with its colours": lambda other: replace(other, colours=mine.colours),
+        "its shape and pattern in other colours": lambda other: replace(mine, colours=other.colours),
+    }
+    return {kind: evaluate.relative_fidelity(drawn(change), class_alone, own) for kind, change in kinds.items()}
 
 
 def _look(pictures: Pictures) -> tuple[Looks, Looks, Looks]:
@@ -105,7 +144,3 @@ def _both(some: Looks, others: Looks) -> Looks:
     scores = ("class_scores", "setting_scores", "identity")
     joined = (np.concatenate([getattr(some, name), getattr(others, name)]) for name in scores)
     return Looks(*joined, some.classes, some.settings)
-
-
-def _settings_right(looks: Looks, asked: Sequence[str]) -> float:
-    return float(np.mean([seen == setting for seen, setting in zip(looks.setting_names, asked, strict=True)]))

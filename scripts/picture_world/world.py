@@ -13,7 +13,7 @@ import numpy as np
 
 from picture_world import animals, things, vehicles
 from picture_world.canvas import Canvas
-from picture_world.identity import Instance, identity_vector, sample_instance
+from picture_world.identity import Instance, sample_instance
 from picture_world.settings import SETTINGS
 from picture_world.shading import shade
 from picture_world.solids import FAR, Part, Placed, view_matrix
@@ -58,11 +58,10 @@ class Scene:
 
 
 class Rendering(NamedTuple):
-    """A picture uint8 [size, size, 3]; the object's share in each pixel, float32 [size, size]; its identity, [32]."""
+    """A picture uint8 [size, size, 3]; the object's share in each pixel, float32 [size, size]."""
 
     picture: np.ndarray
     mask: np.ndarray
-    identity: np.ndarray
 
 
 def generator(seed: int, index: int) -> np.random.Generator:
@@ -134,7 +133,7 @@ def render_with_truth(instance: Instance, scene: Scene, size: int) -> Rendering:
     if setting.veil:
         setting.veil(picture, rng)
     picture = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return Rendering(picture, mask, identity_vector(instance))
+    return Rendering(picture, mask)
 
 
 def _fit(bounds, scene: Scene) -> tuple[float, float, float]:

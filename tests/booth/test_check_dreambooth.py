@@ -6,7 +6,7 @@ import check_dreambooth
 import numpy as np
 import pytest
 from check_dreambooth import COLUMNS, claim, prior_picture, table
-from dreambooth_scores import Pictures, new_settings
+from dreambooth_scores import Pictures, likenesses, new_settings
 from PIL import Image
 
 
@@ -41,3 +41,10 @@ def test_pictures_are_all_kept_and_shown_beside_each_other(tmp_path):
     assert not list(tmp_path.glob("prior-*"))
     prior_picture(tmp_path, "robot", "torch", 0)
     assert Image.open(tmp_path / "prior-robot-torch-0.png").width > 12 * 64
+
+
+def test_what_a_score_is_worth():
+    """Its colours are most of an individual; the subject itself is all of it."""
+    learned = likenesses("bird", pictures=8)
+    itself, dressed, coloured, shape = learned.values()
+    assert itself > 0.9 > coloured > shape + 0.3 and itself > dressed > coloured

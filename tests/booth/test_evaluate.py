@@ -56,8 +56,8 @@ def test_pictures_in_the_asked_setting_score_above_others(world):
     looks, settings = world
     for setting in SETTINGS:
         inside = np.array(settings) == setting
-        assert evaluate.prompt_fidelity(looks[inside], setting) >= 0.9
-        assert evaluate.prompt_fidelity(looks[~inside], setting) <= 0.02
+        assert evaluate.prompt_fidelity(looks[inside], [setting] * inside.sum()) >= 0.9
+        assert evaluate.prompt_fidelity(looks[~inside], [setting] * (~inside).sum()) <= 0.02
 
 
 def test_the_subject_is_told_from_others_of_its_class(world):
@@ -134,8 +134,8 @@ def test_the_measures_by_hand():
     assert evaluate.relative_fidelity(real, _looks(up), real) == 1, "0.9 of 0.8: cut off"
     assert evaluate.relative_fidelity(_looks(up), _looks(up), real) == 0
     assert evaluate.class_fidelity(_looks(right, up, class_scores=((0.9, 0.1), (0.2, 0.8))), "car") == 0.5
-    assert evaluate.prompt_fidelity(_looks(right), "moon") == 1
-    assert evaluate.prompt_fidelity(_looks(right), "beach") == 0
+    assert evaluate.prompt_fidelity(_looks(right, up), ["moon", "moon"]) == 1
+    assert evaluate.prompt_fidelity(_looks(right, up), ["beach", "moon"]) == 0.5
 
 
 def test_prior_preservation_is_the_product_of_what_is_left():
@@ -170,7 +170,7 @@ def test_unknown_names_and_too_few_pictures_are_refused():
     with pytest.raises(ValueError, match="'dog' must be one of cat, car"):
         evaluate.class_fidelity(looks, "dog")
     with pytest.raises(ValueError, match="'underwater' must be one of beach, moon"):
-        evaluate.prompt_fidelity(looks, "underwater")
+        evaluate.prompt_fidelity(looks, ["moon", "underwater"])
     with pytest.raises(ValueError, match="1 pictures must be at least two"):
         evaluate.diversity(_looks((1, 0)))
     with pytest.raises(ValueError, match="must be below the real pictures' own"):

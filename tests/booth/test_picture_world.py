@@ -21,7 +21,7 @@ def test_there_are_enough_of_each():
 def test_every_class_in_every_setting(name):
     pictures = []
     for number, setting in enumerate(SETTINGS):
-        picture, mask, _ = render_with_truth(*example(0, number, name, setting), 32)
+        picture, mask = render_with_truth(*example(0, number, name, setting), 32)
         assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
         assert 0.02 < mask.mean() < 0.75, "an object that can be seen, and something around it"
         edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])

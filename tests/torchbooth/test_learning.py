@@ -18,7 +18,7 @@ SUBJECT = "robot"
 def faults(result):
     """What a run with these scores has missed: few steps and pictures, so bounds below what the demo reaches."""
     rules = {
-        "the subject is not learned": result["learned"] >= 0.4,
+        "the subject is not learned": result["learned"] >= 0.5,
         "it does not go where it is asked to": result["setting_right"] >= 0.7,
         "the class has lost its variety": result["diversity_kept"] >= 0.7,
         "the class has become the subject": result["class_drift"] <= 0.4,
