@@ -51,54 +51,75 @@ def weights(backend, state):
     return {f"{component}.{name}": array.copy() for component, name, array in backend.tensors(state)}
 
 
-def test_eight_devices_train_as_one(make_tiny_config, tmp_path):
-    jobs, expected = [], []
-    # 2 + 2 rows over 4 x 2 devices with split weights, in two pieces and with the text encoder; 1 + 1 rows over 8
-    # copies of the model. Both need padding.
-    for batch_size, fsdp in ((2, 2), (1, 1)):
-        config = make_tiny_config()
-        config.train.learning_rate, config.train.batch_size, config.prior.weight = 3e-4, batch_size, 0.5
-        config.train.accumulation, config.train.text_encoder = batch_size, batch_size == 2
-        inputs = check_inputs(config)
-        backend = Backend(config)
-        models = backend.load(inputs.pipeline)
-        with RunDir.open(tmp_path / f"run{fsdp}", "jax", config) as run:
-            make_batch = prepare(config, inputs, run, backend, models)
-        batches = [make_batch(step, learning_rates(config, step)) for step in range(STEPS)]
-        state = backend.init(models)
-        before = weights(backend, state)
-        losses = []
-        for batch in batches:
-            state, metrics = backend.train_step(state, batch)
-            losses.append(float(metrics["loss"]))
-        expected.append((losses, before, weights(backend, state)))
-        config.mesh.fsdp = fsdp
-        jobs.append((config, batches))
-    sampling = sampling_job(inputs.pipeline)
-    (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
-    (tmp_path / "images").write_bytes(pickle.dumps(sampling))
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    paths = [str(tmp_path / name) for name in ("jobs", "images", "saved", "out")]
-    subprocess.run([sys.executable, "-c", WORKER, *paths], env=environment, check=True)
+@pytest.fixture
+def on_eight_devices(make_tiny_config, tmp_path):
+    """Trains on one device and on meshes [8 / fsdp, fsdp] with `batch_size` rows of each kind, and compares.
 
-    split, images, copied = pickle.loads((tmp_path / "out").read_bytes())
-    assert split[1] == {(3, 3, 4, 32)} and copied[1] == {(3, 3, 4, 64)}, "split over fsdp=2, whole over fsdp=1"
-    for (losses, _, after), (expected_losses, before, expected_after) in zip((split, copied), expected, strict=True):
-        np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-        # The gradient of a key's bias in the text encoder is rounding, which Adam makes random signs of.
-        moved = [name for name in before if (expected_after[name] != before[name]).any() and "k_proj.bias" not in name]
-        difference = np.sqrt(sum(np.sum((after[name] - expected_after[name]) ** 2.0) for name in moved))
-        size = np.sqrt(sum(np.sum((expected_after[name] - before[name]) ** 2.0) for name in moved))
-        assert difference / size <= 3e-4
+    Gives (the pipeline; of each mesh: losses, shapes of the parts of conv_in's weight, weights; pictures if fsdp=2).
+    """
+
+    def on_eight_devices(*meshes):
+        jobs, expected = [], []
+        for batch_size, fsdp in meshes:
+            config = make_tiny_config()
+            config.train.learning_rate, config.train.batch_size, config.prior.weight = 3e-4, batch_size, 0.5
+            config.train.accumulation, config.train.text_encoder = batch_size, batch_size == 2
+            inputs = check_inputs(config)
+            backend = Backend(config)
+            models = backend.load(inputs.pipeline)
+            with RunDir.open(tmp_path / f"run{fsdp}", "jax", config) as run:
+                make_batch = prepare(config, inputs, run, backend, models)
+            batches = [make_batch(step, learning_rates(config, step)) for step in range(STEPS)]
+            state = backend.init(models)
+            before = weights(backend, state)
+            losses = []
+            for batch in batches:
+                state, metrics = backend.train_step(state, batch)
+                losses.append(float(metrics["loss"]))
+            expected.append((losses, before, weights(backend, state)))
+            config.mesh.fsdp = fsdp
+            jobs.append((config, batches))
+        (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
+        (tmp_path / "images").write_bytes(pickle.dumps(sampling_job(inputs.pipeline)))
+        environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+        paths = [str(tmp_path / name) for name in ("jobs", "images", "saved", "out")]
+        subprocess.run([sys.executable, "-c", WORKER, *paths], env=environment, check=True)
+
+        results = pickle.loads((tmp_path / "out").read_bytes())
+        trained = [result for result in results if isinstance(result, tuple)]
+        for (losses, _, after), (expected_losses, before, expected_after) in zip(trained, expected, strict=True):
+            np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+            # The gradient of a key's bias in the text encoder is rounding, which Adam makes random signs of.
+            moved = [name for name in before if (expected_after[name] != before[name]).any()]
+            moved = [name for name in moved if "k_proj.bias" not in name]
+            difference = np.sqrt(sum(np.sum((after[name] - expected_after[name]) ** 2.0) for name in moved))
+            size = np.sqrt(sum(np.sum((expected_after[name] - before[name]) ** 2.0) for name in moved))
+            assert difference / size <= 3e-4
+        return inputs.pipeline, results
+
+    return on_eight_devices
+
+
+def test_eight_devices_train_as_one(on_eight_devices, make_tiny_config, tmp_path):
+    """2 + 2 rows over 4 x 2 devices, in two pieces and with the text encoder; 1 + 1 rows over one split copy. Both need
+    padding."""
+    pipeline, (split, images, one_copy) = on_eight_devices((2, 2), (1, 8))
+    assert split[1] == {(3, 3, 4, 32)} and one_copy[1] == {(3, 3, 4, 8)}, "a half and an eighth of 64 features"
 
     # The checkpoint of eight devices comes back on one, to the bit, and gives the same images.
     config = make_tiny_config()
     config.train.text_encoder = True
     backend = Backend(config)
-    state = backend.restore(backend.init(backend.load(inputs.pipeline)), tmp_path / "saved")
+    state = backend.restore(backend.init(backend.load(pipeline)), tmp_path / "saved")
     assert all(np.array_equal(array, split[2][name]) for name, array in weights(backend, state).items())
-    here = to_uint8(backend.sample(backend.models(state), **sampling))
+    here = to_uint8(backend.sample(backend.models(state), **sampling_job(pipeline)))
     assert np.abs(here.astype(int) - to_uint8(images)).max() <= 1
+
+
+@pytest.mark.full  # two more compilations
+def test_the_other_meshes_train_as_one_device(on_eight_devices):
+    _, (copies, quarters) = on_eight_devices((1, 1), (3, 4))
+    assert copies[1] == {(3, 3, 4, 64)} and quarters[1] == {(3, 3, 4, 16)}
 
 
 def sampling_job(pipeline):
