@@ -226,7 +226,7 @@ def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], 
             made.temporaries_gib, made.hbm_gib = needed
             made.peak_gib = made.arguments_gib + made.temporaries_gib + made.resident_gib
         else:
-            _read(made, compiled, flops, _needed_flops(config, pipeline), chip)
+            _read(made, compiled, flops, needed_flops(config, pipeline), chip)
     made.compile_s = elapsed()
     made.fits = made.peak_gib <= made.hbm_gib
     made.advice = "" if made.fits else _advice(config, made)
@@ -322,7 +322,7 @@ def _resident_bytes(parts: dict[str, Network], trained: tuple[str, ...], mesh: M
     )
 
 
-def _needed_flops(config: Any, pipeline: PipelineDir) -> float:
+def needed_flops(config: Any, pipeline: PipelineDir) -> float:
     """Of the UNet for a row: its forward pass, and twice that for the backward pass."""
     side, width = config.data.resolution, pipeline.component_config("unet")["cross_attention_dim"]
     tokens = pipeline.component_config("text_encoder")["max_position_embeddings"]
@@ -335,7 +335,7 @@ def _needed_flops(config: Any, pipeline: PipelineDir) -> float:
 
 
 def _read(made: Plan, compiled: Any, flops: Flops, needed: float, chip: Chip) -> None:
-    """Fills in what the compiled step says; `needed` FLOPs a row are those of `_needed_flops`."""
+    """Fills in what the compiled step says; `needed` FLOPs a row are those of `needed_flops`."""
     memory = compiled.memory_analysis()
     rows = made.rows_per_device
     made.arguments_gib = memory.argument_size_in_bytes / GIB
