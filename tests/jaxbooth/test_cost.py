@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxbooth.cost import count_flops, program_cost
+from jaxbooth.models import kernels
 from jaxbooth.sharding import make_mesh, over_rows
 
 X = jax.ShapeDtypeStruct((4, 8), jnp.float32)
@@ -58,6 +59,13 @@ def test_a_loop_of_unknown_length_is_refused():
 
     with pytest.raises(ValueError, match="how often it runs is not in the program"):
         flops(loop, X, W)
+
+
+def test_products_in_a_kernel_count_as_the_matrix_unit_pads_them():
+    """Splash attention forward: queries by keys, weights by values, 40 features in tiles of 128 lanes, 3 heads, 2 rows."""
+    shape = jax.ShapeDtypeStruct((2, 512, 3, 40), jnp.bfloat16)
+    flops = count_flops(jax.make_jaxpr(lambda q, k, v: kernels.splash(q, k, v))(shape, shape, shape).jaxpr)
+    assert flops.kernels == flops.total == 2 * 3 * 2 * (2.0 * 512 * 512 * 128)
 
 
 def test_devices_and_branches_count():

@@ -10,7 +10,7 @@ import pytest
 from make_pipeline import make_configs
 
 from booth import cli
-from booth.config import default_config
+from booth.config import default_config, trained_components
 from booth.errors import UserError
 from booth.pipeline_dir import open_pipeline
 from jaxbooth import plan as planning
@@ -178,16 +178,19 @@ def test_every_chip_has_the_clock_of_its_flops():
         assert chip.flops == pytest.approx(2 * 128 * 128 * units[kind] * chip.clock, rel=0.02), kind
 
 
-def test_shapes_are_those_of_a_batch(pipeline, config, tiny_config, tmp_path):
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_shapes_are_those_of_a_batch(tiny_config, tmp_path, text_encoder):
     """The plan compiles for the very shapes that training has."""
     from booth.preparation import check_inputs, prepare
     from booth.rundir import RunDir
     from jaxbooth.backend import Backend
     from jaxbooth.sharding import make_mesh, place_batch
 
+    tiny_config.train.text_encoder = text_encoder
+    rates = {name: jnp.float32(1e-4) for name in trained_components(tiny_config)}
     inputs, backend, mesh = check_inputs(tiny_config), Backend(tiny_config), make_mesh(1)
     with RunDir.open(tmp_path / "run", "jax", tiny_config) as run:
         batches = prepare(tiny_config, inputs, run, backend, backend.load(inputs.pipeline))
-    placed = place_batch(mesh, batches(0, {"unet": jnp.float32(1e-4)}), 1)
+    placed = place_batch(mesh, batches(0, rates), 1)
     planned = planning._batch(tiny_config, inputs.pipeline, mesh, rows=4)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), placed) == jax.tree.map(lambda a: (a.shape, a.dtype), planned)

@@ -1,0 +1,30 @@
+"""Stable Diffusion 1.5 on a TPU v6e-8 (8 chips with 32 GB each): full UNet fine-tuning at 512 pixels.
+
+    pip install -e ".[tpu]"
+    python -m jaxbooth.train --config configs/tpu_v6e.py --workdir runs/dog --config.model.source=models/sd15 \\
+        --config.instance.images=photos --config.instance.prompt="a photo of sks dog" \\
+        --config.prior.prompt="a photo of dog"
+
+8 + 8 rows an update, two on each chip. Weights and Adam moments are shared by the 8 chips (mesh.fsdp=8), 1.2 GiB on
+each; the UNet computes in bfloat16, its attention in the Pallas kernel. An update has 8 times the rows of
+configs/sd15.py, so half as many updates show each photo four times as often.
+
+V6E
+
+    jaxbooth plan --config configs/tpu_v6e.py --config.model.source=models/sd15 --config.train.batch_size=64
+"""
+
+from booth.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.train.batch_size = 8
+    config.train.steps = 400
+    config.train.precision = "bf16"
+    config.mesh.fsdp = 8
+    config.mesh.topology = "v6e:2x4"
+    config.prior.batch_size = 8
+    config.data.encode_batch_size = 8
+    config.checkpoint.every_steps = 100
+    return config
