@@ -10,8 +10,8 @@ each; the UNet computes in bfloat16, its attention in the Pallas kernel. An upda
 configs/sd15.py, so half as many updates show each photo four times as often.
 
 The plan for 8 rows on each chip (train.batch_size=32), which a larger set of photos would be trained with: 10.0 GiB of
-15.8, 6.7e7 cycles a row, 161 samples/s by the TPU compiler's estimates, with the kernels, which it does not estimate, at
-40 % of the peak; no TPU was at hand to measure on.
+15.8, 6.7e7 cycles a row, 161 samples/s by the TPU compiler's estimates, with the kernels, which it does not estimate,
+at 40 % of the peak; no TPU was at hand to measure on.
 
     jaxbooth plan --config configs/tpu_v5e.py --config.model.source=models/sd15 --config.train.batch_size=32
 """

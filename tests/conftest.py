@@ -98,3 +98,12 @@ def hub_env(hub, tmp_path):
         "HF_HOME": str(tmp_path),
         "HF_HUB_CACHE": str(tmp_path / "cache"),
     }
+
+
+SLOW_FIRST = ("test_learning.py", "test_hosts.py", "test_sharding.py", "test_plan.py", "test_training.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes begin first, so that none is left for one worker alone at the end."""
+    places = {name: place for place, name in enumerate(SLOW_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))

@@ -62,7 +62,7 @@ def test_a_loop_of_unknown_length_is_refused():
 
 
 def test_products_in_a_kernel_count_as_the_matrix_unit_pads_them():
-    """Splash attention forward: queries by keys, weights by values, 40 features in tiles of 128 lanes, 3 heads, 2 rows."""
+    """Splash attention: queries by keys, weights by values; 40 features in tiles of 128 lanes, 3 heads, 2 rows."""
     shape = jax.ShapeDtypeStruct((2, 512, 3, 40), jnp.bfloat16)
     flops = count_flops(jax.make_jaxpr(lambda q, k, v: kernels.splash(q, k, v))(shape, shape, shape).jaxpr)
     assert flops.kernels == flops.total == 2 * 3 * 2 * (2.0 * 512 * 512 * 128)
