@@ -33,7 +33,7 @@ smoke: setup
 	@echo "Done: pipelines in demo/smoke-*/pipeline, pictures in demo/smoke-*-samples/grid.png"
 
 test: setup
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not full"
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full"
 
 test-full: setup
 	$(RUN) -m pytest
