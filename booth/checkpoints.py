@@ -1,14 +1,17 @@
-"""Checkpoints on disk: found, written whole, rotated only after the next one is complete."""
+"""Checkpoints on disk or in a bucket: found, written whole, rotated only after the next one is complete."""
 
 import json
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from booth.backend import Backend
+from booth.config import is_remote
 from booth.errors import UserError
 from booth.rundir import STAGING_PREFIX, publish, remove, rename
 
@@ -19,16 +22,22 @@ _RECORD = "checkpoint.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`; `run_id` tells them from another run's in a shared folder."""
+    """The checkpoints of one run in `folder`; `run_id` tells them from another run's in a shared folder.
+
+    On a disk a checkpoint gets its name once it is whole. A bucket renames nothing: there one is whole once it has its
+    record, which is written last and deleted first.
+    """
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self.folder = folder
         self._run_id = run_id
+        self._in_bucket = is_remote(str(folder))
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        found = [_STEP.match(path.name) for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        return sorted(int(match[1]) for match in found if match)
+        named = [(_STEP.match(path.name), path) for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        whole = [match for match, path in named if match and (not self._in_bucket or (path / _RECORD).exists())]
+        return sorted(int(match[1]) for match in whole)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
@@ -59,21 +68,38 @@ class Checkpoints:
         UserError if it cannot be written.
         """
         try:
-            with publish(self.path(step)) as staging:
-                staging.mkdir()
-                backend.save(state, staging)
-                record = json.dumps({"step": step, "run_id": self._run_id})
-                (staging / _RECORD).write_text(record, encoding="utf-8", newline="\n")
+            with self._new(self.path(step)) as folder:
+                backend.save(state, folder)
+                (folder / _RECORD).write_text(json.dumps({"step": step, "run_id": self._run_id}), encoding="utf-8")
         except (OSError, SafetensorError, ValueError) as error:  # what the libraries raise for a full disk
             raise UserError(
                 f"the checkpoint of step {step} cannot be written to {self.folder} ({' '.join(str(error).split())});"
                 " make room there and give the same command again; earlier checkpoints are untouched"
             ) from error
         for old in self.steps()[:-keep]:
-            # Renamed first: half a deleted folder must not carry a checkpoint's name.
-            doomed = self.folder / f"{STAGING_PREFIX}deleted-{old:06d}"
+            self._delete(old)
+
+    @contextmanager
+    def _new(self, path: Path) -> Iterator[Path]:
+        """An empty folder that becomes a checkpoint if the block succeeds."""
+        if self._in_bucket:
+            path.rmtree(missing_ok=True)  # type: ignore[attr-defined]  # what a crash left
+            yield path
+        else:
+            with publish(path) as staging:
+                staging.mkdir()
+                yield staging
+
+    def _delete(self, step: int) -> None:
+        """Half a deleted folder must not count as a checkpoint."""
+        path = self.path(step)
+        if self._in_bucket:
+            (path / _RECORD).unlink()
+            path.rmtree()  # type: ignore[attr-defined]
+        else:
+            doomed = self.folder / f"{STAGING_PREFIX}deleted-{step:06d}"
             remove(doomed)
-            rename(self.path(old), doomed)
+            rename(path, doomed)
             remove(doomed)
 
     def restore(self, backend: Backend, state: Any, step: int) -> Any:
@@ -97,5 +123,8 @@ class Checkpoints:
             while target.exists():
                 number += 1
                 target = target.with_name(f"superseded-{newer:06d}-{number}")
-            rename(self.path(newer), target)
+            if self._in_bucket:
+                self.path(newer).rename(target)
+            else:
+                rename(self.path(newer), target)
             log.warning("step %d was trained before; its checkpoint is now %s", newer, target)

@@ -25,7 +25,7 @@ from booth.export import check_target, export
 from booth.hub import readable
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import load_tokenizer
-from booth.rundir import pinned_revision, read_record, write_text
+from booth.rundir import checkpoint_folder, pinned_revision, read_record, write_text
 from booth.sampling import ImageRequest, Sampler
 from booth.solvers import SOLVERS
 from booth.validation import check_capabilities, validate, validate_plan
@@ -284,7 +284,8 @@ def _find(backend_class: type[Backend], run_dir: str, step: int | None, precisio
     record = read_record(run_dir)
     if record.backend != backend_class.name:
         raise UserError(f"--run {run_dir} was trained with {record.backend}booth; use that command for its checkpoints")
-    checkpoints = Checkpoints(Path(record.config["checkpoint.dir"] or Path(run_dir) / "checkpoints"), record.run_id)
+    folder = checkpoint_folder(Path(run_dir), record.config["checkpoint.dir"])
+    checkpoints = Checkpoints(folder, record.run_id)
     step = checkpoints.find(step)
     if step is None:
         raise UserError(f"--run {run_dir} has no checkpoint yet")

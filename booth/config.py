@@ -127,7 +127,8 @@ FIELDS = (
     Field("data.encode_batch_size", 4, "images the VAE encodes at once", at_least(1)),
     Field("checkpoint.every_steps", 200, "updates between checkpoints; 0: only the last", at_least(0), may_change=True),
     Field("checkpoint.keep", 2, "newest checkpoints kept", at_least(1), may_change=True),
-    Field("checkpoint.dir", "", "folder of this run's checkpoints alone; empty: RUN/checkpoints", is_path=True),
+    Field("checkpoint.dir", "", "folder of this run's checkpoints alone, with jaxbooth also gs://BUCKET/FOLDER; empty:"
+          " RUN/checkpoints", is_path=True),
     Field("samples.every_steps", 0, "updates between previews; 0: none", at_least(0), may_change=True),
     Field("samples.prompts", (), "prompts of the previews; empty: instance.prompt and prior.prompt", may_change=True),
     Field("samples.images_per_prompt", 2, "images of each prompt, seeds 0, 1, ...", at_least(1), may_change=True),

@@ -20,7 +20,7 @@ from booth.batches import Batches, made_ahead
 from booth.errors import UserError
 from booth.learning_rate import learning_rates
 from booth.pipeline_dir import PipelineDir, open_pipeline
-from booth.rundir import STAGING_PREFIX, remove
+from booth.rundir import STAGING_PREFIX
 from booth.solvers import SamplingTable
 
 log = logging.getLogger("booth")
@@ -79,11 +79,11 @@ class Leader:
         self.name, self.capabilities = backend.name, backend.capabilities
         checkpoints.mkdir(parents=True, exist_ok=True)
         probe = checkpoints / f"{STAGING_PREFIX}{uuid.uuid4().hex}"
-        probe.touch()
+        probe.write_text("")
         try:
             self._all("start", config, probe)
         finally:
-            remove(probe)
+            probe.unlink()
 
     def announce(self, call: str, *arguments: Any) -> None:
         """All others make this call of `_Follower`."""

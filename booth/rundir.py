@@ -117,7 +117,7 @@ class RunDir:
         self.tensorboard = path / "tensorboard"
         self.pipeline = path / "pipeline"
         self._elsewhere = bool(config.checkpoint.dir)
-        self.checkpoints = Path(config.checkpoint.dir) if self._elsewhere else path / "checkpoints"
+        self.checkpoints = checkpoint_folder(path, config.checkpoint.dir)
 
     @classmethod
     @contextmanager
@@ -137,7 +137,9 @@ class RunDir:
                 if run._before is None:
                     run._write_config()
                 run._claim()
-                written_to = (path, run.cache, run.class_images, run.samples, run.base_samples, run.checkpoints)
+                written_to = [path, run.cache, run.class_images, run.samples, run.base_samples]
+                if not settings.is_remote(str(run.checkpoints)):
+                    written_to.append(run.checkpoints)
                 for folder in written_to:
                     for stale in folder.glob(STAGING_PREFIX + "*"):
                         remove(stale)
@@ -176,8 +178,13 @@ class RunDir:
         """Marks a checkpoint folder outside the run folder as this run's; of two runs at once, one gets it."""
         if self._elsewhere:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError), (self.checkpoints / _CLAIM).open("x", encoding="utf-8", newline="") as file:
-                file.write(self.id)
+            claim = self.checkpoints / _CLAIM
+            if settings.is_remote(str(claim)):
+                if not claim.exists():
+                    claim.write_text(self.id)
+            else:
+                with suppress(FileExistsError), claim.open("x", encoding="utf-8", newline="") as file:
+                    file.write(self.id)
             self._check_owner()
 
     def check_manifest(self, inputs: Mapping[str, Mapping[str, str]], may_grow: bool = False) -> None:
@@ -209,6 +216,15 @@ class RunDir:
         manifest = _read_manifest(path)
         if manifest.get(_ORIGIN, {}) != origin:
             write_text(path, json.dumps({**manifest, _ORIGIN: dict(origin)}, indent=1) + "\n")
+
+
+def checkpoint_folder(workdir: Path, checkpoint_dir: str) -> Path:
+    """Where a run's checkpoints are: in the run folder, or where `checkpoint.dir` says, a bucket too."""
+    if settings.is_remote(checkpoint_dir):
+        from etils import epath  # comes with Orbax, as do checkpoints in a bucket
+
+        return epath.Path(checkpoint_dir)
+    return Path(checkpoint_dir) if checkpoint_dir else workdir / "checkpoints"
 
 
 def pinned_revision(workdir: str | Path, config: Any) -> str:

@@ -34,7 +34,10 @@ def _validate_values(config: ConfigDict) -> None:
         if not field.rule.holds(value):
             raise UserError(f"{field.name}={value!r} must be {field.rule.text}")
         if field.is_path and is_remote(value):
-            raise UserError(f"{field.name}={value!r} must be a local folder: remote folders are not available yet")
+            if field.name != "checkpoint.dir":
+                raise UserError(f"{field.name}={value!r} must be a local folder")
+            if not value.startswith("gs://"):
+                raise UserError(f"{field.name}={value!r} must be a folder, or gs://BUCKET/FOLDER")
 
 
 def _validate_inputs(config: ConfigDict) -> None:
@@ -62,6 +65,10 @@ def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset
     """UserError for a setting that this backend has not, on any machine."""
     if config.mesh.fsdp > 1 and "sharding" not in capabilities:
         raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: {backend}booth trains on one device")
+    if is_remote(config.checkpoint.dir) and "bucket checkpoints" not in capabilities:
+        raise UserError(
+            f"checkpoint.dir={config.checkpoint.dir!r} must be a local folder: {backend}booth writes no buckets"
+        )
     if config.train.precision == "fp16" and "fp16" not in capabilities:
         raise UserError(f"train.precision='fp16' must be 'bf16' or 'fp32': {backend}booth does not compute in float16")
     if config.train.optimizer == "adamw8bit" and "adamw8bit" not in capabilities:

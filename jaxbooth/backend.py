@@ -1,5 +1,6 @@
 """The Backend protocol over JAX: wiring only."""
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 
 from booth.backend import Batch, Metrics
-from booth.config import trained_components
+from booth.config import is_remote, trained_components
+from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
 from jaxbooth import checkpoint, networks, optim, sample, step
@@ -30,7 +32,7 @@ class Backend:
     """Trains on the devices of all hosts."""
 
     name = "jax"
-    capabilities: frozenset[str] = frozenset({"sharding", "attention kernels"})
+    capabilities: frozenset[str] = frozenset({"sharding", "attention kernels", "bucket checkpoints"})
 
     def __init__(self, config: Any) -> None:
         exact_float32()
@@ -45,7 +47,10 @@ class Backend:
 
     @staticmethod
     def check(config: Any) -> None:
-        """Nothing of it depends on the machine."""
+        if is_remote(config.checkpoint.dir) and importlib.util.find_spec("gcsfs") is None:
+            raise UserError(
+                f"checkpoint.dir={config.checkpoint.dir!r} needs gcsfs; pip install gcsfs, or give a local folder"
+            )
 
     @staticmethod
     def hosts() -> KeyValueHosts | None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from booth.config import is_remote
 from jaxbooth.step import State
 
 _TRAINABLE, _OPTIMIZER = "trainable", "optimizer"
@@ -21,8 +22,8 @@ _HANDLERS = ocp.type_handlers.create_type_handler_registry(
 def save(state: State, folder: Path) -> None:
     """Writes into an existing folder, each host its own parts; returns when everything is on disk."""
     with _checkpointer() as checkpointer:
-        checkpointer.save(folder.absolute() / _TRAINABLE, args=ocp.args.PyTreeSave(state.trainable))
-        checkpointer.save(folder.absolute() / _OPTIMIZER, args=ocp.args.PyTreeSave(state.optimizer))
+        checkpointer.save(_absolute(folder) / _TRAINABLE, args=ocp.args.PyTreeSave(state.trainable))
+        checkpointer.save(_absolute(folder) / _OPTIMIZER, args=ocp.args.PyTreeSave(state.optimizer))
 
 
 def restore(state: State, folder: Path) -> State:
@@ -35,8 +36,12 @@ def _read(path: Path, like: Any) -> Any:
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     placed = ocp.checkpoint_utils.construct_restore_args(shapes)
     with _checkpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(shapes, restore_args=placed))
+        return checkpointer.restore(_absolute(path), args=ocp.args.PyTreeRestore(shapes, restore_args=placed))
 
 
 def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS))
+
+
+def _absolute(path: Path) -> Path:
+    return path if is_remote(str(path)) else path.absolute()

@@ -87,8 +87,8 @@ def test_a_prior_needs_its_prompt(valid):
 @pytest.mark.parametrize("name", [field.name for field in settings.FIELDS if field.is_path])
 def test_remote_folders_are_refused(valid, name):
     set_field(valid, name, "gs://bucket/folder")
-    said = f"{name}='gs://bucket/folder' must be a local folder: remote folders are not available yet"
-    assert refusal(check, resolved(valid)) == said
+    said = refusal(check, resolved(valid))
+    assert said.startswith(f"{name}='gs://bucket/folder' must be a local folder")
 
 
 @pytest.mark.parametrize("prompt", ["a photo of dog", " a photo of dog "])
