@@ -71,6 +71,8 @@ class Checkpoints:
             with self._new(self.path(step)) as folder:
                 backend.save(state, folder)
                 (folder / _RECORD).write_text(json.dumps({"step": step, "run_id": self._run_id}), encoding="utf-8")
+        except UserError:  # another host's reason
+            raise
         except (OSError, SafetensorError, ValueError) as error:  # what the libraries raise for a full disk
             raise UserError(
                 f"the checkpoint of step {step} cannot be written to {self.folder} ({' '.join(str(error).split())});"
@@ -106,7 +108,7 @@ class Checkpoints:
         """The state saved at a step, as `Backend.restore` gives it. UserError if its files are damaged."""
         try:
             return backend.restore(state, self.path(step))
-        except (AssertionError, MemoryError, RuntimeError):  # a full device is a RuntimeError
+        except (AssertionError, MemoryError, RuntimeError, UserError):  # a full device is a RuntimeError
             raise
         except Exception as error:  # safetensors, Orbax and JSON raise what they like, Orbax Exception itself
             raise self._damaged(step, error) from error

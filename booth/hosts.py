@@ -9,7 +9,7 @@ makes the rows of its own devices.
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from booth.backend import Backend, Batch, Metrics
 from booth.batches import Batches, made_ahead
+from booth.config import is_remote
 from booth.errors import UserError
 from booth.learning_rate import learning_rates
 from booth.pipeline_dir import PipelineDir, open_pipeline
@@ -48,6 +49,15 @@ class Hosts(Protocol):
         """Waits for every other host to confirm the last message; the failure of each, "" where there is none."""
         ...
 
+    def fail(self, reason: str, code: int) -> None:
+        """This host has failed. Who has not come to an `end` a little later, since it waits in a collective for
+        one that will not come, is ended with this reason and exit code."""
+        ...
+
+    def end(self) -> bool:
+        """The run is over here, and on the leader: whether it is on all others too."""
+        ...
+
 
 def feed(backend: Backend, config: Any, batches: Batches, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
     """(step, batch) of the updates from `start` to `stop`, made ahead; with the rows that this process computes on."""
@@ -64,10 +74,25 @@ def leading(hosts: Hosts | None) -> Iterator[None]:
         yield
     except BaseException as error:
         if hosts:
-            hosts.send(("end", f"{error}" or type(error).__name__))
+            hosts.fail(_reason(error), _exit_code(error))
+            with suppress(Exception):  # the error that began it is what matters
+                hosts.send(("end", _reason(error)))
+                hosts.end()
         raise
     if hosts:
         hosts.send(("end", ""))
+        hosts.end()
+
+
+def _reason(error: BaseException) -> str:
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+
+
+def _exit_code(error: BaseException) -> int:
+    """As the command line has it."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, UserError | OSError) else 1
 
 
 class Leader:
@@ -79,6 +104,8 @@ class Leader:
         self.name, self.capabilities = backend.name, backend.capabilities
         checkpoints.mkdir(parents=True, exist_ok=True)
         probe = checkpoints / f"{STAGING_PREFIX}{uuid.uuid4().hex}"
+        if not is_remote(str(probe)):
+            probe = probe.absolute()  # the others may be in another folder
         probe.write_text("")
         try:
             self._all("start", config, probe)
@@ -107,8 +134,8 @@ class Leader:
         """They are met."""
 
     def load(self, pipeline: PipelineDir) -> Any:
-        hashes = {name: pipeline.weights_hash(name) for name in pipeline.family.networks}
-        return self._all("load", hashes, here=lambda: self._backend.load(pipeline))
+        commit = pipeline.model.commit if pipeline.model else ""
+        return self._all("load", commit, pipeline.hashes(), here=lambda: self._backend.load(pipeline))
 
     def encode_images(self, models: Any, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         result: tuple[np.ndarray, np.ndarray] = self._all(
@@ -182,11 +209,12 @@ class _Follower:
         self._config = config
         self._backend = self._backend_class(config)
 
-    def load(self, hashes: dict[str, str]) -> None:
+    def load(self, commit: str, hashes: dict[str, str]) -> None:
         source = self._config.model
-        pipeline = open_pipeline(source.source, source.variant, source.revision)
-        if changed := [name for name, sha256 in hashes.items() if pipeline.weights_hash(name) != sha256]:
-            raise UserError(f"model.source={source.source!r} has other weights here ({', '.join(changed)})")
+        pipeline = open_pipeline(source.source, source.variant, commit or source.revision)
+        here = pipeline.hashes()
+        if changed := [name for name, sha256 in hashes.items() if here.get(name) != sha256]:
+            raise UserError(f"model.source={source.source!r} is another model here ({', '.join(changed)})")
         self._models = self._backend.load(pipeline)
 
     def encode_images(self, pixels: np.ndarray) -> None:
@@ -232,21 +260,22 @@ def follow(backend_class: type[Backend], hosts: Hosts) -> None:
     """Does what the leader says until it ends. UserError with the leader's word if it ended for an error."""
     log.info("host %d of %d: follows host 0", hosts.index, hosts.count)
     follower = _Follower(backend_class, hosts)
-    while True:
-        call, *arguments = hosts.receive()
-        if call == "end":
-            if reason := arguments[0]:
-                raise UserError(f"host 0 has stopped: {reason}")
-            return
-        if call in _UNCONFIRMED:
-            getattr(follower, call)(*arguments)
-            continue
-        failure = ""
-        try:
-            getattr(follower, call)(*arguments)
-        except Exception as error:
-            failure = str(error) or type(error).__name__
-            if not isinstance(error, UserError | OSError):
-                hosts.confirm(failure)
-                raise
-        hosts.confirm(failure)
+    try:
+        while (message := hosts.receive())[0] != "end":
+            call, *arguments = message
+            try:
+                getattr(follower, call)(*arguments)
+            except (UserError, OSError) as error:
+                if call not in _UNCONFIRMED:
+                    hosts.confirm(str(error))
+                hosts.fail(str(error), _exit_code(error))
+            else:
+                if call not in _UNCONFIRMED:
+                    hosts.confirm("")
+    except BaseException as error:
+        hosts.fail(_reason(error), _exit_code(error))
+        raise
+    hosts.confirm("")
+    hosts.end()
+    if reason := message[1]:
+        raise UserError(f"host 0 has stopped: {reason}")

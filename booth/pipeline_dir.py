@@ -139,6 +139,19 @@ class PipelineDir:
             self._hashes[component] = digest.hexdigest()
         return self._hashes[component]
 
+    def config_hashes(self) -> dict[str, str]:
+        """sha256 of the config of each network and of the scheduler."""
+        texts = {
+            name: json.dumps(self.component_config(name), sort_keys=True)
+            for name in (*self.family.networks, "scheduler")
+        }
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+    def hashes(self) -> dict[str, str]:
+        """Of all that is computed with: weights and configs, by what they are of."""
+        weights = {f"weights of {name}": self.weights_hash(name) for name in self.family.networks}
+        return weights | {f"config of {name}": sha256 for name, sha256 in self.config_hashes().items()}
+
     def _weight_file(self, component: str) -> Path:
         """Where a network's weights are, or the index of their shards; UserError if there is neither."""
         stem = "model" if self.model_index[component][0] == "transformers" else "diffusion_pytorch_model"

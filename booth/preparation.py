@@ -1,7 +1,5 @@
 """What happens before the first update: inputs are checked, class images made, images and prompts encoded."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +34,7 @@ class Inputs:
         return {
             "instance images": {example.path.name: example.sha256 for example in self.instances},
             "model weights": {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks},
-            "model configs": {name: self._config_hash(name) for name in (*self.pipeline.family.networks, "scheduler")},
+            "model configs": self.pipeline.config_hashes(),
         }
 
     def origin(self, config: Any) -> dict[str, str]:
@@ -46,10 +44,6 @@ class Inputs:
         return {
             "source": config.model.source, "revision": config.model.revision, "id": model.id, "commit": model.commit,
         }  # fmt: skip
-
-    def _config_hash(self, component: str) -> str:
-        text = json.dumps(self.pipeline.component_config(component), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
 
     def sampler(self, config: Any, section: str) -> Sampler:
         """The sampler that `prior` or `samples` of the config describes, at the training resolution."""

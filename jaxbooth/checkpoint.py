@@ -20,7 +20,7 @@ _HANDLERS = ocp.type_handlers.create_type_handler_registry(
 
 
 def save(state: State, folder: Path) -> None:
-    """Writes into an existing folder, each host its own parts; returns when everything is on disk."""
+    """Writes into a folder, each host the parts that it holds first; returns when everything is there."""
     with _checkpointer() as checkpointer:
         checkpointer.save(_absolute(folder) / _TRAINABLE, args=ocp.args.PyTreeSave(state.trainable))
         checkpointer.save(_absolute(folder) / _OPTIMIZER, args=ocp.args.PyTreeSave(state.optimizer))

@@ -100,7 +100,7 @@ def hub_env(hub, tmp_path):
     }
 
 
-SLOW_FIRST = ("test_learning.py", "test_hosts.py", "test_sharding.py", "test_plan.py", "test_training.py")
+SLOW_FIRST = ("test_learning.py", "test_two_hosts.py", "test_sharding.py", "test_plan.py", "test_training.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -5,6 +5,7 @@ import queue
 import threading
 
 import numpy as np
+import pytest
 from fake_backend import FakeBackend
 
 from booth import loop
@@ -17,7 +18,7 @@ class Network:
     def __init__(self, count):
         self.count = count
         self.inboxes = [queue.Queue() for _ in range(count)]
-        self.sent = []
+        self.sent, self.failures = [], []
 
 
 class QueueHosts:
@@ -35,8 +36,16 @@ class QueueHosts:
     def confirm(self, failure):
         self.network.inboxes[0].put((self.index, failure))
 
+    def fail(self, reason, code):
+        self.network.failures.append((self.index, reason, code))
+
+    def end(self):
+        if self.index == 0:
+            self.confirmed()
+        return True
+
     def confirmed(self):
-        return [failure for _, failure in sorted(self.network.inboxes[0].get(timeout=30) for _ in range(1, self.count))]
+        return [failure for _, failure in sorted(self.network.inboxes[0].get(timeout=5) for _ in range(1, self.count))]
 
 
 def backends(network, log, fails_on=None):
@@ -121,9 +130,33 @@ def recorded(batches):
 
 
 def test_a_host_that_fails_ends_all_and_is_named(tiny_config, tmp_path):
-    leader, *others = run_all(backends(Network(3), [], fails_on=2), tiny_config, tmp_path / "run")
+    network = Network(3)
+    leader, *others = run_all(backends(network, [], fails_on=2), tiny_config, tmp_path / "run")
     assert leader == "host 2 of 3: no space left"
     assert others == ["host 0 has stopped: host 2 of 3: no space left"] * 2
+    assert network.failures[0] == (2, "no space left", 2), "for who would wait in a collective"
+
+
+def test_a_failing_update_is_told_though_nobody_asks(tiny_config, tmp_path):
+    network = Network(2)
+    classes = backends(network, [])
+    classes[1].train_step = lambda *_: 1 / 0
+    outcomes = [None, None]
+
+    def follower():
+        try:
+            loop.train(classes[1], None, tmp_path / "run")
+        except ZeroDivisionError:
+            outcomes[1] = "raised"
+
+    thread = threading.Thread(target=follower)
+    thread.start()
+    # Host 0 of a real run waits in the collective here; this one ends it instead.
+    classes[0].train_step = lambda *_: (_ for _ in ()).throw(UserError("ended"))
+    with pytest.raises(UserError, match="ended"):
+        loop.train(classes[0], tiny_config, tmp_path / "run")
+    thread.join(timeout=30)
+    assert outcomes[1] == "raised" and (1, "division by zero", 1) in network.failures
 
 
 def test_a_host_that_does_not_see_the_checkpoints_is_named(tiny_config, tmp_path, monkeypatch):
@@ -153,9 +186,11 @@ def test_other_weights_on_a_host_are_refused(tiny_config, tmp_path, monkeypatch)
 
     def other(message):
         sent.append(message[0])
-        send((message[0], {**message[1], "unet": "0" * 64}) if message[0] == "load" else message)
+        send((message[0], message[1], {**message[2], "weights of unet": "0" * 64}) if message[0] == "load" else message)
 
     hosts.send = other
     monkeypatch.setattr(classes[0], "hosts", lambda: hosts)
     leader, _ = run_all(classes, tiny_config, tmp_path / "run")
-    assert leader.startswith("host 1 of 2: model.source=") and leader.endswith("has other weights here (unet)")
+    assert leader.startswith("host 1 of 2: model.source=") and leader.endswith(
+        "is another model here (weights of unet)"
+    )

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -32,7 +33,11 @@ def on_hosts(tmp_path):
             command += ["--hosts", "2", "--host", str(index)]
             with (tmp_path / f"host{index}.log").open("w") as stderr:  # a pipe that nobody reads would fill
                 processes.append(subprocess.Popen(command, cwd=elsewhere, env=environment(4), stderr=stderr))
-        codes = [process.wait(timeout=300) for process in processes]
+        try:
+            codes = [process.wait(timeout=240) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
         return [(code, (tmp_path / f"host{index}.log").read_text()) for index, code in enumerate(codes)]
 
     return on_hosts
@@ -43,7 +48,7 @@ def test_two_hosts_train_as_one(job, run, on_hosts, tiny_pipeline, tmp_path):
     fields = {"train__learning_rate": 3e-4, "checkpoint__every_steps": 1, "samples__every_steps": 2}
     # The same for both: made anew on other devices they may differ by 1 of 255, and so would all that follows.
     fields["prior__images"] = tmp_path / "class_images"
-    fields["mesh__fsdp"] = 2
+    fields["mesh__fsdp"] = 8  # one copy of the weights, half of it on each host
 
     def arguments(steps, folder="two"):
         return job(tmp_path / folder, **fields | {"train__steps": steps})
@@ -56,6 +61,9 @@ def test_two_hosts_train_as_one(job, run, on_hosts, tiny_pipeline, tmp_path):
     for code, error in on_hosts(arguments(2), without):
         assert code == 0, error
     assert not list((tmp_path / "host1").iterdir()), "host 0 alone writes files, but for checkpoints"
+    written = tmp_path / "two" / "checkpoints" / "step-000002" / "trainable"
+    sizes = [sum(file.stat().st_size for file in written.glob(f"ocdbt.process_{k}/d/*")) for k in (0, 1)]
+    assert min(sizes) > 0.4 * sum(sizes), "each host writes its half"
     alone = run("jaxbooth.train", *arguments(3), env=environment(8))
     assert alone.returncode == 0 and "resumed from step 2" in alone.stderr, alone.stderr
     for code, error in on_hosts(arguments(4), arguments(4)):
@@ -83,3 +91,25 @@ def test_all_end_when_the_leader_refuses(job, on_hosts, tmp_path):
     (code, error), (other_code, other_error) = on_hosts(arguments, arguments)
     assert code == 2 and error.splitlines()[-1].startswith("jaxbooth: error: instance.images")
     assert other_code == 2 and "jaxbooth: error: host 0 has stopped: instance.images" in other_error
+
+
+# Takes the place of a host's third update: its devices fail, and the other's wait for them.
+FAILING = """
+import sys
+if "--host" in sys.argv and sys.argv[sys.argv.index("--host") + 1] == "1":
+    import booth.hosts
+    step = booth.hosts._Follower.train_step
+    count = iter(range(9))
+    booth.hosts._Follower.train_step = lambda self: step(self) if next(count) < 2 else 1 / 0
+"""
+
+
+def test_all_end_when_one_fails_in_an_update(job, on_hosts, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    arguments = job(tmp_path / "run", prior__weight=0.0, log__every_steps=1)
+    began = time.monotonic()
+    (code, error), (other_code, other_error) = on_hosts(arguments, arguments)
+    assert code == other_code == 1 and time.monotonic() - began < 150
+    assert "jaxbooth: error: host 1 has failed: division by zero" in error
+    assert "ZeroDivisionError" in other_error
