@@ -70,7 +70,7 @@ class Checkpoints:
         try:
             with self._new(self.path(step)) as folder:
                 backend.save(state, folder)
-                (folder / _RECORD).write_text(json.dumps({"step": step, "run_id": self._run_id}), encoding="utf-8")
+                (folder / _RECORD).write_bytes(json.dumps({"step": step, "run_id": self._run_id}).encode())
         except UserError:  # another host's reason
             raise
         except (OSError, SafetensorError, ValueError) as error:  # what the libraries raise for a full disk

@@ -106,7 +106,7 @@ class Leader:
         probe = checkpoints / f"{STAGING_PREFIX}{uuid.uuid4().hex}"
         if not is_remote(str(probe)):
             probe = probe.absolute()  # the others may be in another folder
-        probe.write_text("")
+        probe.write_bytes(b"")
         try:
             self._all("start", config, probe)
         finally:

@@ -181,7 +181,7 @@ class RunDir:
             claim = self.checkpoints / _CLAIM
             if settings.is_remote(str(claim)):
                 if not claim.exists():
-                    claim.write_text(self.id)
+                    claim.write_bytes(self.id.encode())
             else:
                 with suppress(FileExistsError), claim.open("x", encoding="utf-8", newline="") as file:
                     file.write(self.id)

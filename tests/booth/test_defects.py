@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from booth import config as settings
-from booth import loop
+from booth import hosts, loop
 from booth.batches import Batches, _order, made_ahead
 from booth.checkpoints import Checkpoints
 from booth.data import find_images, read_examples, views
@@ -272,7 +272,7 @@ def test_a_finished_run_trains_no_further_step(tiny_config, tmp_path, monkeypatc
 
     def steps_of_a_repetition(batches):
         folder = tmp_path / batches.__name__
-        monkeypatch.setattr(loop, "made_ahead", batches)
+        monkeypatch.setattr(hosts, "made_ahead", batches)
         tiny_config.export.precision = "source"
         loop.train(FakeBackend, tiny_config, folder)
         tiny_config.export.precision = "fp16"  # so that the repetition has something to do

@@ -43,6 +43,7 @@ def on_hosts(tmp_path):
     return on_hosts
 
 
+@pytest.mark.full  # seven processes, three of which compile
 def test_two_hosts_train_as_one(job, run, on_hosts, tiny_pipeline, tmp_path):
     """Two steps on two hosts, one more on one with eight devices, a last on two: the same as four on one."""
     fields = {"train__learning_rate": 3e-4, "checkpoint__every_steps": 1, "samples__every_steps": 2}
@@ -104,6 +105,7 @@ if "--host" in sys.argv and sys.argv[sys.argv.index("--host") + 1] == "1":
 """
 
 
+@pytest.mark.full  # two more, and the grace that is given
 def test_all_end_when_one_fails_in_an_update(job, on_hosts, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(FAILING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
