@@ -74,9 +74,9 @@ class Backend(Protocol[Models, State]):
 
     @staticmethod
     def hosts() -> "Hosts | None":
-        """Joins the processes that were started together for one run; None where there is one. Before any device.
+        """Joins the processes that were started together for one run; None where there is one.
 
-        UserError if they do not find each other.
+        Called before anything else of the backend. UserError if they do not find each other.
         """
         ...
 

@@ -54,8 +54,8 @@ class Hosts(Protocol):
         one that will not come, is ended with this reason and exit code."""
         ...
 
-    def end(self) -> bool:
-        """The run is over here, and on the leader: whether it is on all others too."""
+    def end(self) -> None:
+        """The run is over here; the leader gives the others a little time to confirm its last message."""
         ...
 
 

@@ -128,8 +128,8 @@ class KeyValueHosts:
         with suppress(jax.errors.JaxRuntimeError):  # another was first
             self._store.key_value_set_bytes(f"{self._keys}/failed", pickle.dumps((self.index, reason, code)))
 
-    def end(self) -> bool:
-        """Of the leader: whether all others have confirmed the last message in time."""
+    def end(self) -> None:
+        """If others do not confirm in time, this process stays under watch: its way out would wait for them."""
         began = time.monotonic()
         missing = set(range(1, self.count)) if self.index == 0 else set()
         while missing and time.monotonic() - began < GRACE_S:
@@ -137,7 +137,6 @@ class KeyValueHosts:
         if not missing:
             self._over.set()
             self._watcher.join()
-        return not missing
 
     def _watch(self) -> None:
         """Ends this process once one has failed, unless it ends by itself: Python's way out waits for the others."""

@@ -42,7 +42,6 @@ class QueueHosts:
     def end(self):
         if self.index == 0:
             self.confirmed()
-        return True
 
     def confirmed(self):
         return [failure for _, failure in sorted(self.network.inboxes[0].get(timeout=5) for _ in range(1, self.count))]
