@@ -276,8 +276,9 @@ def _check_ours(path: Path) -> None:
 
 
 def _strangers(path: Path, *ours: str) -> bool:
-    """Whether a folder holds anything else than `ours` and what desktops leave everywhere."""
-    return path.is_dir() and any(entry.name not in _JUNK.union(ours) for entry in path.iterdir())
+    """Whether a folder holds anything else than `ours` and what desktops and locks leave everywhere."""
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    return any(name not in _JUNK.union(ours) and not name.startswith(".filelock-") for name in names)
 
 
 def _same_run(workdir: Path, backend: str, config: Mapping[str, Any]) -> Record | None:

@@ -162,6 +162,8 @@ def windows(monkeypatch):
         def wrapped(*paths, **options):
             if "dir_fd" not in options:  # rmtree's own steps
                 for path in paths[:2]:
+                    if ".filelock-" in str(path):
+                        continue  # how that package looks what this system's locks can do; on Windows it need not
                     if isinstance(path, str | Path) and (names := held(path)):
                         raise PermissionError(13, f"open: {names}", str(path))
             return act(*paths, **options)
