@@ -40,6 +40,7 @@ class Batch:
     # [unique prompts, tokens] int32 token ids.
     prompts: Array
     learning_rate: Mapping[str, Array]  # [] of each trained component
+    key: Array = 0  # [] a whole number below 2**31, new in each update: for what a device rounds at random
 
     def pieces(self, count: int) -> list["Batch"]:
         """The batch in `count` pieces with as many rows of each kind, in any framework's arrays.
@@ -51,7 +52,7 @@ class Batch:
         ]
 
 
-ROW_FIELDS = tuple(field.name for field in fields(Batch) if field.name not in ("prompts", "learning_rate"))
+ROW_FIELDS = tuple(field.name for field in fields(Batch) if field.name not in ("prompts", "learning_rate", "key"))
 
 
 Models = TypeVar("Models")

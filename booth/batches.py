@@ -81,6 +81,7 @@ class Batches:
             prompt_index=np.array([self.prompt_index[kind] for kind, _ in rows], np.int32),
             prompts=self.prompts,
             learning_rate={component: np.array(rate, np.float32) for component, rate in learning_rate.items()},
+            key=np.int32(randomness.generator(self.seed, "rounding", step).integers(2**31)),
         )
 
     def _noise(self, step: int, row: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -103,8 +103,9 @@ FIELDS = (
     Field("train.text_encoder", False, "train the text encoder too (in float32)"),
     Field("train.text_encoder_learning_rate", 0.0, "its peak learning rate; 0: train.learning_rate", at_least(0),
           may_change=True),
-    Field("train.optimizer", "adamw", "optimizer; adamw8bit: Adam's moments in 8 bits (torchbooth)",
-          one_of("adamw", "adamw8bit")),
+    Field("train.optimizer", "adamw", "optimizer; torchbooth also has AdamW and Lion with moments in 8 bits, Lion (a"
+          " third to a tenth of the learning rate) and Adafactor",
+          one_of("adamw", "adamw8bit", "lion", "lion8bit", "adafactor")),
     Field("train.adam_b1", 0.9, "decay of the first moment", below_one()),
     Field("train.adam_b2", 0.999, "decay of the second moment", below_one()),
     Field("train.adam_eps", 1e-8, "epsilon beside the root of the second moment", above(0)),
@@ -117,8 +118,19 @@ FIELDS = (
     Field("train.gradient_checkpointing", "none", "what the backward pass computes once more instead of keeping it: the"
           " weights of attention (jaxbooth), or the inside of every block: less memory, slower",
           one_of("none", "attention", "block"), may_change=True),
-    Field("train.attention", "auto", "how jaxbooth computes attention; auto: by the device",
-          one_of("auto", "plain", "chunked", "splash", "cudnn"), may_change=True),
+    Field("train.checkpointed_blocks", (), "torchbooth: the UNet's blocks that gradient_checkpointing='block' is for,"
+          " such as down_blocks.0; empty: all", Rule("names such as 'down_blocks.0', 'mid_block' and 'up_blocks.3'",
+          lambda value: all(re.fullmatch(r"(down|up)_blocks\.\d+|mid_block", name) for name in value)),
+          may_change=True),
+    Field("train.attention", "auto", "how attention is computed; auto: by the device; jaxbooth has plain, chunked,"
+          " splash and cudnn, torchbooth has xformers",
+          one_of("auto", "plain", "chunked", "splash", "cudnn", "xformers"), may_change=True),
+    Field("train.channels_last", False, "torchbooth: convolutions with the channels innermost, which GPUs with tensor"
+          " cores may do faster"),
+    Field("train.compile", "none", "torchbooth: torch.compile of the UNet, by its mode; minutes at the start",
+          one_of("none", "default", "reduce-overhead", "max-autotune"), may_change=True),
+    Field("train.tf32", False, "torchbooth: float32 products in TF32 on GPUs that have it, faster and with 10 bits",
+          may_change=True),
     Field("train.seed", 0, "seed of everything else that is random", SEED),
     Field("data.resolution", 512, "side of the square training images, in pixels", at_least(8)),
     Field("data.crop", "center", "crop after the short side is resized", one_of("center", "random")),
@@ -140,6 +152,17 @@ FIELDS = (
     Field("export.precision", "source", "type of RUN/pipeline; source: trained float32, the rest as it was",
           one_of("source", "fp32", "fp16", "bf16"), may_change=True),
     Field("log.every_steps", 10, "updates whose metrics are read together", at_least(1), may_change=True),
+    Field("memory.fit", "", "torchbooth: a GPU's memory such as '8GB', or 'auto': what is free; techniques are chosen"
+          " so that the run fits", Rule("empty, 'auto' or a size such as '8GB'",
+          lambda value: value in ("", "auto") or memory_size(value) is not None), may_change=True),
+    Field("memory.weights", "fp32", "torchbooth: type in which the UNet's weights are kept and trained; bf16: no"
+          " float32 copy, updates are rounded up or down at random and right on average", one_of("fp32", "bf16")),
+    Field("memory.fused_backward", False, "torchbooth: each tensor is updated as soon as its gradient is there, which"
+          " is then freed; gradients are clipped by the norm of those so far and of the last update"),
+    Field("memory.offload_optimizer", "none", "torchbooth: optimizer states in the host's memory while previews are"
+          " made, or always but for each tensor's update", one_of("none", "sampling", "always"), may_change=True),
+    Field("memory.vae_tiling", False, "torchbooth: pictures are decoded in four tiles, with a quarter of the memory",
+          may_change=True),
     Field("mesh.fsdp", 1, "jaxbooth: devices that share one copy of weights and optimizer states", at_least(1),
           may_change=True),
     Field("mesh.topology", "", "jaxbooth plan: the TPU slice, such as v3:2x2; training takes the devices there are",
@@ -173,6 +196,12 @@ def resolved(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def memory_size(text: str) -> float | None:
+    """Bytes of a size such as 8GB (as graphics cards are sold: 2**30 each); None if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:GB|GiB|G)", text, re.IGNORECASE)
+    return float(match[1]) * 2**30 if match and float(match[1]) > 0 else None
+
+
 def is_remote(path: str) -> bool:
     """Whether a path names a scheme, such as gs://."""
     return re.match(r"\w{2,}://", path) is not None  # C:// is a drive
@@ -186,6 +215,11 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 def get(config: ConfigDict, name: str) -> Any:
     section, _, key = name.partition(".")
     return config[section][key]
+
+
+def default_of(name: str) -> Any:
+    """The default of one field by its dotted name."""
+    return _BY_NAME[name].default
 
 
 def set_field(config: ConfigDict, name: str, value: Any) -> None:

@@ -4,7 +4,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from booth.config import FIELDS, get, is_remote, typed
+from booth.config import FIELDS, default_of, get, is_remote, typed
 from booth.errors import UserError
 
 
@@ -61,6 +61,12 @@ def _validate_inputs(config: ConfigDict) -> None:
         )
 
 
+_TORCH_ONLY = (
+    "train.checkpointed_blocks", "train.channels_last", "train.compile", "train.tf32", "memory.fit", "memory.weights",
+    "memory.fused_backward", "memory.offload_optimizer", "memory.vae_tiling",
+)  # fmt: skip
+
+
 def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
     """UserError for a setting that this backend has not, on any machine."""
     if config.mesh.fsdp > 1 and "sharding" not in capabilities:
@@ -71,15 +77,24 @@ def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset
         )
     if config.train.precision == "fp16" and "fp16" not in capabilities:
         raise UserError(f"train.precision='fp16' must be 'bf16' or 'fp32': {backend}booth does not compute in float16")
-    if config.train.optimizer == "adamw8bit" and "adamw8bit" not in capabilities:
-        raise UserError(f"train.optimizer='adamw8bit' must be 'adamw': {backend}booth has no 8-bit optimizer yet")
+    if config.train.optimizer != "adamw" and "optimizers" not in capabilities:
+        raise UserError(f"train.optimizer={config.train.optimizer!r} must be 'adamw': {backend}booth has no other yet")
     if config.train.gradient_checkpointing == "attention" and "attention kernels" not in capabilities:
         raise UserError(
             f"train.gradient_checkpointing='attention' must be 'none' or 'block': {backend}booth's attention keeps no"
             " weights anyway"
         )
-    if config.train.attention != "auto" and "attention kernels" not in capabilities:
-        raise UserError(f"train.attention={config.train.attention!r} must be 'auto': PyTorch chooses its own")
+    kernels = ("plain", "chunked", "splash", "cudnn") if "attention kernels" in capabilities else ("xformers",)
+    if config.train.attention not in ("auto", *kernels):
+        raise UserError(
+            f"train.attention={config.train.attention!r} must be one of {', '.join(('auto', *kernels))} in"
+            f" {backend}booth"
+        )
+    if "memory techniques" not in capabilities:
+        for name in _TORCH_ONLY:
+            value, default = get(config, name), default_of(name)
+            if value != default:
+                raise UserError(f"{name}={value!r} must be {default!r}: {backend}booth does without it")
 
 
 def _validate_updates(config: ConfigDict) -> None:
@@ -95,8 +110,39 @@ def _validate_updates(config: ConfigDict) -> None:
         raise UserError(f"train.lr_warmup_steps={train.lr_warmup_steps} must be less than train.steps={train.steps}")
     if train.lr_schedule == "polynomial" and train.lr_end >= train.learning_rate:
         raise UserError(f"train.lr_end={train.lr_end} must be less than train.learning_rate={train.learning_rate}")
+    _validate_memory(config)
     if train.text_encoder_learning_rate and not train.text_encoder:
         raise UserError(
             f"train.text_encoder_learning_rate={train.text_encoder_learning_rate} needs train.text_encoder=true;"
             " leave it 0 where the text encoder does not train"
+        )
+
+
+def _validate_memory(config: ConfigDict) -> None:
+    """Techniques that exclude each other, or do nothing alone."""
+    train, memory = config.train, config.memory
+    if memory.fused_backward and train.accumulation > 1:
+        raise UserError(
+            f"memory.fused_backward=true needs train.accumulation=1, not {train.accumulation}: a gradient is gone"
+            " before the next piece could add to it; lower train.batch_size, or leave one of them out"
+        )
+    if memory.fused_backward and train.precision == "fp16":
+        raise UserError(
+            "memory.fused_backward=true does not go with train.precision='fp16': whether an update must be skipped for"
+            " overflow is known only when all gradients are there; use bf16 or fp32"
+        )
+    if memory.fused_backward and train.compile != "none":
+        raise UserError(
+            f"memory.fused_backward=true does not go with train.compile={train.compile!r}: a compiled backward pass"
+            " gives all gradients at once, so nothing would be saved; leave one of them out"
+        )
+    if memory.weights == "bf16" and train.precision != "bf16":
+        raise UserError(
+            f"memory.weights='bf16' needs train.precision='bf16', not {train.precision!r}: weights of 8 bits gain"
+            " nothing from products that are more exact"
+        )
+    if train.checkpointed_blocks and train.gradient_checkpointing != "block":
+        raise UserError(
+            f"train.checkpointed_blocks={train.checkpointed_blocks!r} needs train.gradient_checkpointing='block', not"
+            f" {train.gradient_checkpointing!r}"
         )

@@ -303,6 +303,7 @@ def _batch(config: Any, pipeline: PipelineDir, mesh: Mesh, rows: int) -> Batch:
             else _shape(mesh, (prompts, tokens, width), P())
         ),
         learning_rate={component: _shape(mesh, (), P()) for component in trained_components(config)},
+        key=_shape(mesh, (), P(), jnp.int32),
     )
 
 

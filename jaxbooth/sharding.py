@@ -178,6 +178,7 @@ def place_batch(mesh: Mesh, batch: Batch, pieces: int) -> Batch:
         **rows,
         prompts=place_shared(mesh, batch.prompts),
         learning_rate=place_shared(mesh, dict(batch.learning_rate)),
+        key=place_shared(mesh, np.int32(batch.key)),
     )
 
 

@@ -14,9 +14,9 @@ from booth.config import trained_components
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
-from torchbooth import checkpoint, models, optim, sample, step
-from torchbooth.models import Models, diffusers_name, recompute_activations
-from torchbooth.precision import check_precision
+from torchbooth import checkpoint, memory, models, optim, sample, speed, step
+from torchbooth.models import Models, diffusers_name
+from torchbooth.precision import check_precision, set_tf32, weights_dtype
 from torchbooth.step import State
 
 log = logging.getLogger("booth")
@@ -26,41 +26,40 @@ class Backend:
     """Trains on one device: the GPU if there is one, else the CPU."""
 
     name = "torch"
-    capabilities: frozenset[str] = frozenset({"fp16", "adamw8bit"})
+    capabilities: frozenset[str] = frozenset({"fp16", "optimizers", "memory techniques"})
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, device: torch.device | None = None) -> None:
         self._config = config
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # float32 means float32. The setting is the process's: it also holds for other torch code beside a run.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.placement = memory.Placement(self._device)
+        self._sampled: State | None = None  # the state that pictures were made of since its last update
+        set_tf32(config.train.tf32)
         log.info("torchbooth on %s", torch.cuda.get_device_name() if self._device.type == "cuda" else "the CPU")
 
     @staticmethod
     def check(config: Any) -> None:
         check_precision(config.train.precision)
-        if config.train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError(
-                "train.optimizer='adamw8bit' needs bitsandbytes: install this project with its [8bit] extra,"
-                " or use 'adamw'"
-            )
+        _check_packages(config)
 
     @staticmethod
     def hosts() -> None:
         """One process."""
 
     def load(self, pipeline: PipelineDir) -> Models:
-        return models.load(pipeline, self._device)
+        loaded = models.load(pipeline, weights_dtype(self._config))
+        if self._config.memory.vae_tiling:
+            memory.use_tiles(loaded.vae)
+        return loaded
 
-    @torch.inference_mode()
     def encode_images(self, models: Models, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        posterior = models.vae.encode(torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)).latent_dist
-        mean, std = (part.permute(0, 2, 3, 1).cpu().numpy() for part in (posterior.mean, posterior.std))
+        self.placement.place(models.networks, "encoding images")
+        moments = sample.encode(models, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        mean, std = (part.permute(0, 2, 3, 1).cpu().numpy() for part in moments)
         return mean, std
 
-    @torch.inference_mode()
     def encode_prompts(self, models: Models, token_ids: np.ndarray) -> np.ndarray:
-        # Stable Diffusion trains and samples without an attention mask: padding tokens are part of the context.
-        return models.text_encoder(torch.from_numpy(token_ids).long().to(self._device))[0].cpu().numpy()
+        self.placement.place(models.networks, "encoding prompts")
+        return sample.encode_prompts(models, torch.from_numpy(token_ids)).cpu().numpy()
 
     def sample(
         self,
@@ -71,26 +70,39 @@ class Backend:
         table: SamplingTable,
         guidance: float,
     ) -> np.ndarray:
+        self.placement.place(models.networks, "sampling")
         return sample.sample(models, noise, context, negative_context, table, guidance, self._config.train.precision)
 
     def init(self, models: Models, *, training: bool = True) -> State:
-        trainable = {}
-        for component in trained_components(self._config):
-            network = getattr(models, component).train().requires_grad_(True)
-            if self._config.train.gradient_checkpointing == "block":
-                recompute_activations(network)
+        trainable, config = {}, self._config
+        for component in trained_components(config):
+            network = models.networks[component].train().requires_grad_(True)
+            if config.train.gradient_checkpointing == "block":
+                memory.recompute_activations(network, config.train.checkpointed_blocks if component == "unet" else ())
             for name, parameter in network.named_parameters():
                 trainable[f"{component}.{diffusers_name(component, name)}"] = parameter
-        optimizer = optim.make_optimizer(trainable, self._config) if training else None
-        return State(models, trainable, optimizer, optim.make_loss_scaler(self._device, self._config))
+        if not training:
+            return State(models, trainable, None, optim.make_loss_scaler(self._device, config))
+        speed.apply(models.unet, config)
+        self.placement.place(models.networks, "training")
+        optimizer = memory.make_optimizer_of(trainable, config)
+        return State(models, trainable, optimizer, optim.make_loss_scaler(self._device, config))
 
     def models(self, state: State) -> Models:
+        if self._config.memory.offload_optimizer == "sampling" and state.optimizer:
+            self.placement.move_states(state.optimizer, away=True)
+        self._sampled = state
         return state.models
 
     def own_rows(self, rows: int) -> None:
         """All of them."""
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        if self._sampled:
+            self.placement.place(state.models.networks, "training")
+            if self._config.memory.offload_optimizer == "sampling" and state.optimizer:
+                self.placement.move_states(state.optimizer, away=False)
+            self._sampled = None
         return step.train_step(state, batch, self._config)
 
     def save(self, state: State, folder: Path) -> None:
@@ -102,4 +114,18 @@ class Backend:
     def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:
         for name, tensor in state.trainable.items():
             component, _, key = name.partition(".")
-            yield component, key, tensor.detach().cpu().numpy()
+            yield component, key, tensor.detach().float().cpu().contiguous().numpy()
+
+
+def _check_packages(config: Any) -> None:
+    """UserError if a setting needs a package that is not installed."""
+    optimizer = config.train.optimizer
+    if optimizer in optim.BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"train.optimizer={optimizer!r} needs bitsandbytes: install this project with its [8bit] extra, or use"
+            " 'adamw'"
+        )
+    if config.train.attention == "xformers" and importlib.util.find_spec("xformers") is None:
+        raise UserError(
+            "train.attention='xformers' needs xformers: pip install xformers, or use 'auto', which is PyTorch's own"
+        )

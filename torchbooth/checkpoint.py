@@ -8,21 +8,27 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from torchbooth.memory import TensorwiseOptimizer
 from torchbooth.optim import read_moments, write_moments
 from torchbooth.step import State
 
+_LAST_NORM = "last_norm"  # beside the moments, which all have a "/" in their names
 _TRAINABLE, _OPTIMIZER, _LOSS_SCALE = "trainable.safetensors", "optimizer.safetensors", "loss_scale.json"
 
 
 def save(state: State, folder: Path) -> None:
     """Writes the files into an existing folder."""
     assert state.optimizer is not None
-    save_file({name: tensor.detach() for name, tensor in state.trainable.items()}, folder / _TRAINABLE)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # states may be on their way to the host's memory
+    save_file({name: tensor.detach().contiguous() for name, tensor in state.trainable.items()}, folder / _TRAINABLE)
     moments = {
-        f"{name}/{key}": value
+        f"{name}/{key}": value.contiguous()
         for name, parameter in state.trainable.items()
         for key, value in read_moments(state.optimizer, parameter).items()
     }
+    if isinstance(state.optimizer, TensorwiseOptimizer):
+        moments[_LAST_NORM] = state.optimizer.last_norm
     save_file(moments, folder / _OPTIMIZER)
     if state.scaler.is_enabled():
         (folder / _LOSS_SCALE).write_text(json.dumps(state.scaler.state_dict()), encoding="utf-8", newline="\n")
@@ -40,7 +46,14 @@ def restore(state: State, folder: Path) -> State:
     if state.optimizer is None:
         return state
     moments: dict[str, dict[str, torch.Tensor]] = {}
+    tensorwise = state.optimizer if isinstance(state.optimizer, TensorwiseOptimizer) else None
+    if tensorwise and tensorwise.on_host:
+        device = "cpu"
     for key, value in _read(folder / _OPTIMIZER, device):
+        if key == _LAST_NORM:
+            if tensorwise:
+                tensorwise.last_norm.copy_(value)
+            continue
         name, _, moment = key.rpartition("/")
         moments.setdefault(name, {})[moment] = value
     for name, values in moments.items():

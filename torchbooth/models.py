@@ -14,7 +14,7 @@ _PREFIX = "text_model."  # transformers 5 leaves it out of the module's names, t
 
 @dataclass(frozen=True)
 class Models:
-    """The networks of one pipeline, float32, on one device, in eval mode without gradients.
+    """The networks of one pipeline, in eval mode without gradients; where they are is up to `memory.Placement`.
 
     `vae_scale`, `vae_shift`: of the VAE's config.
     """
@@ -25,42 +25,52 @@ class Models:
     vae_scale: float
     vae_shift: float
 
+    @property
+    def networks(self) -> dict[str, Any]:
+        """By component."""
+        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
 
-def load(pipeline: PipelineDir, device: torch.device) -> Models:
-    """Reads the safetensors weights (never pickles) in float32 and moves them to the device.
 
-    UserError if names or shapes do not fit the configs: the libraries' own loading would fill gaps with random numbers.
+def build(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """The networks by component, in eval mode without gradients: float32, the UNet in `unet_dtype`.
+
+    They have the weights that the mode around gives them.
     """
     # Where bitsandbytes is installed diffusers imports it, which on a CPU warns of a kernel that nothing here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    networks = {
+        "vae": AutoencoderKL.from_config(pipeline.component_config("vae")),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**pipeline.component_config("text_encoder"))),
+    }
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(unet_dtype)
+    try:
+        networks["unet"] = UNet2DConditionModel.from_config(pipeline.component_config("unet"))
+    finally:
+        torch.set_default_dtype(before)
+    return {name: network.eval().requires_grad_(False) for name, network in networks.items()}
+
+
+def load(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32) -> Models:
+    """Reads the safetensors weights (never pickles) into the host's memory: float32, the UNet's in `unet_dtype`.
+
+    UserError if names or shapes do not fit the configs: the libraries' own loading would fill gaps with random numbers.
+    """
     with init_empty_weights(include_buffers=False):
-        modules = {
-            "unet": UNet2DConditionModel.from_config(pipeline.component_config("unet")),
-            "vae": AutoencoderKL.from_config(pipeline.component_config("vae")),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**pipeline.component_config("text_encoder"))),
-        }
+        modules = build(pipeline, unet_dtype)
     for component, module in modules.items():
         names = {diffusers_name(component, name): name for name, _ in module.named_parameters()}
         shapes = {name: tuple(module.get_parameter(own).shape) for name, own in names.items()}
         fitted = fit_weights(component, pipeline.tensors(component), shapes)
-        weights = {names[name]: torch.from_numpy(array) for name, array in fitted.items()}
+        dtype = unet_dtype if component == "unet" else torch.float32
+        weights = {names[name]: torch.from_numpy(array).to(dtype) for name, array in fitted.items()}
         module.load_state_dict(weights, strict=False, assign=True)  # strict about names already, not about buffers
-        module.to(device).eval().requires_grad_(False)
+        module.requires_grad_(False)
     scale, shift = pipeline.latent_scaling
     return Models(**modules, vae_scale=scale, vae_shift=shift)
-
-
-def recompute_activations(network: Any) -> None:
-    """Has a network compute its activations once more in the backward pass instead of keeping them."""
-    if hasattr(network, "enable_gradient_checkpointing"):  # diffusers
-        network.enable_gradient_checkpointing()
-    else:  # transformers; token ids carry no gradient, which the reentrant kind would need
-        # The second name is that of older transformers.
-        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
 
 
 def diffusers_name(component: str, name: str) -> str:

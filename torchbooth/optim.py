@@ -1,36 +1,46 @@
-"""The optimizers (AdamW, arXiv 1711.05101), joint clipping, and the loss scaling that float16 needs."""
+"""The optimizers, joint clipping, and the loss scaling that float16 needs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
+EIGHT_BIT = ("adamw8bit", "lion8bit")
+BITSANDBYTES = (*EIGHT_BIT, "lion")  # what needs that package
+
 # Of a parameter's 8-bit states: lookup tables that all parameters share, made anew instead of saved.
-_SHARED = {"qmap1": "dynamic", "qmap2": "udynamic"}
+SHARED_STATES = {"qmap1": "dynamic", "qmap2": "udynamic"}
 
 
-def make_optimizer(trainable: Mapping[str, torch.nn.Parameter], config: Any) -> torch.optim.Optimizer:
-    """The optimizer of `train.optimizer` over float32 parameters by `component.name`, a group for each component.
+def make_optimizer(parameters: Iterable[Any], config: Any) -> torch.optim.Optimizer:
+    """The optimizer of `train.optimizer` over float32 parameters, or groups of them.
 
-    The learning rates are set anew for every update by `set_learning_rate`. `adamw8bit` (arXiv 2110.02861) keeps the
-    moments in 8 bits with a scale for every 256 of them, except those of tensors under 4096 elements.
+    `adamw`: arXiv 1711.05101. `lion`: arXiv 2302.06675, with its own decays 0.9 and 0.99; wants a third to a tenth of
+    AdamW's learning rate. `adafactor`: arXiv 1804.04235, second moments as row and column means, steps relative to each
+    tensor's size, no first moment. The `8bit` ones (arXiv 2110.02861) keep moments in 8 bits with a scale for every 256
+    of them, except those of tensors under 4096 elements. Learning rates are set by `set_learning_rate`.
     """
+    train = config.train
+    common = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
+    adam = {"betas": (train.adam_b1, train.adam_b2), "eps": train.adam_eps}
+    if train.optimizer == "adafactor":
+        return torch.optim.Adafactor(parameters, **common)
+    if train.optimizer in BITSANDBYTES:
+        from bitsandbytes import optim as bitsandbytes
+
+        if train.optimizer == "adamw8bit":
+            return bitsandbytes.AdamW8bit(parameters, **common, **adam)
+        lion = bitsandbytes.Lion8bit if train.optimizer == "lion8bit" else bitsandbytes.Lion
+        return lion(parameters, **common)
+    return torch.optim.AdamW(parameters, **common, **adam, fused=True)
+
+
+def by_component(trainable: Mapping[str, torch.nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameter groups of the parameters by `component.name`, one for each component."""
     groups: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in trainable.items():
         groups.setdefault(name.partition(".")[0], []).append(parameter)
-    parameters = [{"params": members, "component": component} for component, members in groups.items()]
-    train = config.train
-    options = {
-        "lr": train.learning_rate,
-        "betas": (train.adam_b1, train.adam_b2),
-        "eps": train.adam_eps,
-        "weight_decay": train.weight_decay,
-    }
-    if train.optimizer == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit(parameters, **options)
-    return torch.optim.AdamW(parameters, **options, fused=True)
+    return [{"params": members, "component": component} for component, members in groups.items()]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: Mapping[str, Any]) -> None:
@@ -41,7 +51,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: Mapping[s
 
 def clip_by_global_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
     """Scales all gradients together to at most `max_norm` (0: leaves them); returns the norm before, a scalar."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if all(gradient.dtype == torch.float32 for gradient in gradients):
+        norm = torch.nn.utils.get_total_norm(gradients)
+    else:  # that would add up squares in bfloat16
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
@@ -55,7 +70,7 @@ def make_loss_scaler(device: torch.device, config: Any) -> torch.amp.GradScaler:
 def read_moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
     """What the optimizer knows about a parameter, as tensors that share no memory with another parameter's."""
     state = optimizer.state[parameter]
-    return {key: torch.as_tensor(value) for key, value in state.items() if key not in _SHARED}
+    return {key: torch.as_tensor(value) for key, value in state.items() if key not in SHARED_STATES}
 
 
 def write_moments(
@@ -63,10 +78,19 @@ def write_moments(
 ) -> None:
     """The inverse of `read_moments`, to the bit."""
     state = optimizer.state[parameter]
-    state.update(moments)
+    state.update({key: _laid_out_as(parameter, value) for key, value in moments.items()})
     if "state1" in state:  # bitsandbytes
         state["step"] = int(state["step"])
         if state["state1"].dtype == torch.uint8:
-            tables: dict[str, torch.Tensor] = optimizer.name2qmap  # type: ignore[attr-defined]
-            for key, table in _SHARED.items():
-                tables[table] = state[key] = tables[table].to(parameter.device)
+            owner: Any = optimizer.optimizer_of(parameter) if hasattr(optimizer, "optimizer_of") else optimizer
+            tables: dict[str, torch.Tensor] = owner.name2qmap
+            for key, table in SHARED_STATES.items():
+                if table in tables:
+                    tables[table] = state[key] = tables[table].to(parameter.device)
+
+
+def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A value with the memory format of its parameter, if it has its shape and type: element by element in memory."""
+    if parameter.is_contiguous() or (value.shape, value.dtype) != (parameter.shape, parameter.dtype):
+        return value
+    return torch.empty_like(parameter, device=value.device).copy_(value)

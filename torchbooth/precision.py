@@ -1,10 +1,25 @@
 """What is computed in which type: the UNet as `train.precision` says; text encoder, VAE and loss in float32."""
 
+from typing import Any
+
 import torch
 
 from booth.errors import UserError
 
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def weights_dtype(config: Any) -> torch.dtype:
+    """Type in which the UNet's weights are kept."""
+    return torch.bfloat16 if config.memory.weights == "bf16" else torch.float32
+
+
+def set_tf32(allowed: bool) -> None:
+    """float32 means float32, unless TF32 is allowed.
+
+    The setting is the process's: it also holds for other torch code.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -1,4 +1,5 @@
-"""Sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over the core's table."""
+"""What the networks do when they do not train: sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over
+the core's table, and encoding."""
 
 import numpy as np
 import torch
@@ -56,3 +57,22 @@ def decode(models: Models, latents_bchw: torch.Tensor) -> torch.Tensor:
     """
     latents_bchw = latents_bchw / models.vae_scale + models.vae_shift
     return torch.cat([models.vae.decode(one, return_dict=False)[0].float().cpu() for one in latents_bchw.split(1)])
+
+
+@torch.inference_mode()
+def encode(models: Models, pixels_bchw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels in [-1, 1] -> mean and standard deviation of the VAE's posterior, float32 [b, c, h, w]."""
+    tiling, models.vae.use_tiling = models.vae.use_tiling, False  # what is trained on is never in tiles
+    posterior = models.vae.encode(pixels_bchw.to(models.vae.device)).latent_dist
+    models.vae.use_tiling = tiling
+    return posterior.mean, posterior.std
+
+
+@torch.inference_mode()
+def encode_prompts(models: Models, token_ids: torch.Tensor) -> torch.Tensor:
+    """[b, tokens] -> float32 [b, tokens, width].
+
+    Stable Diffusion trains and samples without an attention mask: padding tokens are part of the context.
+    """
+    context: torch.Tensor = models.text_encoder(token_ids.long().to(models.text_encoder.device))[0]
+    return context

@@ -1,14 +1,14 @@
 """One update: forward over instance and class rows, the loss, backward, clip, AdamW."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from booth.backend import Batch
+from booth.backend import ROW_FIELDS, Batch
 from booth.objective import dreambooth_loss, noisy_latents
+from torchbooth.memory import TensorwiseOptimizer
 from torchbooth.models import Models
 from torchbooth.optim import clip_by_global_norm, set_learning_rate
 from torchbooth.precision import autocast
@@ -29,7 +29,11 @@ class State:
 
 def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str, torch.Tensor]]:
     """Updates the state's tensors in place; metrics are float32 scalars on the device."""
-    assert state.optimizer is not None
+    optimizer = state.optimizer
+    assert optimizer is not None
+    set_learning_rate(optimizer, batch.learning_rate)
+    if isinstance(optimizer, TensorwiseOptimizer):
+        optimizer.begin(int(batch.key))
     batch = to_device(batch, next(iter(state.trainable.values())).device)
     encoded, context = encode_prompts(state.models, batch.prompts)
     metrics: dict[str, torch.Tensor] = {}
@@ -47,16 +51,18 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
     if encoded.requires_grad:
         encoded.backward(context.grad)  # of all pieces together: the text encoder runs once an update
 
-    state.scaler.unscale_(state.optimizer)
+    if isinstance(optimizer, TensorwiseOptimizer) and optimizer.fused:
+        metrics["grad_norm"] = optimizer.end()  # all is done
+        return state, metrics
+    state.scaler.unscale_(optimizer)
     parameters = list(state.trainable.values())
     metrics["grad_norm"] = clip_by_global_norm(parameters, config.train.max_grad_norm)
     if state.scaler.is_enabled():
         metrics["loss_scale"] = state.scaler.scale(torch.ones_like(loss))
         metrics["skipped"] = (~metrics["grad_norm"].isfinite()).float()
-    set_learning_rate(state.optimizer, batch.learning_rate)
-    state.scaler.step(state.optimizer)  # does nothing where a gradient is not finite
+    state.scaler.step(optimizer)  # does nothing where a gradient is not finite
     state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     return state, metrics
 
 
@@ -74,13 +80,12 @@ def encode_prompts(models: Models, prompts: torch.Tensor) -> tuple[torch.Tensor,
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch with torch tensors in its fields; the copies overlap with what the device is doing.
 
-    The learning rates stay on the host, where the optimizer takes them from.
+    Learning rates and key stay on the host, where the optimizer takes them from.
     """
 
     def move(array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(np.asarray(array))
         return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    moved: Any = {name: value if isinstance(value, Mapping) else move(value) for name, value in values.items()}
-    return Batch(**moved)
+    moved: Any = {name: move(getattr(batch, name)) for name in (*ROW_FIELDS, "prompts")}
+    return replace(batch, **moved)

@@ -51,6 +51,9 @@ def check(config, capabilities=frozenset({"sharding"})):
     validate(config, "jax", capabilities)
 
 
+TORCH = frozenset({"fp16", "optimizers", "memory techniques"})
+
+
 def refusal(call, *arguments):
     """The message of the UserError, which must be one line."""
     with pytest.raises(UserError) as caught:
@@ -116,17 +119,20 @@ OUT_OF_RANGE = {
     "train.weight_decay": -1e-9, "train.max_grad_norm": -1.0, "train.seed": 2**63, "data.resolution": 7,
     "train.accumulation": 0, "train.lr_schedule": "warm",
     "train.lr_warmup_steps": -1, "train.lr_power": 0.0, "train.lr_end": -1e-9, "train.text_encoder_learning_rate": -1.0,
-    "train.optimizer": "lion", "train.min_snr_gamma": -1.0, "train.noise_offset": -0.1,
+    "train.optimizer": "sgd", "train.min_snr_gamma": -1.0, "train.noise_offset": -0.1,
     "data.crop": "left", "data.crop_variants": 0, "data.encode_batch_size": 0, "checkpoint.every_steps": -1,
     "checkpoint.keep": 0, "samples.every_steps": -1, "samples.images_per_prompt": 0,
     "samples.solver": "DDIM", "samples.inference_steps": 0, "samples.guidance": -0.5,
     "train.gradient_checkpointing": "all", "train.attention": "flash",
-    "export.precision": "int8", "log.every_steps": 0, "mesh.fsdp": 0,
+    "export.precision": "int8", "log.every_steps": 0, "mesh.fsdp": 0, "memory.fit": "small",
+    "memory.weights": "fp16", "memory.offload_optimizer": "disk", "train.compile": "fast",
+    "train.checkpointed_blocks": ("encoder",),
 }  # fmt: skip
 NOT_BUILT_YET = {"train.unet": False}
 FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
         "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
-        "samples.before_after", "mesh.topology"}  # fmt: skip
+        "samples.before_after", "mesh.topology", "memory.fused_backward", "memory.vae_tiling", "train.channels_last",
+        "train.tf32"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():
@@ -174,12 +180,39 @@ def test_sharding_only_where_the_backend_can(valid):
     ("train.precision", "fp16",
      "train.precision='fp16' must be 'bf16' or 'fp32': jaxbooth does not compute in float16"),
     ("train.optimizer", "adamw8bit",
-     "train.optimizer='adamw8bit' must be 'adamw': jaxbooth has no 8-bit optimizer yet"),
+     "train.optimizer='adamw8bit' must be 'adamw': jaxbooth has no other yet"),
+    ("memory.fused_backward", True, "memory.fused_backward=True must be False: jaxbooth does without it"),
+    ("memory.fit", "8GB", "memory.fit='8GB' must be '': jaxbooth does without it"),
+    ("train.attention", "xformers",
+     "train.attention='xformers' must be one of auto, plain, chunked, splash, cudnn in jaxbooth"),
 ])  # fmt: skip
 def test_what_only_the_other_backend_can(valid, name, value, said):
     set_field(valid, name, value)
     assert refusal(check, valid) == said
-    validate(valid, "torch", frozenset({"fp16", "adamw8bit"}))
+    validate(valid, "torch", TORCH)
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"memory.fused_backward": True, "train.accumulation": 2, "train.batch_size": 2},
+     "memory.fused_backward=true needs train.accumulation=1, not 2: a gradient is gone before the next piece"),
+    ({"memory.fused_backward": True, "train.precision": "fp16"},
+     "memory.fused_backward=true does not go with train.precision='fp16': whether an update must be skipped"),
+    ({"memory.fused_backward": True, "train.compile": "default"},
+     "memory.fused_backward=true does not go with train.compile='default': a compiled backward pass gives all"),
+    ({"memory.weights": "bf16"}, "memory.weights='bf16' needs train.precision='bf16', not 'fp32': "),
+    ({"memory.weights": "bf16", "train.precision": "fp16"}, "memory.weights='bf16' needs train.precision='bf16', "),
+    ({"train.checkpointed_blocks": ("mid_block",)},
+     "train.checkpointed_blocks=('mid_block',) needs train.gradient_checkpointing='block', not 'none'"),
+])  # fmt: skip
+def test_memory_techniques_that_do_not_go_together(valid, fields, said):
+    for name, value in fields.items():
+        set_field(valid, name, value)
+    assert refusal(validate, valid, "torch", TORCH).startswith(said)
+
+
+@pytest.mark.parametrize(("text", "gib"), [("8GB", 8), ("6 GiB", 6), ("11.5g", 11.5), ("8", None), ("0GB", None)])
+def test_a_cards_memory(text, gib):
+    assert settings.memory_size(text) == (gib and gib * 2**30)
 
 
 def test_accumulation_splits_the_batch_of_an_update(valid):
@@ -389,4 +422,4 @@ def test_shipped_configs_are_valid(path):
     for field, value in (("model.source", "m"), ("instance.images", "i"), ("instance.prompt", "a sks dog"),
                          ("prior.prompt", "a dog")):  # fmt: skip
         set_field(config, field, settings.get(config, field) or value)
-    check(config, frozenset({"sharding", "fp16", "adamw8bit"}))
+    check(config, TORCH | {"sharding"})

@@ -13,8 +13,6 @@ from booth.errors import UserError
 from booth.pipeline_dir import open_pipeline
 from torchbooth.models import load
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def copy(tiny_pipeline, tmp_path):
@@ -22,7 +20,7 @@ def copy(tiny_pipeline, tmp_path):
 
 
 def test_weights_are_those_of_from_pretrained(tiny_pipeline):
-    models = load(open_pipeline(tiny_pipeline), CPU)
+    models = load(open_pipeline(tiny_pipeline))
     unet = UNet2DConditionModel.from_pretrained(tiny_pipeline, subfolder="unet")
     text_encoder = CLIPTextModel.from_pretrained(tiny_pipeline, subfolder="text_encoder")
     for ours, theirs in ((models.unet, unet), (models.text_encoder, text_encoder)):
@@ -41,7 +39,7 @@ def test_a_missing_tensor_is_refused(copy, component):
     del tensors[lost]
     save_file(tensors, path)
     with pytest.raises(UserError, match=f"{component} weights do not fit its config: missing {lost}; left over none"):
-        load(open_pipeline(copy), CPU)
+        load(open_pipeline(copy))
 
 
 def test_a_wrong_shape_is_refused(copy):
@@ -50,14 +48,14 @@ def test_a_wrong_shape_is_refused(copy):
     tensors["conv_in.weight"] = np.zeros((64, 4, 1, 1), np.float32)
     save_file(tensors, path)
     with pytest.raises(UserError, match=r"conv_in.weight is float32\[64, 4, 1, 1\] instead of float\[64, 4, 3, 3\]"):
-        load(open_pipeline(copy), CPU)
+        load(open_pipeline(copy))
 
 
 def test_the_attention_of_older_vaes(copy):
     """Other names, and 1x1 convolutions for linear layers: the same network."""
     path = copy / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
-    expected = load(open_pipeline(copy), CPU).vae.state_dict()
+    expected = load(open_pipeline(copy)).vae.state_dict()
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     renamed = {}
     for name, tensor in tensors.items():
@@ -68,7 +66,7 @@ def test_the_attention_of_older_vaes(copy):
         renamed[name] = np.ascontiguousarray(tensor)
     assert renamed.keys() != tensors.keys()
     save_file(renamed, path)
-    loaded = load(open_pipeline(copy), CPU).vae.state_dict()
+    loaded = load(open_pipeline(copy)).vae.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.items())
 
 

@@ -1,0 +1,18 @@
+"""What makes the UNet faster on a GPU and leaves its results the same, but for rounding: memory format, attention,
+compilation. Mixed precision and TF32 are in `precision.py`."""
+
+from typing import Any
+
+import torch
+
+
+def apply(unet: Any, config: Any) -> None:
+    """As `train.channels_last`, `train.attention` and `train.compile` say, in place."""
+    train = config.train
+    if train.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if train.attention == "xformers":
+        unet.enable_xformers_memory_efficient_attention()
+    if train.compile != "none":
+        # One graph for the whole UNet: its shapes are the same in every update. Names and parameters stay as they are.
+        unet.compile(mode=train.compile, dynamic=False)
