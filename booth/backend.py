@@ -74,6 +74,14 @@ class Backend(Protocol[Models, State]):
         ...
 
     @staticmethod
+    def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None) -> Any:
+        """The config with what `memory.fit` chooses; `recorded` is the flat config of a run that is resumed.
+
+        UserError if the run cannot fit.
+        """
+        ...
+
+    @staticmethod
     def hosts() -> "Hosts | None":
         """Joins the processes that were started together for one run; None where there is one.
 

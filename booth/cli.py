@@ -25,7 +25,7 @@ from booth.export import check_target, export
 from booth.hub import readable
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import load_tokenizer
-from booth.rundir import checkpoint_folder, pinned_revision, read_record, write_text
+from booth.rundir import checkpoint_folder, pinned_revision, read_record, recorded_config, write_text
 from booth.sampling import ImageRequest, Sampler
 from booth.solvers import SOLVERS
 from booth.validation import check_capabilities, validate, validate_plan
@@ -93,9 +93,7 @@ _OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=package, description="DreamBooth fine-tuning of Stable Diffusion")
-    planned = package == "jaxbooth"
-    names = "train|sample|export" + ("|plan" if planned else "")
-    commands = parser.add_subparsers(required=True, metavar=names)
+    commands = parser.add_subparsers(required=True, metavar="train|sample|export|plan")
 
     train = commands.add_parser(
         "train",
@@ -135,13 +133,16 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     write.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
     write.set_defaults(run=_export)
 
-    if planned:
-        plan = commands.add_parser("plan", help="what training would need on a TPU, without one")
-        plan.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
+    hardware = "TPU" if package == "jaxbooth" else "GPU"
+    plan = commands.add_parser("plan", help=f"what a run would need on a {hardware}, without one")
+    plan.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
+    if package == "jaxbooth":
         plan.add_argument("--topology", help="a TPU slice such as v3:2x2 or v5e:2x4; default: mesh.topology")
         plan.add_argument("--find-batch", action="store_true", help="also the largest train.batch_size that fits")
-        plan.add_argument("--json", type=_path, help="file for the figures")
-        plan.set_defaults(run=_plan)
+    else:
+        plan.add_argument("--gpu", help="a card's memory such as 8GB: chooses techniques, as memory.fit does")
+    plan.add_argument("--json", type=_path, help="file for the figures")
+    plan.set_defaults(run=_plan)
 
     overrides = [match for argument in arguments if (match := _OVERRIDE.match(argument))]
     for override in overrides:
@@ -149,7 +150,7 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
             raise UserError(f"{override[0]} must be written {override[0]}=VALUE")
     options = parser.parse_args([argument for argument in arguments if not _OVERRIDE.match(argument)])
     if overrides and options.run not in (_train, _plan):
-        raise UserError(f"{overrides[0][0]} belongs to train{' and plan' if planned else ''}; leave it out")
+        raise UserError(f"{overrides[0][0]} belongs to train and plan; leave it out")
     options.overrides = [(match[1], match[2]) for match in overrides]
     return options
 
@@ -177,6 +178,8 @@ def _train(package: str, options: argparse.Namespace) -> None:
         backend_class.check(config)
         revision = pinned_revision(options.workdir, config) if options.workdir else ""
         pipeline = loop.check_inputs(config, revision).pipeline
+        recorded = recorded_config(options.workdir) if options.workdir else None
+        config = backend_class.fit(config, pipeline, recorded)
         if pipeline.model and (files := pipeline.to_download):
             log.info("a run would download %d files, %s", len(files), readable(pipeline.model.size(files)))
         print(config.to_json_best_effort(indent=1))
@@ -194,7 +197,8 @@ def _plan(package: str, options: argparse.Namespace) -> None:
     backend_class = load_backend(package)
     validate_plan(config, backend_class.name, backend_class.capabilities)
     pipeline = open_pipeline(config.model.source, config.model.variant, config.model.revision, weights=False)
-    plans = importlib.import_module(f"{package}.plan").run(config, pipeline, options.topology, options.find_batch)
+    chosen = (options.gpu,) if package == "torchbooth" else (options.topology, options.find_batch)
+    plans = importlib.import_module(f"{package}.plan").run(config, pipeline, *chosen)
     if options.json:
         write_text(Path(options.json), json.dumps(plans, indent=1) + "\n")
 

@@ -8,7 +8,7 @@ makes the rows of its own devices.
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -128,6 +128,10 @@ class Leader:
     @staticmethod
     def check(config: Any) -> None:
         """Asked of the backend's class, before there is a leader."""
+
+    @staticmethod
+    def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None) -> Any:
+        """The same."""
 
     @staticmethod
     def hosts() -> None:

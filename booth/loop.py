@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ from typing import Any
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
 from booth.config import resolved
+from booth.errors import UserError
 from booth.export import export, exported_step
 from booth.hosts import Hosts, Leader, feed, follow, leading
 from booth.metrics import Recorder, read_metrics
 from booth.preparation import check_inputs, prepare
 from booth.previews import Previews
-from booth.rundir import RunDir, pinned_revision
+from booth.rundir import RunDir, pinned_revision, recorded_config
 from booth.validation import validate
 
 log = logging.getLogger("booth")
@@ -52,6 +55,7 @@ def _train(
     validate(config, backend_class.name, backend_class.capabilities)
     backend_class.check(config)
     inputs = check_inputs(config, pinned_revision(workdir, config))
+    config = backend_class.fit(config, inputs.pipeline, recorded_config(workdir))
     with RunDir.open(workdir, backend_class.name, config) as run:
         checkpoints = Checkpoints(run.checkpoints, run.id)
         start = checkpoints.find(from_step) or 0
@@ -90,7 +94,7 @@ def _train(
                     with recorder.paused():
                         checkpoints.save(backend, state, done, config.checkpoint.keep)
                 if _due(done, config.samples.every_steps):
-                    with recorder.paused():
+                    with recorder.paused(), _keeping(checkpoints, backend, state, done, config.checkpoint.keep):
                         previews.write_grid(backend.models(state), done)
 
         if config.samples.before_after:
@@ -99,6 +103,17 @@ def _train(
         export(inputs.pipeline, run.pipeline, backend.tensors(state), config.export.precision, step=last)
         log.info("pipeline written to %s", run.pipeline)
         return Run(run.path, run.pipeline, read_metrics(run.metrics))
+
+
+@contextmanager
+def _keeping(checkpoints: Checkpoints, backend: Backend, state: Any, done: int, keep: int) -> Iterator[None]:
+    """Loses no update if pictures cannot be made, such as for want of memory."""
+    try:
+        yield
+    except UserError:
+        if checkpoints.find(None) != done:
+            checkpoints.save(backend, state, done, keep)
+        raise
 
 
 def _due(done: int, every: int) -> bool:

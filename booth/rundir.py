@@ -267,6 +267,12 @@ def read_record(workdir: str | Path) -> Record:
         raise UserError(f"{workdir} is not a run folder: its config.json is of something else") from error
 
 
+def recorded_config(workdir: str | Path) -> dict[str, Any] | None:
+    """The flat config of the run in a folder; None where none has begun. UserError for a folder of something else."""
+    path = Path(workdir).expanduser()
+    return read_record(path).config if (path / "config.json").exists() else None
+
+
 def _check_ours(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir {path} is a file; give a folder")

@@ -12,7 +12,7 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
     """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
     _validate_values(config)
     _validate_inputs(config)
-    _validate_updates(config)
+    validate_updates(config)
     check_capabilities(config, backend, capabilities)
 
 
@@ -21,7 +21,7 @@ def validate_plan(config: ConfigDict, backend: str, capabilities: frozenset[str]
     _validate_values(config)
     if not config.model.source.strip():
         raise UserError("model.source is empty; name the model to plan for, with --config.model.source=...")
-    _validate_updates(config)
+    validate_updates(config)
     check_capabilities(config, backend, capabilities)
 
 
@@ -97,7 +97,7 @@ def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset
                 raise UserError(f"{name}={value!r} must be {default!r}: {backend}booth does without it")
 
 
-def _validate_updates(config: ConfigDict) -> None:
+def validate_updates(config: ConfigDict) -> None:
     """How the fields of an update go together."""
     train = config.train
     if train.batch_size % train.accumulation:

@@ -4,9 +4,9 @@
         --config.instance.images=photos --config.instance.prompt="a photo of sks dog" \\
         --config.prior.prompt="a photo of dog"
 
-Memory, predicted by tracing a training step with fake tensors, not measured on a card: 13.1 GiB for the UNet's weights,
-gradients, Adam moments and activations at 1 + 1 rows, and 0.8 GiB for VAE and text encoder. Class images are
-sampled in small batches, so that they stay below that, as previews always do.
+bfloat16 with float32 weights and AdamW in full; activations are computed twice. `torchbooth plan` says (predicted from
+fake tensors, not measured on a card): 13.0 GiB in training at 1 + 1 rows, 10.7 in previews, 4.3 for class images, so
+about 15 GB with what CUDA itself takes.
 """
 
 from booth.config import default_config

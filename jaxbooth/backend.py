@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,10 @@ class Backend:
             raise UserError(
                 f"checkpoint.dir={config.checkpoint.dir!r} needs gcsfs; pip install gcsfs, or give a local folder"
             )
+
+    @staticmethod
+    def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None) -> Any:
+        return config
 
     @staticmethod
     def hosts() -> KeyValueHosts | None:

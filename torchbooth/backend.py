@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from booth.config import trained_components
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
-from torchbooth import checkpoint, memory, models, optim, sample, speed, step
+from torchbooth import checkpoint, memory, models, optim, out_of_memory, sample, speed, step
 from torchbooth.models import Models, diffusers_name
 from torchbooth.precision import check_precision, set_tf32, weights_dtype
 from torchbooth.step import State
@@ -34,12 +34,21 @@ class Backend:
         self.placement = memory.Placement(self._device)
         self._sampled: State | None = None  # the state that pictures were made of since its last update
         set_tf32(config.train.tf32)
-        log.info("torchbooth on %s", torch.cuda.get_device_name() if self._device.type == "cuda" else "the CPU")
+        if device is None:
+            log.info("torchbooth on %s", torch.cuda.get_device_name() if self._device.type == "cuda" else "the CPU")
 
     @staticmethod
     def check(config: Any) -> None:
         check_precision(config.train.precision)
         _check_packages(config)
+
+    @staticmethod
+    def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None) -> Any:
+        if not config.memory.fit:
+            return config
+        from torchbooth.fit import fit  # planning needs parts of PyTorch that take a second to import
+
+        return fit(config, pipeline, recorded)
 
     @staticmethod
     def hosts() -> None:
@@ -52,14 +61,16 @@ class Backend:
         return loaded
 
     def encode_images(self, models: Models, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        self.placement.place(models.networks, "encoding images")
-        moments = sample.encode(models, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        with out_of_memory.named("encoding images"):
+            self.placement.place(models.networks, "encoding images")
+            moments = sample.encode(models, torch.from_numpy(pixels).permute(0, 3, 1, 2))
         mean, std = (part.permute(0, 2, 3, 1).cpu().numpy() for part in moments)
         return mean, std
 
     def encode_prompts(self, models: Models, token_ids: np.ndarray) -> np.ndarray:
-        self.placement.place(models.networks, "encoding prompts")
-        return sample.encode_prompts(models, torch.from_numpy(token_ids)).cpu().numpy()
+        with out_of_memory.named("encoding prompts"):
+            self.placement.place(models.networks, "encoding prompts")
+            return sample.encode_prompts(models, torch.from_numpy(token_ids)).cpu().numpy()
 
     def sample(
         self,
@@ -70,8 +81,10 @@ class Backend:
         table: SamplingTable,
         guidance: float,
     ) -> np.ndarray:
-        self.placement.place(models.networks, "sampling")
-        return sample.sample(models, noise, context, negative_context, table, guidance, self._config.train.precision)
+        precision = self._config.train.precision
+        with out_of_memory.named("previews" if self._sampled else "class images"):
+            self.placement.place(models.networks, "sampling")
+            return sample.sample(models, noise, context, negative_context, table, guidance, precision)
 
     def init(self, models: Models, *, training: bool = True) -> State:
         trainable, config = {}, self._config
@@ -103,7 +116,8 @@ class Backend:
             if self._config.memory.offload_optimizer == "sampling" and state.optimizer:
                 self.placement.move_states(state.optimizer, away=False)
             self._sampled = None
-        return step.train_step(state, batch, self._config)
+        with out_of_memory.named("training"):
+            return step.train_step(state, batch, self._config)
 
     def save(self, state: State, folder: Path) -> None:
         checkpoint.save(state, folder)

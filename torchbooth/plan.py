@@ -8,7 +8,7 @@ weights, as those for GPUs.
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,13 +28,15 @@ from torchbooth import memory, models, sample
 from torchbooth.memory import AT_WORK, HOST, movable, trains
 from torchbooth.models import Models
 from torchbooth.precision import weights_dtype
+from torchbooth.step import State
 
 log = logging.getLogger("booth")
 
 GIB = 2**30
 CONTEXT_GIB = 0.7  # of a card's memory: CUDA's context with the libraries' kernels and workspaces
-GAPS = 1.05  # what PyTorch's allocator reserves over what is in use; not measured yet
+GAPS = 1.1  # what PyTorch's allocator reserves over what is in use; assumed, not measured
 
+PHASES = ("encoding prompts", "class images", "encoding images", "training", "previews", "export")
 TECHNIQUES = (
     "train.precision", "train.optimizer", "train.accumulation", "train.gradient_checkpointing",
     "train.checkpointed_blocks", "memory.weights", "memory.fused_backward", "memory.offload_optimizer",
@@ -92,16 +94,20 @@ class Tracker(memory.Placement, TorchDispatchMode):
         self._grow(0)
 
     def move_states(self, optimizer: torch.optim.Optimizer, *, away: bool) -> None:
-        self._away = state_bytes(optimizer) if away else 0
+        self._away = sum(map(_bytes, optimizer.state.values())) if away else 0
 
     def restart(self) -> None:
-        """A new peak begins with what is there now."""
+        """A new peak begins."""
         self.peak = 0
+
+    def peak_so_far(self) -> int:
+        """Bytes, what is there now included."""
         self._grow(0)
+        return self.peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0  # `item()`, where an optimizer asks for a number that is not there
+            return 0.0  # `item()`, asked of a number that is not there: by Adafactor, and whether gradients overflowed
         result = func(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self._see, result)
         return result
@@ -124,79 +130,114 @@ class Tracker(memory.Placement, TorchDispatchMode):
         self.peak = max(self.peak, self._tensors + self._networks - self._away)
 
 
-def plan(config: Any, pipeline: PipelineDir) -> Plan:
-    """Runs every phase of the config's run once on fake tensors: some seconds to a minute at full size."""
-    from torchbooth.backend import Backend
+def run(config: Any, pipeline: PipelineDir, gpu: str | None) -> dict[str, Any]:
+    """Prints the plan of the config's run, with the techniques that `memory.fit` or `gpu` chooses; returns it too."""
+    from torchbooth.fit import card_bytes, fit
 
-    peaks: dict[str, float] = {}
-    tracker, fake = Tracker(), FakeTensorMode(allow_non_fake_inputs=True)
+    config = config.copy_and_resolve_references()
+    config.memory.fit = gpu or config.memory.fit
+    config = fit(config, pipeline)
+    made = plan(config, pipeline)
+    print(made.text())
+    if not config.memory.fit:
+        return made.as_dict()
+    return {**made.as_dict(), "gpu_gib": round(card_bytes(config.memory.fit) / GIB, 2)}
 
-    def phase(name: str, work: Callable[[], Any]) -> None:
-        tracker.restart()
-        with tracker:
-            work()
-        peaks[name] = max(peaks.get(name, 0.0), tracker.peak / GIB)
 
-    with fake, torch.random.fork_rng(devices=[]):
-        backend = Backend(config, HOST)
-        backend.placement = tracker
+def plan(config: Any, pipeline: PipelineDir, phases: Collection[str] = PHASES) -> Plan:
+    """Runs phases of the config's run on fake tensors, those that it has: 5 to 15 s at full size."""
+    rehearsal = _Rehearsal(config, pipeline)
+    peaks = {phase: rehearsal.peak(phase) / GIB for phase in PHASES if phase in phases and rehearsal.has(phase)}
+    needed = max(peaks.values(), default=0.0) * GAPS + CONTEXT_GIB
+    techniques = {name: get(config, name) for name in TECHNIQUES}
+    return Plan({name: round(peak, 4) for name, peak in peaks.items()}, round(needed, 2), techniques)
+
+
+class _Rehearsal:
+    """A run without numbers."""
+
+    def __init__(self, config: Any, pipeline: PipelineDir) -> None:
+        from torchbooth.backend import Backend
+
+        self._config, self._sizes = config, Sizes.of(config, pipeline)
+        self._tracker, self._fake = Tracker(), FakeTensorMode(allow_non_fake_inputs=True)
+        self._backend = Backend(config, HOST)
+        self._backend.placement = self._tracker
         scale, shift = pipeline.latent_scaling
-        made = Models(**models.build(pipeline, weights_dtype(config)), vae_scale=scale, vae_shift=shift)
-        sizes = _Sizes.of(config, pipeline)
+        with self._fake, torch.random.fork_rng(devices=[]):
+            self._models = Models(**models.build(pipeline, weights_dtype(config)), vae_scale=scale, vae_shift=shift)
         if config.memory.vae_tiling:
-            memory.use_tiles(made.vae)
+            memory.use_tiles(self._models.vae)
+        self._state: State | None = None
 
-        def sampling(settings: Any, images: int) -> None:
-            noise, contexts = (
-                sizes.noise(images),
-                sizes.contexts(2 * images if is_guided(settings.guidance) else images),
-            )
-            tracker.place(made.networks, "sampling")
-            latents = sample.denoise(made, noise, contexts, _TABLE, settings.guidance, config.train.precision)
-            sample.decode(made, latents[:1])  # as all are: one by one
+    def has(self, phase: str) -> bool:
+        config = self._config
+        return {
+            "class images": config.prior.weight > 0,
+            "previews": config.samples.every_steps > 0 or config.samples.before_after,
+        }.get(phase, True)
 
-        def encoding_prompts() -> None:
-            tracker.place(made.networks, "encoding prompts")
-            sample.encode_prompts(made, torch.zeros(1, sizes.tokens, dtype=torch.long))
+    def peak(self, phase: str) -> float:
+        """Bytes."""
+        if phase not in ("training", "previews", "export"):
+            return self._measured({
+                "encoding prompts": self._encode_prompts,
+                "class images": lambda: self._sample(self._config.prior, self._config.prior.batch_size),
+                "encoding images": self._encode_images,
+            }[phase])  # fmt: skip
+        if self._state is None:
+            # Outside the mode: bitsandbytes computes its tables, for which numbers are needed.
+            self._state = self._backend.init(self._models)
+            self._training = max(self._measured(self._update) for _ in range(2))  # the first makes the moments
+        optimizer = self._state.optimizer
+        assert optimizer is not None
+        on_host = self._config.memory.offload_optimizer == "always"  # where fake tensors cannot be
+        states = sum(map(_bytes, optimizer.state.values())) if on_host else 0
+        if phase == "training":
+            # On the GPU are the states of one tensor, and of the next, which are on their way.
+            return self._training - states + 2 * on_host * max(map(_bytes, optimizer.state.values()))
+        if phase == "export":
+            return self._measured(lambda: None) - states
+        self._backend.models(self._state)
+        peak = self._measured(lambda: self._sample(self._config.samples, preview_batch_size(self._config)))
+        self._tracker.move_states(optimizer, away=False)
+        self._tracker.place(self._models.networks, "training")
+        return peak - states
 
-        def encoding_images() -> None:
-            tracker.place(made.networks, "encoding images")
-            sample.encode(made, sizes.pixels(config.data.encode_batch_size))
+    def _measured(self, work: Callable[[], Any]) -> float:
+        self._tracker.restart()
+        with self._fake, self._tracker:
+            work()
+        return self._tracker.peak_so_far()
 
-        phase("encoding prompts", encoding_prompts)
-        if config.prior.weight > 0:
-            phase("class images", lambda: sampling(config.prior, config.prior.batch_size))
-        phase("encoding images", encoding_images)
-    state = backend.init(made)  # outside: bitsandbytes computes its tables, for which numbers are needed
-    assert state.optimizer is not None
-    with fake:
-        batch = sizes.batch(config)
-        for _ in range(2):  # the moments are made in the first update
-            phase("training", lambda: backend.train_step(state, batch))
-        if config.samples.every_steps or config.samples.before_after:
-            backend.models(state)
-            phase("previews", lambda: sampling(config.samples, preview_batch_size(config)))
-        if config.memory.offload_optimizer == "always":
-            # Fake tensors are all in one memory. On a GPU are the states of one tensor, and of the one after it.
-            for name, there in (("training", 2), ("previews", 0)):
-                if name in peaks:
-                    largest = max(_bytes(states) for states in state.optimizer.state.values())
-                    peaks[name] -= (state_bytes(state.optimizer) - there * largest) / GIB
-    needed = max(peaks.values()) * GAPS + CONTEXT_GIB
-    return Plan({name: round(peak, 2) for name, peak in peaks.items()}, round(needed, 2), techniques(config))
+    def _update(self) -> None:
+        assert self._state is not None
+        self._backend.train_step(self._state, self._sizes.batch(self._config))
 
+    def _sample(self, settings: Any, images: int) -> None:
+        rows = 2 * images if is_guided(settings.guidance) else images
+        noise, contexts = self._sizes.noise(images), self._sizes.contexts(rows)
+        self._tracker.place(self._models.networks, "sampling")
+        precision = self._config.train.precision
+        latents = sample.denoise(self._models, noise, contexts, _TABLE, settings.guidance, precision)
+        sample.decode(self._models, latents[:1])  # as all are: one by one
 
-def state_bytes(optimizer: Any) -> int:
-    """Of all states that could be in the host's memory."""
-    return sum(map(_bytes, optimizer.state.values()))
+    def _encode_prompts(self) -> None:
+        self._tracker.place(self._models.networks, "encoding prompts")
+        sample.encode_prompts(self._models, torch.zeros(1, self._sizes.tokens, dtype=torch.long))
+
+    def _encode_images(self) -> None:
+        self._tracker.place(self._models.networks, "encoding images")
+        sample.encode(self._models, self._sizes.pixels(self._config.data.encode_batch_size))
 
 
 def _bytes(state: Mapping[str, Any]) -> int:
+    """Of a tensor's optimizer states what could be in the host's memory."""
     return sum(tensor.numel() * tensor.element_size() for _, tensor in movable(state))
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class Sizes:
     """Shapes of what goes through the networks."""
 
     side: int  # of an image, in pixels
@@ -206,9 +247,9 @@ class _Sizes:
     prompts: int
 
     @staticmethod
-    def of(config: Any, pipeline: PipelineDir) -> "_Sizes":
+    def of(config: Any, pipeline: PipelineDir) -> "Sizes":
         side = config.data.resolution
-        return _Sizes(
+        return Sizes(
             side,
             latent_shape(pipeline, side, side),
             pipeline.component_config("text_encoder")["max_position_embeddings"],
@@ -242,8 +283,3 @@ class _Sizes:
 
 # Two steps are as good as all: one has nothing from the step before it yet.
 _TABLE = (SamplingStep(0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),) * 2
-
-
-def techniques(config: Any) -> dict[str, Any]:
-    """The settings that `fit` may choose, as they are."""
-    return {name: get(config, name) for name in TECHNIQUES}

@@ -41,6 +41,10 @@ class FakeBackend:
         pass
 
     @staticmethod
+    def fit(config, pipeline, recorded):
+        return config
+
+    @staticmethod
     def hosts():
         return None
 

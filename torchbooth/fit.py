@@ -1,0 +1,181 @@
+"""`memory.fit`: chooses the least costly memory techniques with which a run fits on a card, by planning it."""
+
+import importlib.util
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from tqdm import tqdm
+
+from booth.config import get, may_change, memory_size, set_field, trained_components
+from booth.errors import UserError
+from booth.pipeline_dir import PipelineDir
+from booth.validation import validate_updates
+from torchbooth.models import build
+from torchbooth.plan import CONTEXT_GIB, GAPS, GIB, TECHNIQUES, plan
+
+log = logging.getLogger("booth")
+
+# What a technique is taken to cost, in percent of the speed; more where it changes what is computed. Assumed, not
+# measured on a card: it only decides what is tried before what.
+_CHOICES: tuple[tuple[tuple[float, dict[str, Any]], ...], ...] = (
+    (
+        (0, {}),
+        (10, {"train.gradient_checkpointing": "block", "train.checkpointed_blocks": "largest"}),
+        (25, {"train.gradient_checkpointing": "block", "train.checkpointed_blocks": ()}),
+    ),
+    ((0, {}), (20, {"train.accumulation": "train.batch_size"})),
+    ((0, {}), (15, {"train.optimizer": "8bit"})),
+    ((0, {}), (16, {"memory.fused_backward": True})),
+    ((0, {}), (30, {"memory.weights": "bf16", "train.precision": "bf16"})),
+    (
+        (0, {}),
+        (60, {"memory.offload_optimizer": "always", "train.optimizer": "8bit"}),
+        (120, {"memory.offload_optimizer": "always"}),  # four times as much to copy
+    ),
+)
+
+# Bytes of optimizer states for each parameter.
+_STATES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "lion8bit": 1, "adafactor": 0}
+
+
+def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None = None) -> Any:
+    """The config with techniques added to its own until every phase fits into `memory.fit`; as it is if that is empty.
+
+    `recorded`: the config of the run that is resumed, whose techniques are kept; where `memory.fit` has changed since,
+    those that may change in a run are chosen anew. UserError if nothing fits.
+    """
+    if not config.memory.fit:
+        return config
+    config = config.copy_and_resolve_references()
+    if recorded is not None:
+        again = recorded.get("memory.fit") == config.memory.fit
+        for name in TECHNIQUES:
+            if name in recorded and (again or not may_change(name)):
+                set_field(config, name, recorded[name])
+        if again:
+            return config
+    fixed = () if recorded is None else tuple(name for name in TECHNIQUES if not may_change(name))
+    limit = (card_bytes(config.memory.fit) / GIB - CONTEXT_GIB) / GAPS
+    before = {name: get(config, name) for name in TECHNIQUES}
+    config = _fit_training(config, pipeline, limit, fixed)
+    config = _fit_others(config, pipeline, limit, fixed)
+    chosen = [f"{name}={get(config, name)!r}" for name in TECHNIQUES if get(config, name) != before[name]]
+    log.info("memory.fit=%r, %.2f GiB for tensors: %s", config.memory.fit, limit, ", ".join(chosen) or "fits as it is")
+    return config
+
+
+def card_bytes(size: str) -> float:
+    """Of a size such as 8GB; "auto": what is free on the GPU, beside CUDA's context. UserError without one."""
+    if size != "auto":
+        return memory_size(size) or 0.0
+    if not torch.cuda.is_available():
+        raise UserError("memory.fit='auto' needs a GPU to ask; give a size such as '8GB'")
+    return torch.cuda.mem_get_info()[0] + CONTEXT_GIB * GIB
+
+
+def _fit_training(config: Any, pipeline: PipelineDir, limit: float, fixed: tuple[str, ...]) -> Any:
+    """The cheapest combination whose update fits."""
+    candidates = list(_candidates(config, pipeline, fixed))
+    parameters = _trained_parameters(config, pipeline)
+    for candidate in tqdm(candidates, desc="planning memory", unit="plan", leave=False):
+        if _at_least(candidate, parameters) <= limit and _peak(candidate, pipeline, "training") <= limit:
+            return candidate
+    least = min(reversed(candidates), key=lambda candidate: _at_least(candidate, parameters))
+    raise UserError(
+        f"memory.fit={config.memory.fit!r}: an update needs {_peak(least, pipeline, 'training'):.1f} GiB with every"
+        f" technique, of {limit:.1f} GiB that the card has for tensors; lower data.resolution or train.batch_size"
+    )
+
+
+def _candidates(config: Any, pipeline: PipelineDir, fixed: tuple[str, ...]) -> Iterator[Any]:
+    """Configs with techniques added, the least costly first; of those that cost the same, the most saving last."""
+    levels = len(pipeline.component_config("unet")["block_out_channels"])
+    special = {
+        "largest": ("down_blocks.0", f"up_blocks.{levels - 1}"),  # those at full resolution
+        "train.batch_size": config.train.batch_size,
+        "8bit": _eight_bit(config.train.optimizer),
+    }
+    seen = []
+    for choices in sorted(itertools.product(*_CHOICES), key=lambda choices: sum(cost for cost, _ in choices)):
+        candidate = config.copy_and_resolve_references()
+        for _, fields in choices:
+            for name, value in fields.items():
+                set_field(candidate, name, special.get(value, value) if isinstance(value, str) else value)
+        settings = {name: get(candidate, name) for name in TECHNIQUES}
+        kept = all(settings[name] == get(config, name) for name in fixed) and not _weaker(settings, config)
+        possible = settings["train.precision"] != "bf16" or _computes_bfloat16(config)
+        if settings in seen or not kept or not possible:
+            continue
+        seen.append(settings)
+        with suppress(UserError):  # of two that exclude each other
+            validate_updates(candidate)
+            yield candidate
+
+
+def _eight_bit(optimizer: str) -> str:
+    """The same with states in 8 bits, if there is one here."""
+    names = {"adamw": "adamw8bit", "lion": "lion8bit"} if importlib.util.find_spec("bitsandbytes") else {}
+    return names.get(optimizer, optimizer)
+
+
+def _computes_bfloat16(config: Any) -> bool:
+    """Whoever chose float16 has a reason; a GPU can be asked."""
+    return config.train.precision != "fp16" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported(False))
+
+
+def _weaker(settings: Mapping[str, Any], config: Any) -> bool:
+    """Whether fewer blocks are recomputed than the user asked for."""
+    everything = config.train.gradient_checkpointing == "block" and not config.train.checkpointed_blocks
+    return everything and bool(settings["train.checkpointed_blocks"])
+
+
+def _trained_parameters(config: Any, pipeline: PipelineDir) -> dict[str, int]:
+    with FakeTensorMode():
+        networks = build(pipeline)
+    return {
+        component: sum(parameter.numel() for parameter in networks[component].parameters())
+        for component in trained_components(config)
+    }
+
+
+def _at_least(config: Any, parameters: Mapping[str, int]) -> float:
+    """GiB of weights, gradients and optimizer states alone: what needs no plan to be too much."""
+    total = 0
+    for component, count in parameters.items():
+        weight = 2 if component == "unet" and config.memory.weights == "bf16" else 4
+        gradient = 0 if config.memory.fused_backward else weight
+        states = 0 if config.memory.offload_optimizer == "always" else _STATES[config.train.optimizer]
+        total += count * (weight + gradient + states)
+    return total / GIB
+
+
+def _fit_others(config: Any, pipeline: PipelineDir, limit: float, fixed: tuple[str, ...]) -> Any:
+    """What happens beside training: fewer pictures at once, states out of the way, at last tiles."""
+
+    def too_much(phase: str) -> bool:
+        return _peak(config, pipeline, phase) > limit
+
+    for phase, name in (("class images", "prior.batch_size"), ("encoding images", "data.encode_batch_size")):
+        while name not in fixed and get(config, name) > 1 and too_much(phase):
+            set_field(config, name, get(config, name) // 2)
+    if config.memory.offload_optimizer == "none" and too_much("previews"):
+        config.memory.offload_optimizer = "sampling"
+    if too_much("class images") or too_much("previews"):
+        config.memory.vae_tiling = True
+    for phase in ("encoding prompts", "class images", "encoding images", "previews"):
+        if too_much(phase):
+            raise UserError(
+                f"memory.fit={config.memory.fit!r}: {phase} need {_peak(config, pipeline, phase):.1f} GiB with every"
+                f" technique, of {limit:.1f} GiB that the card has for tensors; lower data.resolution"
+            )
+    return config
+
+
+def _peak(config: Any, pipeline: PipelineDir, phase: str) -> float:
+    """GiB; 0 for a phase that the run does not have."""
+    return plan(config, pipeline, (phase,)).peak_gib.get(phase, 0.0)
