@@ -163,7 +163,7 @@ FIELDS = (
           " made, or always but for each tensor's update", one_of("none", "sampling", "always"), may_change=True),
     Field("memory.vae_tiling", False, "torchbooth: pictures are decoded in four tiles, with a quarter of the memory",
           may_change=True),
-    Field("mesh.fsdp", 1, "jaxbooth: devices that share one copy of weights and optimizer states", at_least(1),
+    Field("mesh.fsdp", 1, "devices that share one copy of weights and optimizer states (torchbooth: FSDP)", at_least(1),
           may_change=True),
     Field("mesh.topology", "", "jaxbooth plan: the TPU slice, such as v3:2x2; training takes the devices there are",
           may_change=True),

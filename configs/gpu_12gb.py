@@ -5,9 +5,9 @@
         --config.instance.images=photos --config.instance.prompt="a photo of sks dog" \\
         --config.prior.prompt="a photo of dog"
 
-bfloat16 with float32 weights; Adam's moments in 8 bits; activations are computed twice. `torchbooth plan` says (predicted
-from fake tensors, not measured on a card): 8.2 GiB in training at 1 + 1 rows, 5.9 in previews, 4.3 for class images, so
-about 10 GB with what CUDA itself takes.
+bfloat16 with float32 weights; Adam's moments in 8 bits; activations are computed twice. `torchbooth plan` says
+(predicted from fake tensors, not measured on a card): 8.2 GiB in training at 1 + 1 rows, 5.9 in previews, 4.3 for class
+images, so about 10 GB with what CUDA itself takes.
 """
 
 from booth.config import default_config

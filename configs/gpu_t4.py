@@ -6,8 +6,8 @@
         --config.prior.prompt="a photo of dog"
 
 float16 with dynamic loss scaling: an update whose gradients overflow is skipped, said so and counted, and the scale is
-halved. 8-bit Adam. Memory, computed and not measured on a card: float32 weights 3.2 GiB, gradients
-3.2 GiB and 8-bit moments 1.6 GiB make 8.0 GiB, float16 copies of the weights 1.6 GiB; activations come on top.
+halved. 8-bit Adam. `torchbooth plan` says (predicted from fake tensors, not measured on a card): 8.2 GiB in training at
+1 + 1 rows, 5.9 in previews, 4.3 for class images, so about 10 GB with what CUDA itself takes.
 """
 
 from booth.config import default_config

@@ -17,8 +17,9 @@ from booth.config import is_remote, trained_components
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
+from booth.stored_messages import StoredMessages
 from jaxbooth import checkpoint, networks, optim, sample, step
-from jaxbooth.hosts import KeyValueHosts, join
+from jaxbooth.hosts import join
 from jaxbooth.networks import Models
 from jaxbooth.precision import exact_float32
 from jaxbooth.sharding import fetch, make_mesh, own_rows, place_batch, place_rows, place_shared
@@ -57,7 +58,7 @@ class Backend:
         return config
 
     @staticmethod
-    def hosts() -> KeyValueHosts | None:
+    def hosts() -> StoredMessages | None:
         return join()
 
     def load(self, pipeline: PipelineDir) -> Models:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +10,62 @@ import numpy as np
 import torch
 
 from booth.backend import Batch, Metrics
-from booth.config import trained_components
+from booth.config import get, trained_components
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
+from booth.stored_messages import StoredMessages
 from torchbooth import checkpoint, memory, models, optim, out_of_memory, sample, speed, step
+from torchbooth.hosts import join, local_device
 from torchbooth.models import Models, diffusers_name
 from torchbooth.precision import check_precision, set_tf32, weights_dtype
+from torchbooth.sharding import GradientSum, check_mesh, join_rows, own_rows, processes, shard, split_rows, whole
 from torchbooth.step import State
 
 log = logging.getLogger("booth")
 
 
 class Backend:
-    """Trains on one device: the GPU if there is one, else the CPU."""
+    """Trains on one device, the GPU if there is one, or on one for each process."""
 
     name = "torch"
-    capabilities: frozenset[str] = frozenset({"fp16", "optimizers", "memory techniques"})
+    capabilities: frozenset[str] = frozenset({"fp16", "optimizers", "memory techniques", "sharding"})
 
     def __init__(self, config: Any, device: torch.device | None = None) -> None:
         self._config = config
-        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device or local_device()
+        if device is None:
+            check_mesh(config.mesh.fsdp)
         self.placement = memory.Placement(self._device)
         self._sampled: State | None = None  # the state that pictures were made of since its last update
         set_tf32(config.train.tf32)
         if device is None:
-            log.info("torchbooth on %s", torch.cuda.get_device_name() if self._device.type == "cuda" else "the CPU")
+            several = f", {processes()} processes" if processes() > 1 else ""
+            name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "the CPU"
+            log.info("torchbooth on %s%s", name, several)
 
     @staticmethod
     def check(config: Any) -> None:
         check_precision(config.train.precision)
         _check_packages(config)
+        _check_sharding(config)
 
     @staticmethod
     def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None) -> Any:
         if not config.memory.fit:
             return config
+        if processes() > 1:
+            raise UserError(
+                f"memory.fit={config.memory.fit!r} plans for one process, not {processes()}: look with torchbooth plan"
+                " what a process needs, set the techniques, and leave memory.fit empty"
+            )
         from torchbooth.fit import fit  # planning needs parts of PyTorch that take a second to import
 
         return fit(config, pipeline, recorded)
 
     @staticmethod
-    def hosts() -> None:
-        """One process."""
+    def hosts() -> StoredMessages | None:
+        return join()
 
     def load(self, pipeline: PipelineDir) -> Models:
         loaded = models.load(pipeline, weights_dtype(self._config))
@@ -63,8 +76,8 @@ class Backend:
     def encode_images(self, models: Models, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with out_of_memory.named("encoding images"):
             self.placement.place(models.networks, "encoding images")
-            moments = sample.encode(models, torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        mean, std = (part.permute(0, 2, 3, 1).cpu().numpy() for part in moments)
+            moments = sample.encode(models, torch.from_numpy(split_rows(pixels)).permute(0, 3, 1, 2))
+        mean, std = (join_rows(part.permute(0, 2, 3, 1).cpu().numpy(), len(pixels)) for part in moments)
         return mean, std
 
     def encode_prompts(self, models: Models, token_ids: np.ndarray) -> np.ndarray:
@@ -84,7 +97,8 @@ class Backend:
         precision = self._config.train.precision
         with out_of_memory.named("previews" if self._sampled else "class images"):
             self.placement.place(models.networks, "sampling")
-            return sample.sample(models, noise, context, negative_context, table, guidance, precision)
+            own, contexts, negatives = map(split_rows, (noise, context, negative_context))
+            return join_rows(sample.sample(models, own, contexts, negatives, table, guidance, precision), len(noise))
 
     def init(self, models: Models, *, training: bool = True) -> State:
         trainable, config = {}, self._config
@@ -92,14 +106,18 @@ class Backend:
             network = models.networks[component].train().requires_grad_(True)
             if config.train.gradient_checkpointing == "block":
                 memory.recompute_activations(network, config.train.checkpointed_blocks if component == "unet" else ())
+            if component == "unet":
+                shard(network.to(self._device), config.mesh.fsdp)
             for name, parameter in network.named_parameters():
                 trainable[f"{component}.{diffusers_name(component, name)}"] = parameter
+        scaler = optim.make_loss_scaler(self._device, config)
         if not training:
-            return State(models, trainable, None, optim.make_loss_scaler(self._device, config))
+            return State(models, trainable, None, scaler, GradientSum([]))
         speed.apply(models.unet, config)
         self.placement.place(models.networks, "training")
-        optimizer = memory.make_optimizer_of(trainable, config)
-        return State(models, trainable, optimizer, optim.make_loss_scaler(self._device, config))
+        gradients = GradientSum(trainable.values())  # before the optimizer, which may want them in the backward pass
+        optimizer = memory.make_optimizer_of(trainable, config, gradients.wait)
+        return State(models, trainable, optimizer, scaler, gradients)
 
     def models(self, state: State) -> Models:
         if self._config.memory.offload_optimizer == "sampling" and state.optimizer:
@@ -107,8 +125,8 @@ class Backend:
         self._sampled = state
         return state.models
 
-    def own_rows(self, rows: int) -> None:
-        """All of them."""
+    def own_rows(self, rows: int) -> Set[int] | None:
+        return own_rows(rows, self._config.train.accumulation)
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         if self._sampled:
@@ -128,7 +146,26 @@ class Backend:
     def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:
         for name, tensor in state.trainable.items():
             component, _, key = name.partition(".")
-            yield component, key, tensor.detach().float().cpu().contiguous().numpy()
+            yield component, key, whole(tensor.detach()).cpu().float().contiguous().numpy()
+
+
+def _check_sharding(config: Any) -> None:
+    """UserError for what FSDP's split tensors cannot be given to."""
+    if config.mesh.fsdp == 1:
+        return
+    for name, value in (
+        ("train.optimizer", "adamw"), ("memory.weights", "fp32"), ("memory.fused_backward", False),
+        ("memory.offload_optimizer", "none"), ("train.compile", "none"), ("train.channels_last", False),
+    ):  # fmt: skip
+        if get(config, name) != value:
+            raise UserError(
+                f"{name}={get(config, name)!r} must be {value!r} with mesh.fsdp={config.mesh.fsdp}: it does not go with"
+                " weights that are split over processes"
+            )
+    if config.train.precision == "fp16":
+        raise UserError(
+            "train.precision='fp16' must be 'bf16' or 'fp32' with mesh.fsdp: overflow is looked for in whole gradients"
+        )
 
 
 def _check_packages(config: Any) -> None:

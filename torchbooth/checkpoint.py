@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from torchbooth.memory import TensorwiseOptimizer
 from torchbooth.optim import read_moments, write_moments
+from torchbooth.sharding import leads, placed_as, whole
 from torchbooth.step import State
 
 _LAST_NORM = "last_norm"  # beside the moments, which all have a "/" in their names
@@ -17,11 +18,11 @@ _TRAINABLE, _OPTIMIZER, _LOSS_SCALE = "trainable.safetensors", "optimizer.safete
 
 
 def save(state: State, folder: Path) -> None:
-    """Writes the files into an existing folder."""
+    """Writes the files into an existing folder; of several processes one does, but all must ask."""
     assert state.optimizer is not None
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # states may be on their way to the host's memory
-    save_file({name: tensor.detach().contiguous() for name, tensor in state.trainable.items()}, folder / _TRAINABLE)
+    trainable = {name: whole(tensor.detach()).contiguous() for name, tensor in state.trainable.items()}
     moments = {
         f"{name}/{key}": value.contiguous()
         for name, parameter in state.trainable.items()
@@ -29,6 +30,9 @@ def save(state: State, folder: Path) -> None:
     }
     if isinstance(state.optimizer, TensorwiseOptimizer):
         moments[_LAST_NORM] = state.optimizer.last_norm
+    if not leads():
+        return
+    save_file(trainable, folder / _TRAINABLE)
     save_file(moments, folder / _OPTIMIZER)
     if state.scaler.is_enabled():
         (folder / _LOSS_SCALE).write_text(json.dumps(state.scaler.state_dict()), encoding="utf-8", newline="\n")
@@ -40,7 +44,7 @@ def restore(state: State, folder: Path) -> State:
     missing = set(state.trainable)
     with torch.no_grad():
         for name, value in _read(folder / _TRAINABLE, device):
-            state.trainable[name].copy_(value)
+            state.trainable[name].copy_(placed_as(value, state.trainable[name]))
             missing.remove(name)
     assert not missing, "the manifest ties a run to its model"
     if state.optimizer is None:

@@ -132,9 +132,13 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
     stays the same from one update to the next or below `max_norm`; an update after an outlier is clipped as that was.
     """
 
-    def __init__(self, trainable: Mapping[str, torch.nn.Parameter], config: Any) -> None:
+    def __init__(
+        self, trainable: Mapping[str, torch.nn.Parameter], config: Any, wait: Callable[[], None] = lambda: None
+    ) -> None:
+        """`wait`: until gradients are those of all processes."""
         groups = [{"params": [parameter], "component": name.partition(".")[0]} for name, parameter in trainable.items()]
         super().__init__(groups, {"lr": config.train.learning_rate})
+        self._wait = wait
         self.fused, self._max_norm = config.memory.fused_backward, config.train.max_grad_norm
         device = next(iter(trainable.values())).device
         self._key, self._generator = 0, torch.Generator(device)
@@ -174,7 +178,7 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _update_in_backward(self, parameter: Any) -> None:
-        assert parameter.grad is not None
+        self._wait()
         norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
         self._squares += norm * norm
         if self._max_norm > 0:
@@ -302,9 +306,11 @@ def movable(state: Mapping[str, Any]) -> list[tuple[str, torch.Tensor]]:
     ]
 
 
-def make_optimizer_of(trainable: Mapping[str, torch.nn.Parameter], config: Any) -> torch.optim.Optimizer:
+def make_optimizer_of(
+    trainable: Mapping[str, torch.nn.Parameter], config: Any, wait: Callable[[], None] = lambda: None
+) -> torch.optim.Optimizer:
     """The optimizer of parameters by `component.name`: one for all, unless a technique wants one for each tensor."""
     memory = config.memory
     if memory.fused_backward or memory.weights == "bf16" or memory.offload_optimizer == "always":
-        return TensorwiseOptimizer(trainable, config)
+        return TensorwiseOptimizer(trainable, config, wait)
     return make_optimizer(by_component(trainable), config)

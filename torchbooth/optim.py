@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
+
+from torchbooth.sharding import placed_as, whole
 
 EIGHT_BIT = ("adamw8bit", "lion8bit")
 BITSANDBYTES = (*EIGHT_BIT, "lion")  # what needs that package
@@ -51,15 +54,24 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: Mapping[s
 
 def clip_by_global_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
     """Scales all gradients together to at most `max_norm` (0: leaves them); returns the norm before, a scalar."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if all(gradient.dtype == torch.float32 for gradient in gradients):
-        norm = torch.nn.utils.get_total_norm(gradients)
-    else:  # that would add up squares in bfloat16
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+    # Split tensors and whole ones do not go into one call.
+    kinds = [[p for p in parameters if isinstance(p, DTensor) == split] for split in (False, True)]
+    kinds = [kind for kind in kinds if kind]
+    norms = [_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if max_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        for kind in kinds:
+            torch.nn.utils.clip_grads_with_norm_(kind, max_norm, norm)
     return norm
+
+
+def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Of all together, a scalar."""
+    if all(gradient.dtype == torch.float32 for gradient in gradients):
+        return whole(torch.nn.utils.get_total_norm(gradients))
+    # That would add up squares in bfloat16.
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def make_loss_scaler(device: torch.device, config: Any) -> torch.amp.GradScaler:
@@ -70,7 +82,7 @@ def make_loss_scaler(device: torch.device, config: Any) -> torch.amp.GradScaler:
 def read_moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
     """What the optimizer knows about a parameter, as tensors that share no memory with another parameter's."""
     state = optimizer.state[parameter]
-    return {key: torch.as_tensor(value) for key, value in state.items() if key not in SHARED_STATES}
+    return {key: whole(torch.as_tensor(value)) for key, value in state.items() if key not in SHARED_STATES}
 
 
 def write_moments(
@@ -90,7 +102,9 @@ def write_moments(
 
 
 def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """A value with the memory format of its parameter, if it has its shape and type: element by element in memory."""
+    """A value split as its parameter, or with its memory format, if it has its shape: element by element in memory."""
+    if isinstance(parameter, DTensor):
+        return placed_as(value, parameter)
     if parameter.is_contiguous() or (value.shape, value.dtype) != (parameter.shape, parameter.dtype):
         return value
     return torch.empty_like(parameter, device=value.device).copy_(value)

@@ -25,7 +25,7 @@ def sample(
     return decode(models, latents_bchw).permute(0, 2, 3, 1).numpy()
 
 
-@torch.inference_mode()
+@torch.no_grad()  # FSDP's weights cannot be had in inference mode
 def denoise(
     models: Models,
     noise_bchw: torch.Tensor,

@@ -12,19 +12,22 @@ from torchbooth.memory import TensorwiseOptimizer
 from torchbooth.models import Models
 from torchbooth.optim import clip_by_global_norm, set_learning_rate
 from torchbooth.precision import autocast
+from torchbooth.sharding import GradientSum, own_part, sum_metrics
 
 
 @dataclass
 class State:
     """`trainable`: the live parameters of the trained networks by `component.name`.
 
-    `optimizer`: their moments, None if not training; `scaler`: the loss scale, of use in fp16 only.
+    `optimizer`: their moments, None if not training; `scaler`: the loss scale, of use in fp16 only;
+    `gradients`: their sum over processes.
     """
 
     models: Models
     trainable: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer | None
     scaler: torch.amp.GradScaler
+    gradients: GradientSum
 
 
 def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str, torch.Tensor]]:
@@ -34,10 +37,14 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
     set_learning_rate(optimizer, batch.learning_rate)
     if isinstance(optimizer, TensorwiseOptimizer):
         optimizer.begin(int(batch.key))
-    batch = to_device(batch, next(iter(state.trainable.values())).device)
-    encoded, context = encode_prompts(state.models, batch.prompts)
+    device = next(iter(state.trainable.values())).device
+    encoded, context = encode_prompts(state.models, to_device(batch.prompts, device))
     metrics: dict[str, torch.Tensor] = {}
-    for piece in batch.pieces(config.train.accumulation):
+    pieces = [own_part(piece) for piece in batch.pieces(config.train.accumulation)]
+    for index, piece in enumerate(pieces):
+        moved: Any = {name: to_device(getattr(piece, name), device) for name in ROW_FIELDS}
+        piece = replace(piece, **moved)
+        state.gradients.active = index == len(pieces) - 1
         with autocast(context.device, config.train.precision):
             prediction_bchw = state.models.unet(
                 noisy_latents(piece).permute(0, 3, 1, 2),
@@ -50,6 +57,8 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
         metrics = {name: metrics.get(name, 0) + value.detach() for name, value in parts.items()}
     if encoded.requires_grad:
         encoded.backward(context.grad)  # of all pieces together: the text encoder runs once an update
+    state.gradients.wait()
+    metrics = sum_metrics(metrics)
 
     if isinstance(optimizer, TensorwiseOptimizer) and optimizer.fused:
         metrics["grad_norm"] = optimizer.end()  # all is done
@@ -77,15 +86,7 @@ def encode_prompts(models: Models, prompts: torch.Tensor) -> tuple[torch.Tensor,
     return encoded, encoded.detach().requires_grad_()
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch with torch tensors in its fields; the copies overlap with what the device is doing.
-
-    Learning rates and key stay on the host, where the optimizer takes them from.
-    """
-
-    def move(array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(np.asarray(array))
-        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-    moved: Any = {name: move(getattr(batch, name)) for name in (*ROW_FIELDS, "prompts")}
-    return replace(batch, **moved)
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array as a tensor on the device; the copy overlaps with what that is doing."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

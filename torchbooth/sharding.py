@@ -1,0 +1,146 @@
+"""THE sharding: which rows each process computes on, how gradients become one sum, how weights are split.
+
+The loss is a sum over rows whose weights say what each counts, so gradients of processes are added up and never
+divided. Data parallel: every process has all weights, and each gradient is reduced as soon as it is there. With
+`mesh.fsdp` processes that share one copy, PyTorch's FSDP2 splits weights, gradients and optimizer states of the UNet.
+"""
+
+from collections.abc import Iterable, Set
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from booth.backend import ROW_FIELDS, Batch
+from booth.errors import UserError
+
+_WEIGHTS = ("weight", "instance_weight", "prior_weight")
+
+
+def processes() -> int:
+    """How many there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def leads() -> bool:
+    """Whether this one writes files."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+# Rows
+
+
+def own_rows(rows: int, pieces: int) -> Set[int] | None:
+    """The rows of a batch that this process computes on; None: all."""
+    if processes() == 1:
+        return None
+    return {row for piece in range(pieces) for row in range(rows)[piece::pieces][dist.get_rank() :: processes()]}
+
+
+def own_part(piece: Batch) -> Batch:
+    """This process's rows of a piece, of NumPy arrays; as many on each, the last with weight 0 if need be."""
+    if processes() == 1:
+        return piece
+    rows = len(piece.timestep)
+    chosen = np.arange(dist.get_rank(), -(-rows // processes()) * processes(), processes())
+    there = chosen < rows
+    chosen = np.where(there, chosen, 0)
+    part: dict[str, Any] = {name: getattr(piece, name)[chosen] for name in ROW_FIELDS}
+    for name in _WEIGHTS:
+        part[name] = part[name] * there.astype(np.float32)
+    return replace(piece, **part)
+
+
+def split_rows(array: np.ndarray) -> np.ndarray:
+    """This process's share of rows that all have; as many on each, repeating the last if need be."""
+    if processes() == 1:
+        return array
+    share = -(-len(array) // processes())
+    chosen = np.arange(share) + dist.get_rank() * share
+    return array[np.minimum(chosen, len(array) - 1)]
+
+
+def join_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """The inverse of `split_rows`, on every process."""
+    if processes() == 1:
+        return array
+    parts: list[Any] = [None] * processes()
+    dist.all_gather_object(parts, array)
+    return np.concatenate(parts)[:rows]
+
+
+# Gradients and weights
+
+
+class GradientSum:
+    """Adds up the gradients of all processes, each while the backward pass goes on to the next."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.active = True  # whether the backward pass is an update's last
+        self._running: list[Any] = []
+        if processes() > 1:
+            for parameter in parameters:
+                if not isinstance(parameter, DTensor):  # FSDP2 does it by itself
+                    parameter.register_post_accumulate_grad_hook(self._reduce)
+
+    def _reduce(self, parameter: torch.Tensor) -> None:
+        if self.active:
+            self._running.append(dist.all_reduce(parameter.grad, async_op=True))
+
+    def wait(self) -> None:
+        """Until all are there."""
+        for work in self._running:
+            work.wait()
+        self._running.clear()
+
+
+def sum_metrics(metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each process's part of the loss -> the whole."""
+    if processes() == 1:
+        return metrics
+    values = torch.stack(list(metrics.values()))
+    dist.all_reduce(values)
+    return dict(zip(metrics, values.unbind(), strict=True))
+
+
+def check_mesh(fsdp: int) -> None:
+    """UserError if `mesh.fsdp` does not divide the number of processes."""
+    if processes() % fsdp:
+        raise UserError(
+            f"mesh.fsdp={fsdp} must divide the number of processes, {processes()}: start them with"
+            f" torchrun --nproc-per-node {fsdp} -m torchbooth.train ..."
+        )
+
+
+def shard(unet: Any, fsdp: int) -> None:
+    """Splits a UNet's weights over `fsdp` processes, in place; block by block they come together."""
+    if fsdp == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    copies = processes() // fsdp
+    shape, names = ((copies, fsdp), ("data", "fsdp")) if copies > 1 else ((fsdp,), ("fsdp",))
+    mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
+    parts = [*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet]
+    for part in parts:
+        fully_shard(part, mesh=mesh)
+    for part in parts:
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without its sharding; all processes must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_as(value: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+    """A whole tensor split as the example is, if that has its shape."""
+    if not isinstance(example, DTensor) or value.shape != example.shape:
+        return value
+    return distribute_tensor(value.to(example.device), example.device_mesh, example.placements, src_data_rank=None)
