@@ -13,6 +13,7 @@
 `torchbooth.fit` chooses among them, `torchbooth.plan` predicts what they save.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -21,6 +22,8 @@ import torch
 
 from booth.errors import UserError
 from torchbooth.optim import SHARED_STATES, by_component, make_optimizer
+
+log = logging.getLogger("booth")
 
 HOST = torch.device("cpu")
 
@@ -150,6 +153,12 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
         }
         self._host = HostStates(device) if config.memory.offload_optimizer == "always" else None
         if self.fused:
+            if self._max_norm > 0:
+                log.info(
+                    "memory.fused_backward=true clips each gradient by the greatest of the last update's norm and that"
+                    " of this one's gradients so far; train.max_grad_norm=%s otherwise means the norm of all of them",
+                    self._max_norm,
+                )
             for parameter in self._tensors:
                 parameter.register_post_accumulate_grad_hook(self._update_in_backward)
 

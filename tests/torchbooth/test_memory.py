@@ -1,5 +1,6 @@
 """Memory techniques: each alone and together, the same training as without them."""
 
+import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -334,3 +335,42 @@ def test_states_live_in_the_hosts_memory(job, tmp_path):
     ours, theirs = (load_file(tmp_path / name / "optimizer.safetensors") for name in ("saved", "plain"))
     assert ours.keys() - theirs.keys() == {"last_norm"}
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.full  # a compiler of C++ and a minute
+@pytest.mark.parametrize("fields", [{}, BLOCK], ids=str)
+def test_a_compiled_unet_trains_the_same(job, tmp_path, fields):
+    ours = job.run({"train.compile": "default", **fields})
+    assert distance(ours.update, job.run(fields).update) < 1e-4
+    ours.backend.save(ours.state, tmp_path)
+    names = {name for name, _ in ours.state.models.unet.named_parameters()}
+    assert {f"unet.{name}" for name in names} == set(load_file(tmp_path / "trainable.safetensors")), "names stay"
+
+
+def test_tf32_is_off_unless_asked_for(job):
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed in (True, False):
+            config = job.train({"train.tf32": allowed}, []).config
+            assert config.train.tf32 is allowed
+            assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = before
+
+
+def test_a_missing_xformers_is_one_line(job, monkeypatch):
+    config = job.config.copy_and_resolve_references()
+    config.train.attention = "xformers"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^train.attention='xformers' needs xformers: pip install xformers"):
+        Backend.check(config)
+
+
+def test_how_clipping_differs_is_said(job, caplog):
+    with caplog.at_level("INFO", "booth"):
+        job.train({**FUSED, "train.max_grad_norm": 0.5}, [])
+    assert "memory.fused_backward=true clips each gradient by the greatest of the last update's norm" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", "booth"):
+        job.train({**FUSED, "train.max_grad_norm": 0.0}, [])
+    assert "clips" not in caplog.text
