@@ -127,7 +127,7 @@ FIELDS = (
           one_of("auto", "plain", "chunked", "splash", "cudnn", "xformers"), may_change=True),
     Field("train.channels_last", False, "torchbooth: convolutions with the channels innermost, which GPUs with tensor"
           " cores may do faster"),
-    Field("train.compile", "none", "torchbooth: torch.compile of the UNet, by its mode; minutes at the start",
+    Field("train.compile", "none", "torchbooth: torch.compile of the UNet, by its mode, on a GPU; minutes at the start",
           one_of("none", "default", "reduce-overhead", "max-autotune"), may_change=True),
     Field("train.tf32", False, "torchbooth: float32 products in TF32 on GPUs that have it, faster and with 10 bits",
           may_change=True),

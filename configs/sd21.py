@@ -5,8 +5,8 @@
         --config.prior.prompt="a photo of dog"
 
 Either backend. What the model predicts is read from its scheduler's config: 2.0 base goes with this file too. Memory
-with torchbooth, predicted by scripts/check_preview_memory.py and not measured on a card: 14.7 GiB in training at 1 + 1
-rows (12.9 GiB of it weights, gradients and Adam moments), 12.0 GiB in a preview. Time has not been measured on a GPU,
+with torchbooth, predicted by `torchbooth plan` and not measured on a card: 13.1 GiB in training at 1 + 1
+rows (12.9 GiB of it weights, gradients and Adam moments), 11.7 GiB in a preview. Time has not been measured on a GPU,
 nor have learning rate and steps been tuned for this model: they are those of configs/sd15.py.
 """
 

@@ -5,8 +5,8 @@
         --config.prior.prompt="a photo of dog"
 
 Either backend; 2.0 for 768 pixels goes with this file too. That the model predicts the velocity is read from its
-scheduler's config. Memory with torchbooth, predicted by scripts/check_preview_memory.py and not measured on a card:
-15.1 GiB in training at 1 + 1 rows (12.9 GiB of it weights, gradients and Adam moments), 12.9 GiB in a preview. Photos
+scheduler's config. Memory with torchbooth, predicted by `torchbooth plan` and not measured on a card:
+13.4 GiB in training at 1 + 1 rows (12.9 GiB of it weights, gradients and Adam moments), 11.9 GiB in a preview. Photos
 and class images, 2.25 times the pixels of configs/sd21.py, go in smaller batches. Time has not been measured on a GPU,
 nor have learning rate and steps been tuned for this model.
 """

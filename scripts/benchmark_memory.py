@@ -1,6 +1,6 @@
-"""The whole job on cards of every size: class images, training with prior, previews, export; what fits, and how fast.
+"""The whole job on cards of every size, class images, training, previews and export: what fits, and how fast.
 
-    python scripts/benchmark_memory.py --size sd15                        # a large GPU, held to the smaller one's memory
+    python scripts/benchmark_memory.py --size sd15                             # a large GPU, held to a smaller memory
     python scripts/benchmark_memory.py --size tiny --resolution 64 --tiers 6   # any CPU: that it runs
 
 Each tier is a process of its own with its config from configs/ and, on a GPU, no more memory than the card less 0.7 GiB
@@ -34,10 +34,10 @@ def run_tier(gigabytes: int, options: argparse.Namespace) -> dict[str, float]:
     config = load_config(ROOT / "configs" / f"{TIERS[gigabytes]}.py")
     folder = Path(options.folder)
     fields = {
-        "model.source": options.model, "instance.images": str(folder / "photos"), "instance.prompt": "a photo of sks dog",
-        "prior.prompt": "a photo of dog", "prior.count": 4, "prior.inference_steps": 4, "samples.inference_steps": 4,
-        "data.resolution": options.resolution, "train.steps": options.steps, "samples.every_steps": options.steps // 2,
-        "samples.before_after": True, "checkpoint.every_steps": 0, "log.every_steps": 1,
+        "model.source": options.model, "instance.images": str(folder / "photos"), "data.resolution": options.resolution,
+        "instance.prompt": "a photo of sks dog", "prior.prompt": "a photo of dog", "prior.count": 4,
+        "prior.inference_steps": 4, "samples.inference_steps": 4, "samples.every_steps": options.steps // 2,
+        "samples.before_after": True, "train.steps": options.steps, "checkpoint.every_steps": 0, "log.every_steps": 1,
     }  # fmt: skip
     for name, value in fields.items():
         set_field(config, name, value)

@@ -1,19 +1,15 @@
-"""Predicted peak memory of a training step and of a preview at a real model's size; needs no GPU.
+"""jaxbooth's predicted peak memory of a training step and of a preview at a real model's size (torchbooth has `plan`).
 
-    python scripts/check_preview_memory.py --backend torch            # two minutes on 2 cores
-    python scripts/check_preview_memory.py --backend jax              # compiles at full size: some ten minutes
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/check_preview_memory.py --backend jax --rows 8 \\
-        --fsdp 8
+    python scripts/check_preview_memory.py                            # compiles at full size: some ten minutes
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/check_preview_memory.py --rows 8 --fsdp 8
 
-torchbooth: its own functions run on fake tensors (shapes without data), whose memory is added up. jaxbooth: its own
-functions are compiled for abstract arrays, and the compiler (XLA's for CPUs; others differ) says what they take on a
-device. Each line is what is held at the worst moment, weights and optimizer states included, as they are there when a
-preview is made. Exits with 1 if a preview takes more than a training step.
+Its own functions are compiled for abstract arrays, and the compiler (XLA's for CPUs; others differ) says what they take
+on a device. Each line is what is held at the worst moment, weights and optimizer states included, as they are there
+when a preview is made. Exits with 1 if a preview takes more than a training step.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +18,7 @@ from make_pipeline import SIZES
 from booth.backend import ROW_FIELDS, Batch
 from booth.config import default_config
 from booth.preparation import preview_batch_size
-from booth.solvers import SamplingStep, SamplingTable, solver_table
+from booth.solvers import SamplingTable, solver_table
 
 TOKENS = 77
 
@@ -45,49 +41,6 @@ def make_batch(size: str, rows: int) -> Batch:
 def preview_table(config: Any, size: str) -> SamplingTable:
     """Two steps are as good as all: one has nothing from the step before it yet."""
     return solver_table(SIZES[size]["scheduler"], config.samples.solver, config.samples.inference_steps)[:2]
-
-
-def with_torch(config: Any, size: str, rows: int) -> dict[str, float]:
-    """Bytes by what is done, with the kernels for CPUs: attention does without its full matrix there, as on GPUs."""
-    import torch
-    from make_pipeline import build_networks
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.distributed._tools.mem_tracker import MemTracker
-
-    from torchbooth import sample
-    from torchbooth.backend import Backend
-    from torchbooth.models import Models
-
-    peaks: dict[str, float] = {}
-    tracker = MemTracker()
-
-    def tracked(what: str, call: Callable[[], Any]) -> Any:
-        with tracker:  # entering it begins a new peak
-            result = call()
-            peaks[what] = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-            tracker.reset_mod_stats()
-        return result
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        backend = Backend(config)
-        networks = build_networks(size)
-        state = backend.init(Models(**networks, vae_scale=0.18215, vae_shift=0.0))
-        tracker.track_external(*networks.values(), state.optimizer)
-        batch = make_batch(size, rows)
-        for _ in range(2):  # Adam's moments are made in the first
-            tracked("training step", lambda: backend.train_step(state, batch))
-        images, (side, width) = preview_batch_size(config), dimensions(size)
-        noise, contexts = torch.zeros(images, 4, side, side), torch.zeros(2 * images, TOKENS, width)
-
-        def steps() -> Iterator[SamplingStep]:
-            for step in preview_table(config, size):
-                tracker.reset_mod_stats()  # it knows a module only once
-                yield step
-
-        arguments = state.models, noise, contexts, steps(), config.samples.guidance, config.train.precision
-        latents = tracked("preview, denoising", lambda: sample.denoise(*arguments))
-        tracked("preview, decoding", lambda: sample.decode(state.models, latents[:1]))
-    return peaks
 
 
 def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
@@ -153,7 +106,6 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=("torch", "jax"), required=True)
     parser.add_argument("--size", choices=SIZES, default="sd15")
     parser.add_argument("--rows", type=int, default=1, help="train.batch_size: as many class images join")
     parser.add_argument("--without-prior", action="store_true", help="without class images")
@@ -166,9 +118,9 @@ def main() -> int:
     config.train.gradient_checkpointing = "none" if options.keep_activations else "block"
     config.prior.weight = float(not options.without_prior)
     rows = options.rows if options.without_prior else 2 * options.rows
-    peaks = (with_torch if options.backend == "torch" else with_jax)(config, options.size, rows)
+    peaks = with_jax(config, options.size, rows)
     for what, peak in peaks.items():
-        print(f"{options.backend}booth, {options.precision}: {what:<20} {peak / 2**30:7.3f} GiB")
+        print(f"jaxbooth, {options.precision}: {what:<20} {peak / 2**30:7.3f} GiB")
     return int(max(peaks.values()) > peaks["training step"])
 
 

@@ -49,6 +49,11 @@ class Backend:
         check_precision(config.train.precision)
         _check_packages(config)
         _check_sharding(config)
+        if config.train.compile != "none" and not torch.cuda.is_available():
+            raise UserError(
+                f"train.compile={config.train.compile!r} needs a GPU: for a CPU, PyTorch's compiler makes a UNet whose"
+                " gradients are wrong (seen with 2.13); use 'none'"
+            )
 
     @staticmethod
     def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None) -> Any:
@@ -106,7 +111,7 @@ class Backend:
             network = models.networks[component].train().requires_grad_(True)
             if config.train.gradient_checkpointing == "block":
                 memory.recompute_activations(network, config.train.checkpointed_blocks if component == "unet" else ())
-            if component == "unet":
+            if component == "unet" and config.mesh.fsdp > 1:
                 shard(network.to(self._device), config.mesh.fsdp)
             for name, parameter in network.named_parameters():
                 trainable[f"{component}.{diffusers_name(component, name)}"] = parameter

@@ -117,8 +117,6 @@ def check_mesh(fsdp: int) -> None:
 
 def shard(unet: Any, fsdp: int) -> None:
     """Splits a UNet's weights over `fsdp` processes, in place; block by block they come together."""
-    if fsdp == 1:
-        return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -337,14 +337,26 @@ def test_states_live_in_the_hosts_memory(job, tmp_path):
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.full  # a compiler of C++ and a minute
 @pytest.mark.parametrize("fields", [{}, BLOCK], ids=str)
-def test_a_compiled_unet_trains_the_same(job, tmp_path, fields):
-    ours = job.run({"train.compile": "default", **fields})
+def test_a_compiled_unet_trains_the_same(job, tmp_path, monkeypatch, fields):
+    """Traced and differentiated as a whole; on a CPU without generated code, which is wrong there."""
+    if not torch.cuda.is_available():
+        compile_ = torch.nn.Module.compile
+        monkeypatch.setattr(torch.nn.Module, "compile", lambda unet, **_: compile_(unet, backend="aot_eager"))
+    torch.compiler.reset()
+    ours = job.train({"train.compile": "default", **fields})
     assert distance(ours.update, job.run(fields).update) < 1e-4
     ours.backend.save(ours.state, tmp_path)
     names = {name for name, _ in ours.state.models.unet.named_parameters()}
     assert {f"unet.{name}" for name in names} == set(load_file(tmp_path / "trainable.safetensors")), "names stay"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which is not refused")
+def test_compiling_for_a_cpu_is_refused_with_the_reason(job):
+    config = job.config.copy_and_resolve_references()
+    config.train.compile = "default"
+    with pytest.raises(UserError, match=r"^train.compile='default' needs a GPU: for a CPU, PyTorch's compiler makes a"):
+        Backend.check(config)
 
 
 def test_tf32_is_off_unless_asked_for(job):
