@@ -107,7 +107,7 @@ class Tracker(memory.Placement, TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 0.0  # `item()`, asked of a number that is not there: by Adafactor, and whether gradients overflowed
+            return 1.0  # `item()`, where an optimizer asks for a number that is not there
         result = func(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self._see, result)
         return result
@@ -188,6 +188,8 @@ class _Rehearsal:
         if self._state is None:
             # Outside the mode: bitsandbytes computes its tables, for which numbers are needed.
             self._state = self._backend.init(self._models)
+            # It would ask whether gradients overflowed.
+            self._state.scaler = torch.amp.GradScaler(HOST.type, enabled=False)
             self._training = max(self._measured(self._update) for _ in range(2))  # the first makes the moments
         optimizer = self._state.optimizer
         assert optimizer is not None

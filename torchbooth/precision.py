@@ -22,9 +22,13 @@ def set_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which matrix products and convolutions use the compute type; for fp32 it changes nothing."""
-    return torch.autocast(device.type, _COMPUTE.get(precision), enabled=precision in _COMPUTE)
+def autocast(device: torch.device, precision: str, *, keep_copies: bool = True) -> torch.autocast:
+    """A context in which matrix products and convolutions use the compute type; for fp32 it changes nothing.
+
+    `keep_copies`: of weights in that type until the context ends, instead of converting them each time.
+    """
+    enabled = precision in _COMPUTE
+    return torch.autocast(device.type, _COMPUTE.get(precision), enabled=enabled, cache_enabled=keep_copies)
 
 
 def check_precision(precision: str) -> None:

@@ -38,7 +38,7 @@ def denoise(
     device, guided = models.unet.device, len(contexts_rtd) > len(noise_bchw)
     latents, contexts_rtd = noise_bchw.to(device), contexts_rtd.to(device)
     clean = torch.zeros_like(latents)
-    with autocast(device, precision):
+    with autocast(device, precision, keep_copies=False):  # previews must not need more memory than training
         for step in table:
             rows = torch.cat([latents, latents]) if guided else latents
             prediction = models.unet(rows, step.timestep, contexts_rtd, return_dict=False)[0].float()
