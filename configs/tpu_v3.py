@@ -12,8 +12,8 @@ each photo four times as often.
 The plan for 16 rows on each core (train.batch_size=64), which a larger set of photos would be trained with: 14.2 GiB of
 15.5, 1.05e8 cycles a row, 70 samples/s by the TPU compiler's estimates; with the text encoder and 8 rows on each core
 9.9 GiB, 1.09e8 cycles, 64 samples/s. Stable Diffusion 2.1: at 512 pixels and 8 rows on each core (train.batch_size=32)
-9.8 GiB, 9.1e7 cycles, 77 samples/s; at 768 (data.resolution=768) and 4 rows 11.1 GiB, 3.1e8 cycles, 23 samples/s. No TPU
-was at hand to measure on.
+9.8 GiB, 9.1e7 cycles, 77 samples/s; at 768 (data.resolution=768) and 4 rows 11.1 GiB, 3.1e8 cycles, 23 samples/s. No
+TPU was at hand to measure on.
 
     jaxbooth plan --config configs/tpu_v3.py --config.model.source=models/sd15 --config.train.batch_size=64
 """
