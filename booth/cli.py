@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,7 +246,7 @@ def _sample(package: str, options: argparse.Namespace) -> None:
         ImageRequest(prompt, seed, options.negative_prompt) for prompt in options.prompt for seed in options.seeds
     ]
     images = []
-    made = sampler.images(backend, models, requests)
+    made = _advised(sampler.images(backend, models, requests))
     for index, image in tqdm(made, desc="sampling", total=len(requests), unit="image"):
         request = requests[index]
         name = re.sub(r"\W+", "-", request.prompt).strip("-")[:40]
@@ -256,6 +256,16 @@ def _sample(package: str, options: argparse.Namespace) -> None:
     captions = [f"{request.prompt} (seed {request.seed})" for request in requests]
     pictures.save(pictures.grid(images, captions, columns=len(options.seeds)), out / "grid.png")
     log.info("%d images and grid.png written to %s", len(images), out)
+
+
+def _advised(images: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """The same; a UserError for want of memory says what this command can change."""
+    try:
+        yield from images
+    except UserError as error:
+        if not str(error).startswith("out of memory"):
+            raise
+        raise UserError(f"{str(error).partition(';')[0]}; lower --batch-size or --size") from error
 
 
 def _export(package: str, options: argparse.Namespace) -> None:
@@ -300,6 +310,7 @@ def _find(backend_class: type[Backend], run_dir: str, step: int | None, precisio
     config.train.attention = "auto"
     config.mesh.fsdp = 1  # this machine may have other devices than the one that trained
     config.train.optimizer = "adamw"  # none is needed, so its package neither
+    config.train.compile, config.memory.weights, config.memory.fit = "none", "fp32", ""
     pipeline = open_pipeline(config.model.source, config.model.variant, pinned_revision(run_dir, config))
     _check_base(Path(run_dir), pipeline)
     return _Trained(config, pipeline, checkpoints, step)

@@ -97,8 +97,8 @@ FIELDS = (
     Field("train.lr_power", 1.0, "exponent of the polynomial schedule", above(0), may_change=True),
     Field("train.lr_end", 1e-7, "last learning rate of the polynomial schedule; the text encoder's ends in proportion",
           at_least(0), may_change=True),
-    Field("train.precision", "fp32", "compute type: float32, bfloat16, or float16 with loss scaling (torchbooth);"
-          " weights stay float32", one_of("fp32", "bf16", "fp16")),
+    Field("train.precision", "fp32", "compute type: float32, bfloat16, or float16 with loss scaling (torchbooth)",
+          one_of("fp32", "bf16", "fp16")),
     Field("train.unet", True, "train the UNet", only(True, "training without the UNet is")),
     Field("train.text_encoder", False, "train the text encoder too (in float32)"),
     Field("train.text_encoder_learning_rate", 0.0, "its peak learning rate; 0: train.learning_rate", at_least(0),

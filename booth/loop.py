@@ -90,7 +90,9 @@ def _train(
                 recorder.record(done, batch.learning_rate, metrics)
                 if step == start:
                     log.info("first step finished %.1f s after the start", time.perf_counter() - began)
-                if _due(done, config.checkpoint.every_steps) or done == stop:
+                # Where one of several hosts cannot make its pictures, none can save any more.
+                previewed = _due(done, config.samples.every_steps) and hosts is not None
+                if _due(done, config.checkpoint.every_steps) or done == stop or previewed:
                     with recorder.paused():
                         checkpoints.save(backend, state, done, config.checkpoint.keep)
                 if _due(done, config.samples.every_steps):

@@ -31,7 +31,7 @@ class Store(Protocol):
         ...
 
     def delete(self, prefix: str) -> None:
-        """The key, or all below it."""
+        """The key, and with some stores all below it."""
         ...
 
 

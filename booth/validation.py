@@ -141,6 +141,20 @@ def _validate_memory(config: ConfigDict) -> None:
             f"memory.weights='bf16' needs train.precision='bf16', not {train.precision!r}: weights of 8 bits gain"
             " nothing from products that are more exact"
         )
+    if train.channels_last and (
+        memory.weights == "bf16"
+        or memory.offload_optimizer == "always"
+        or train.optimizer not in ("adamw", "adafactor")
+    ):
+        raise UserError(
+            "train.channels_last=true does not go with memory.weights='bf16', memory.offload_optimizer='always' or"
+            f" train.optimizer={train.optimizer!r}: they work on tensors as they lie in memory; leave one of them out"
+        )
+    if train.compile in ("reduce-overhead", "max-autotune") and train.accumulation > 1:
+        raise UserError(
+            f"train.compile={train.compile!r} needs train.accumulation=1, not {train.accumulation}: its CUDA graphs"
+            " overwrite the gradients that the next piece would add to; use 'default'"
+        )
     if train.checkpointed_blocks and train.gradient_checkpointing != "block":
         raise UserError(
             f"train.checkpointed_blocks={train.checkpointed_blocks!r} needs train.gradient_checkpointing='block', not"

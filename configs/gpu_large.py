@@ -7,7 +7,7 @@
 `python -m torchbooth.train` takes the same. 4 + 4 rows an update, computed in bfloat16, everything kept for the
 backward pass. An update has 4 times the rows of configs/sd15.py, so half as many updates show each photo twice as
 often. Neither speed nor memory has been measured on such a GPU; `python scripts/benchmark_gpu.py` does it. If memory
-runs out: train.gradient_checkpointing=block. On several GPUs, jaxbooth: mesh.fsdp = their number.
+runs out: train.gradient_checkpointing=block. On several GPUs: mesh.fsdp = their number.
 """
 
 from booth.config import default_config

@@ -47,7 +47,7 @@ class Backend:
     @staticmethod
     def check(config: Any) -> None:
         check_precision(config.train.precision)
-        _check_packages(config)
+        check_packages(config)
         _check_sharding(config)
         if config.train.compile != "none" and not torch.cuda.is_available():
             raise UserError(
@@ -117,12 +117,13 @@ class Backend:
                 trainable[f"{component}.{diffusers_name(component, name)}"] = parameter
         scaler = optim.make_loss_scaler(self._device, config)
         if not training:
-            return State(models, trainable, None, scaler, GradientSum([]))
-        speed.apply(models.unet, config)
-        self.placement.place(models.networks, "training")
+            return State(models, trainable, None, scaler, GradientSum([]), models.unet)
+        forward = speed.apply(models.unet, config)
+        with out_of_memory.named("training"):
+            self.placement.place(models.networks, "training")
         gradients = GradientSum(trainable.values())  # before the optimizer, which may want them in the backward pass
         optimizer = memory.make_optimizer_of(trainable, config, gradients.wait)
-        return State(models, trainable, optimizer, scaler, gradients)
+        return State(models, trainable, optimizer, scaler, gradients, forward)
 
     def models(self, state: State) -> Models:
         if self._config.memory.offload_optimizer == "sampling" and state.optimizer:
@@ -131,15 +132,21 @@ class Backend:
         return state.models
 
     def own_rows(self, rows: int) -> Set[int] | None:
+        if rows // self._config.train.accumulation < processes():
+            log.warning(
+                "%d rows for %d processes: some have nothing to do; raise train.batch_size",
+                rows // self._config.train.accumulation,
+                processes(),
+            )
         return own_rows(rows, self._config.train.accumulation)
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        if self._sampled:
-            self.placement.place(state.models.networks, "training")
-            if self._config.memory.offload_optimizer == "sampling" and state.optimizer:
-                self.placement.move_states(state.optimizer, away=False)
-            self._sampled = None
         with out_of_memory.named("training"):
+            if self._sampled:
+                self.placement.place(state.models.networks, "training")
+                if self._config.memory.offload_optimizer == "sampling" and state.optimizer:
+                    self.placement.move_states(state.optimizer, away=False)
+                self._sampled = None
             return step.train_step(state, batch, self._config)
 
     def save(self, state: State, folder: Path) -> None:
@@ -173,7 +180,7 @@ def _check_sharding(config: Any) -> None:
         )
 
 
-def _check_packages(config: Any) -> None:
+def check_packages(config: Any) -> None:
     """UserError if a setting needs a package that is not installed."""
     optimizer = config.train.optimizer
     if optimizer in optim.BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:

@@ -22,12 +22,13 @@ def save(state: State, folder: Path) -> None:
     assert state.optimizer is not None
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # states may be on their way to the host's memory
-    trainable = {name: whole(tensor.detach()).contiguous() for name, tensor in state.trainable.items()}
-    moments = {
-        f"{name}/{key}": value.contiguous()
-        for name, parameter in state.trainable.items()
-        for key, value in read_moments(state.optimizer, parameter).items()
-    }
+    trainable: dict[str, torch.Tensor] = {}
+    moments: dict[str, torch.Tensor] = {}
+    for name, parameter in state.trainable.items():
+        weights, states = whole(parameter.detach()), read_moments(state.optimizer, parameter)
+        if leads():  # where they are split, no GPU need hold all of them
+            trainable[name] = weights.cpu().contiguous()
+            moments |= {f"{name}/{key}": value.cpu().contiguous() for key, value in states.items()}
     if isinstance(state.optimizer, TensorwiseOptimizer):
         moments[_LAST_NORM] = state.optimizer.last_norm
     if not leads():
@@ -49,19 +50,19 @@ def restore(state: State, folder: Path) -> State:
     assert not missing, "the manifest ties a run to its model"
     if state.optimizer is None:
         return state
-    moments: dict[str, dict[str, torch.Tensor]] = {}
     tensorwise = state.optimizer if isinstance(state.optimizer, TensorwiseOptimizer) else None
     if tensorwise and tensorwise.on_host:
         device = "cpu"
-    for key, value in _read(folder / _OPTIMIZER, device):
-        if key == _LAST_NORM:
-            if tensorwise:
-                tensorwise.last_norm.copy_(value)
-            continue
-        name, _, moment = key.rpartition("/")
-        moments.setdefault(name, {})[moment] = value
-    for name, values in moments.items():
-        write_moments(state.optimizer, state.trainable[name], values)
+    with safe_open(folder / _OPTIMIZER, framework="pt", device=device) as file:
+        keys: dict[str, list[str]] = {}
+        for key in file.keys():  # noqa: SIM118
+            keys.setdefault(key.rpartition("/")[0], []).append(key)
+        for name, own in keys.items():
+            values = {key.rpartition("/")[2]: file.get_tensor(key).clone() for key in own}
+            if name:
+                write_moments(state.optimizer, state.trainable[name], values)
+            elif tensorwise:
+                tensorwise.last_norm.copy_(values[_LAST_NORM])
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(json.loads((folder / _LOSS_SCALE).read_text(encoding="utf-8")))
     return state

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
-from booth.config import get, may_change, memory_size, set_field, trained_components
+from booth.config import default_of, get, may_change, memory_size, set_field, trained_components, typed
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.validation import validate_updates
@@ -55,24 +55,34 @@ def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None =
     if recorded is not None:
         again = recorded.get("memory.fit") == config.memory.fit
         for name in TECHNIQUES:
+            asked = get(config, name)
+            changed = asked != default_of(name) and asked != typed(name, recorded.get(name, asked))
+            if changed and may_change(name):
+                continue
             if name in recorded and (again or not may_change(name)):
+                if changed:
+                    log.warning("this run keeps %s=%r, not %r", name, recorded[name], asked)
                 set_field(config, name, recorded[name])
         if again:
             return config
     fixed = () if recorded is None else tuple(name for name in TECHNIQUES if not may_change(name))
     limit = (card_bytes(config.memory.fit) / GIB - CONTEXT_GIB) / GAPS
-    before = {name: get(config, name) for name in TECHNIQUES}
+    before, needed = {name: get(config, name) for name in TECHNIQUES}, _peak(config, pipeline, "training")
     config = _fit_training(config, pipeline, limit, fixed)
     config = _fit_others(config, pipeline, limit, fixed)
     chosen = [f"{name}={get(config, name)!r}" for name in TECHNIQUES if get(config, name) != before[name]]
     log.info("memory.fit=%r, %.2f GiB for tensors: %s", config.memory.fit, limit, ", ".join(chosen) or "fits as it is")
+    if chosen:
+        log.info("  training needs %.2f GiB, without them %.2f", _peak(config, pipeline, "training"), needed)
     return config
 
 
 def card_bytes(size: str) -> float:
     """Of a size such as 8GB; "auto": what is free on the GPU, beside CUDA's context. UserError without one."""
     if size != "auto":
-        return memory_size(size) or 0.0
+        bytes_ = memory_size(size)
+        assert bytes_ is not None, "the rule of memory.fit"
+        return bytes_
     if not torch.cuda.is_available():
         raise UserError("memory.fit='auto' needs a GPU to ask; give a size such as '8GB'")
     return torch.cuda.mem_get_info()[0] + CONTEXT_GIB * GIB

@@ -91,10 +91,14 @@ def write_moments(
     """The inverse of `read_moments`, to the bit."""
     state = optimizer.state[parameter]
     state.update({key: _laid_out_as(parameter, value) for key, value in moments.items()})
-    if "state1" in state:  # bitsandbytes
+    owner: Any = optimizer.optimizer_of(parameter) if hasattr(optimizer, "optimizer_of") else optimizer
+    if "state1" not in state:
+        # A fused optimizer counts its steps where it computes, the others where Python reads them.
+        fused = owner.param_groups[0].get("fused")
+        state["step"] = state["step"].to(parameter.device if fused else "cpu")
+    else:  # bitsandbytes
         state["step"] = int(state["step"])
         if state["state1"].dtype == torch.uint8:
-            owner: Any = optimizer.optimizer_of(parameter) if hasattr(optimizer, "optimizer_of") else optimizer
             tables: dict[str, torch.Tensor] = owner.name2qmap
             for key, table in SHARED_STATES.items():
                 if table in tables:

@@ -12,7 +12,7 @@ _ADVICE = {
     "class images": "lower prior.batch_size (of the sample command: --batch-size), or set memory.vae_tiling=true",
     "encoding images": "lower data.encode_batch_size",
     "encoding prompts": "close what else uses the GPU",
-    "previews": "set memory.offload_optimizer='sampling' or memory.vae_tiling=true, or lower samples.images_per_prompt",
+    "previews": "set memory.offload_optimizer='sampling' or memory.vae_tiling=true, or raise train.accumulation",
     "training": "set train.gradient_checkpointing='block', train.optimizer='adamw8bit', memory.fused_backward=true or"
     " memory.weights='bf16', or lower train.batch_size",
 }
@@ -25,13 +25,13 @@ def named(phase: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one; for the host's memory it has none of its own
         asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
-        if not asked:
+        if not asked and not re.search(r"out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", str(error)):
             raise
-        there = ""
+        more, there = f", where {asked[1]} more were asked for" if asked else "", ""
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
             there = f", with {free / 2**30:.2f} GiB free of {total / 2**30:.1f}"
         raise UserError(
-            f"out of memory in {phase}: {asked[1]} were asked for{there}; {_ADVICE[phase]};"
+            f"out of memory in {phase}{more}{there}; {_ADVICE[phase]};"
             " memory.fit='auto' chooses what fits before a run begins"
         ) from error

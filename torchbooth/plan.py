@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from booth.backend import ROW_FIELDS, Batch
-from booth.config import get, trained_components
+from booth.config import get, memory_size, trained_components
+from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.preparation import preview_batch_size
 from booth.sampling import latent_shape
@@ -132,8 +133,14 @@ class Tracker(memory.Placement, TorchDispatchMode):
 
 def run(config: Any, pipeline: PipelineDir, gpu: str | None) -> dict[str, Any]:
     """Prints the plan of the config's run, with the techniques that `memory.fit` or `gpu` chooses; returns it too."""
+    from torchbooth.backend import check_packages
     from torchbooth.fit import card_bytes, fit
 
+    if gpu and memory_size(gpu) is None:
+        raise UserError(f"--gpu {gpu!r} must be a size such as 8GB")
+    if config.mesh.fsdp > 1:
+        raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: plans are of a process with all weights")
+    check_packages(config)
     config = config.copy_and_resolve_references()
     config.memory.fit = gpu or config.memory.fit
     config = fit(config, pipeline)
@@ -159,6 +166,9 @@ class _Rehearsal:
     def __init__(self, config: Any, pipeline: PipelineDir) -> None:
         from torchbooth.backend import Backend
 
+        # These three hardly change what is in memory, and fake tensors cannot have them.
+        config = config.copy_and_resolve_references()
+        config.train.channels_last, config.train.attention, config.train.compile = False, "auto", "none"
         self._config, self._sizes = config, Sizes.of(config, pipeline)
         self._tracker, self._fake = Tracker(), FakeTensorMode(allow_non_fake_inputs=True)
         self._backend = Backend(config, HOST)

@@ -20,7 +20,7 @@ class State:
     """`trainable`: the live parameters of the trained networks by `component.name`.
 
     `optimizer`: their moments, None if not training; `scaler`: the loss scale, of use in fp16 only;
-    `gradients`: their sum over processes.
+    `gradients`: their sum over processes; `forward`: the UNet as updates call it, compiled if it is.
     """
 
     models: Models
@@ -28,6 +28,7 @@ class State:
     optimizer: torch.optim.Optimizer | None
     scaler: torch.amp.GradScaler
     gradients: GradientSum
+    forward: Any
 
 
 def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str, torch.Tensor]]:
@@ -46,7 +47,7 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
         piece = replace(piece, **moved)
         state.gradients.active = index == len(pieces) - 1
         with autocast(context.device, config.train.precision):
-            prediction_bchw = state.models.unet(
+            prediction_bchw = state.forward(
                 noisy_latents(piece).permute(0, 3, 1, 2),
                 piece.timestep,
                 context[piece.prompt_index],

@@ -42,6 +42,7 @@ def test_the_table_says_what_the_pictures_show(monkeypatch, tmp_path, capsys):
     assert Image.open(tmp_path / "judged.png").width > 640
 
 
+@pytest.mark.full  # half a minute of training, twice
 def test_a_yardstick_is_trained_from_a_seed():
     torch.manual_seed(0)
     vae = AutoencoderKL(**CONFIG).eval()

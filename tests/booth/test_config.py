@@ -183,13 +183,22 @@ def test_sharding_only_where_the_backend_can(valid):
      "train.optimizer='adamw8bit' must be 'adamw': jaxbooth has no other yet"),
     ("memory.fused_backward", True, "memory.fused_backward=True must be False: jaxbooth does without it"),
     ("memory.fit", "8GB", "memory.fit='8GB' must be '': jaxbooth does without it"),
-    ("train.attention", "xformers",
-     "train.attention='xformers' must be one of auto, plain, chunked, splash, cudnn in jaxbooth"),
 ])  # fmt: skip
 def test_what_only_the_other_backend_can(valid, name, value, said):
     set_field(valid, name, value)
     assert refusal(check, valid) == said
     validate(valid, "torch", TORCH)
+
+
+def test_each_backend_has_its_own_attention(valid):
+    kernels = frozenset({"attention kernels"})
+    valid.train.attention = "xformers"
+    validate(valid, "torch", TORCH)
+    said = refusal(validate, valid, "jax", kernels)
+    assert said == "train.attention='xformers' must be one of auto, plain, chunked, splash, cudnn in jaxbooth"
+    valid.train.attention = "splash"
+    validate(valid, "jax", kernels)
+    assert refusal(validate, valid, "torch", TORCH).endswith("must be one of auto, xformers in torchbooth")
 
 
 @pytest.mark.parametrize(("fields", "said"), [
@@ -201,6 +210,11 @@ def test_what_only_the_other_backend_can(valid, name, value, said):
      "memory.fused_backward=true does not go with train.compile='default': a compiled backward pass gives all"),
     ({"memory.weights": "bf16"}, "memory.weights='bf16' needs train.precision='bf16', not 'fp32': "),
     ({"memory.weights": "bf16", "train.precision": "fp16"}, "memory.weights='bf16' needs train.precision='bf16', "),
+    ({"train.channels_last": True, "train.optimizer": "adamw8bit"}, "train.channels_last=true does not go with "),
+    ({"train.channels_last": True, "memory.offload_optimizer": "always"}, "train.channels_last=true does not go with "),
+    ({"train.channels_last": True, "train.precision": "bf16", "memory.weights": "bf16"}, "train.channels_last=true"),
+    ({"train.compile": "reduce-overhead", "train.accumulation": 2, "train.batch_size": 2},
+     "train.compile='reduce-overhead' needs train.accumulation=1, not 2: its CUDA graphs overwrite the gradients"),
     ({"train.checkpointed_blocks": ("mid_block",)},
      "train.checkpointed_blocks=('mid_block',) needs train.gradient_checkpointing='block', not 'none'"),
 ])  # fmt: skip

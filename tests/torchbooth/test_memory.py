@@ -118,7 +118,7 @@ SAME = {
     **{
         f"{optimizer}, channels last": ({"train.optimizer": optimizer, "train.channels_last": True},
                                         {"train.optimizer": optimizer}, limit)
-        for optimizer, limit in (("adafactor", 1e-2), ("adamw8bit", 2e-2))
+        for optimizer, limit in (("adafactor", 1e-2),)
     },
 }  # fmt: skip
 
@@ -247,7 +247,7 @@ def test_gradients_are_freed_inside_the_backward_pass(job):
     {**ROUNDED, **OFFLOAD, "train.optimizer": "adafactor"},
     {"train.optimizer": "lion8bit", **FUSED},
     {"train.channels_last": True, "memory.offload_optimizer": "sampling"},
-    {"train.channels_last": True, **OFFLOAD, "train.optimizer": "adamw8bit"},
+    {**OFFLOAD, "train.gradient_checkpointing": "block"},
 ], ids=str)  # fmt: skip
 def test_a_checkpoint_continues_to_the_bit(job, tmp_path, fields):
     whole = job.run(fields)
@@ -341,8 +341,8 @@ def test_states_live_in_the_hosts_memory(job, tmp_path):
 def test_a_compiled_unet_trains_the_same(job, tmp_path, monkeypatch, fields):
     """Traced and differentiated as a whole; on a CPU without generated code, which is wrong there."""
     if not torch.cuda.is_available():
-        compile_ = torch.nn.Module.compile
-        monkeypatch.setattr(torch.nn.Module, "compile", lambda unet, **_: compile_(unet, backend="aot_eager"))
+        compile_ = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda unet, **_: compile_(unet, backend="aot_eager"))
     torch.compiler.reset()
     ours = job.train({"train.compile": "default", **fields})
     assert distance(ours.update, job.run(fields).update) < 1e-4
