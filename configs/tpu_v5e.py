@@ -11,9 +11,9 @@ configs/sd15.py, so half as many updates show each photo four times as often.
 
 The plan for 8 rows on each chip (train.batch_size=32), which a larger set of photos would be trained with: 10.0 GiB of
 15.8, 6.7e7 cycles a row, 161 samples/s by the TPU compiler's estimates, with the kernels, which it does not estimate,
-at 40 % of the peak; with the text encoder 10.7 GiB, 6.8e7 cycles, 149 samples/s. Stable Diffusion 2.1 at 768 pixels
-(data.resolution=768) and 2 rows on each chip (train.batch_size=8): 8.4 GiB, 2.3e8 cycles, 47 samples/s. No TPU was at
-hand to measure on.
+at 40 % of the peak; with the text encoder 10.7 GiB, 6.8e7 cycles, 149 samples/s. Stable Diffusion 2.1: at 512 pixels
+and 8 rows 9.7 GiB, 5.5e7 cycles, 193 samples/s; at 768 (data.resolution=768) and 2 rows on each chip
+(train.batch_size=8) 8.4 GiB, 2.3e8 cycles, 47 samples/s. No TPU was at hand to measure on.
 
     jaxbooth plan --config configs/tpu_v5e.py --config.model.source=models/sd15 --config.train.batch_size=32
 """
