@@ -28,6 +28,7 @@ from booth.preparation import load_tokenizer
 from booth.rundir import checkpoint_folder, pinned_revision, read_record, recorded_config, write_text
 from booth.sampling import ImageRequest, Sampler
 from booth.solvers import SOLVERS
+from booth.stopping import Stopped
 from booth.validation import check_capabilities, validate, validate_plan
 
 log = logging.getLogger("booth")
@@ -48,6 +49,9 @@ def main(package: str, argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # no permission, disk full
         print(f"{package}: error: {error}; mend that and give the same command again", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"{package}: {stopped}, which is saved; the same command continues", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print(
             f"\n{package}: interrupted; the same command continues, training from its last checkpoint", file=sys.stderr

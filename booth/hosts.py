@@ -23,6 +23,7 @@ from booth.learning_rate import learning_rates
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.rundir import STAGING_PREFIX
 from booth.solvers import SamplingTable
+from booth.stopping import Stopped, StopRequest
 
 log = logging.getLogger("booth")
 
@@ -85,13 +86,14 @@ def leading(hosts: Hosts | None) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+    interrupted = isinstance(error, KeyboardInterrupt) and not isinstance(error, Stopped)
+    return "interrupted" if interrupted else str(error) or type(error).__name__
 
 
 def _exit_code(error: BaseException) -> int:
     """As the command line has it."""
     if isinstance(error, KeyboardInterrupt):
-        return 130
+        return error.code if isinstance(error, Stopped) else 130
     return 2 if isinstance(error, UserError | OSError) else 1
 
 
@@ -198,8 +200,9 @@ class Leader:
 class _Follower:
     """Makes the calls that the leader announces; has models and state of its own."""
 
-    def __init__(self, backend_class: type[Backend], hosts: Hosts) -> None:
-        self._backend_class, self._hosts = backend_class, hosts
+    def __init__(self, backend_class: type[Backend], hosts: Hosts, request: StopRequest) -> None:
+        self._backend_class, self._hosts, self._request = backend_class, hosts, request
+        self._steps = 0
         self._backend: Any = None
         self._models: Any = None
         self._state: Any = None
@@ -246,6 +249,10 @@ class _Follower:
     def train_step(self) -> None:
         _, batch = next(self._batches)
         self._state, _ = self._backend.train_step(self._state, batch)
+        self._steps += 1
+        if self._steps == 1:
+            # The leader decides: where all are asked to stop, as launchers do, it tells when.
+            self._request.arm()
 
     def save(self, folder: Path) -> None:
         self._backend.save(self._state, folder)
@@ -263,7 +270,14 @@ _UNCONFIRMED = ("feed", "train_step", "tensors")
 def follow(backend_class: type[Backend], hosts: Hosts) -> None:
     """Does what the leader says until it ends. UserError with the leader's word if it ended for an error."""
     log.info("host %d of %d: follows host 0", hosts.index, hosts.count)
-    follower = _Follower(backend_class, hosts)
+    with StopRequest() as request:
+        message = _obey(_Follower(backend_class, hosts, request), hosts)
+    if reason := message[1]:
+        raise UserError(f"host 0 has stopped: {reason}")
+
+
+def _obey(follower: _Follower, hosts: Hosts) -> Any:
+    """Until the leader's last message, which it returns."""
     try:
         while (message := hosts.receive())[0] != "end":
             call, *arguments = message
@@ -281,5 +295,4 @@ def follow(backend_class: type[Backend], hosts: Hosts) -> None:
         raise
     hosts.confirm("")
     hosts.end()
-    if reason := message[1]:
-        raise UserError(f"host 0 has stopped: {reason}")
+    return message

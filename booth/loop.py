@@ -18,6 +18,7 @@ from booth.metrics import Recorder, read_metrics
 from booth.preparation import check_inputs, prepare
 from booth.previews import Previews
 from booth.rundir import RunDir, pinned_revision, recorded_config
+from booth.stopping import Stopped, StopRequest
 from booth.validation import validate
 
 log = logging.getLogger("booth")
@@ -37,7 +38,7 @@ def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_s
 
     `from_step` continues from that checkpoint instead of the newest. Where processes on several hosts were started
     together, the first of them leads and has all files; the others have no metrics. Raises UserError for what the user
-    can mend.
+    can mend, and Stopped, a KeyboardInterrupt, where a signal asked it to stop while it trained.
     """
     hosts = backend_class.hosts()
     if hosts and hosts.index:
@@ -82,19 +83,22 @@ def _train(
             checkpoints.set_aside_after(start)
             log.info("resumed from step %d", start)
 
-        with Recorder(run, start, config.train.steps, batches.rows, config.log.every_steps) as recorder:
-            stop = config.train.steps
+        stop = config.train.steps
+        with Recorder(run, start, stop, batches.rows, config.log.every_steps) as recorder, StopRequest() as request:
             for step, batch in feed(backend, config, batches, start, stop):
                 state, metrics = backend.train_step(state, batch)
                 done = step + 1
                 recorder.record(done, batch.learning_rate, metrics)
                 if step == start:
+                    request.arm()
                     log.info("first step finished %.1f s after the start", time.perf_counter() - began)
                 # Where one of several hosts cannot make its pictures, none can save any more.
                 previewed = _due(done, config.samples.every_steps) and hosts is not None
-                if _due(done, config.checkpoint.every_steps) or done == stop or previewed:
+                if _due(done, config.checkpoint.every_steps) or done == stop or previewed or request.number:
                     with recorder.paused():
                         checkpoints.save(backend, state, done, config.checkpoint.keep)
+                if request.number and done < stop:
+                    raise Stopped(done, request.number)
                 if _due(done, config.samples.every_steps):
                     with recorder.paused(), _keeping(checkpoints, backend, state, done, config.checkpoint.keep):
                         previews.write_grid(backend.models(state), done)

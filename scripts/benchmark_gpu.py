@@ -1,6 +1,7 @@
 """Training speed and memory of a large GPU: both backends and the example script's step, by rows in a batch.
 
     python scripts/benchmark_gpu.py --size sd15 --rows 2 8 32 64          # an H100 or H200; needs diffusers
+    python scripts/benchmark_gpu.py --size sd15 --rows 2 --set train.compile=default     # what a setting costs or gains
     python scripts/benchmark_gpu.py --size tiny --resolution 64 --rows 2 4 --precision fp32 --rounds 2   # any CPU
 
 Full fine-tuning of the UNet on random numbers, latents and text cached; `reference` is what example scripts do in every
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from booth.backend import Batch
-from booth.config import default_config
+from booth.config import default_config, parse_text, set_field
 from booth.pipeline_dir import open_pipeline
 from booth.sampling import latent_shape
 
@@ -53,6 +54,9 @@ def our_steps(package: str, options: argparse.Namespace) -> tuple[Callable[[int]
     config = default_config()
     config.train.precision, config.train.batch_size = options.precision, options.one_rows // 2
     config.train.gradient_checkpointing = options.gradient_checkpointing
+    if package == "torchbooth":
+        for name, _, value in (each.partition("=") for each in options.set):
+            set_field(config, name, parse_text(name, value))
     pipeline = open_pipeline(options.model)
     if package == "jaxbooth":
         import jax
@@ -152,6 +156,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--gradient-checkpointing", choices=("none", "block"), default="none")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a field, for torchbooth alone"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--peak", type=float, default=989e12, help="FLOP/s of the device in bfloat16")
@@ -183,6 +190,7 @@ def compare(options: argparse.Namespace, rows: int, needed: float) -> None:
             command = [sys.executable, __file__, "--one", name, "--one-rows", str(rows), "--model", options.model]
             command += ["--resolution", str(options.resolution), "--precision", options.precision]
             command += ["--gradient-checkpointing", options.gradient_checkpointing, "--steps", str(options.steps)]
+            command += [word for each in options.set for word in ("--set", each)]
             with tempfile.TemporaryDirectory() as cache:  # so that the first step compiles
                 environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
                 done = subprocess.run(command, capture_output=True, text=True, env=environment)

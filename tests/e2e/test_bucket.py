@@ -26,6 +26,7 @@ def steps(bucket, name="checkpoint.json"):
 
 
 @needs_gcsfs
+@pytest.mark.full  # four runs of jaxbooth
 def test_a_run_goes_on_from_a_bucket(job, main, bucket, tmp_path):
     assert main("jaxbooth", "train", *job(tmp_path / "local")).code == 0
     there = {"checkpoint__dir": "gs://bucket/dog", "checkpoint__every_steps": 1}

@@ -149,7 +149,7 @@ def test_a_refusal_in_a_process_of_its_own(run, job, tmp_path):
      ("train.steps", "many", "train.steps='many' must be of type int"),
      ("train.learning_rate", "-1", "train.learning_rate=-1.0 must be greater than 0"),
      ("train.learning_rate", "nan", "train.learning_rate=nan must be a finite number"),
-     ("train.optimizer", "lion", "train.optimizer='lion' must be one of 'adamw', 'adamw8bit'"),
+     ("train.optimizer", "sgd", "train.optimizer='sgd' must be one of 'adamw', 'adamw8bit', 'lion'"),
      ("prior.prompt", "", "prior.weight=1.0 needs prior.prompt"),
      ("data.resolution", "100", "data.resolution: image size 100x100 must be a multiple of 8")],
 )  # fmt: skip
@@ -172,7 +172,8 @@ def test_float16_needs_a_gpu(main, job, tiny_pipeline, tmp_path):
 
 
 def test_one_device(main, job, tmp_path):
-    assert "mesh.fsdp=2 must be 1" in refusal(main("torchbooth", "train", *job(tmp_path / "run", mesh__fsdp=2)))
+    said = refusal(main("torchbooth", "train", *job(tmp_path / "run", mesh__fsdp=2)))
+    assert "mesh.fsdp=2 must divide the number of processes, 1: start them with torchrun" in said
 
 
 def test_an_unreadable_photo(main, job, photos, tmp_path):
@@ -221,7 +222,7 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "arguments are required: train|sample|export; torchbooth --help shows"),
+    [([], "arguments are required: train|sample|export|plan; torchbooth --help shows"),
      (["teach"], "invalid choice: 'teach'"),
      (["train"], "arguments are required: --config"),
      (["train", "--config", "SMOKE"], "--workdir is missing; give the folder the run is to live in"),

@@ -37,13 +37,13 @@ def arguments(job):
 
 @pytest.fixture
 def start(tmp_path, environment):
-    """Starts `python -m torchbooth.train`; ends it with the test."""
+    """Starts `python -m PACKAGE.train`, of torchbooth unless told otherwise; ends it with the test."""
     started = []
 
-    def start(arguments):
-        command = [sys.executable, "-m", "torchbooth.train", *arguments]
+    def start(arguments, package="torchbooth", first=""):
+        command = [sys.executable, "-m", f"{package}.train", *arguments]
         with (tmp_path / "stderr").open("w") as stderr:
-            process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=stderr)
+            process = subprocess.Popen(command, cwd=tmp_path, env=environment(first), stderr=stderr)
         started.append(process)
         return process
 
@@ -101,15 +101,70 @@ def test_killed_three_times_and_finished(start, run, arguments, environment, mai
     assert got.keys() == wanted.keys() and all(np.array_equal(got[name], wanted[name]) for name in wanted)
 
 
-def test_interrupted_by_the_user(start, arguments, tmp_path):
+SIGNALS = {"Ctrl-C": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 143)}
+
+
+@pytest.mark.parametrize(("package", "number", "code"), [
+    ("torchbooth", *SIGNALS["Ctrl-C"]),
+    ("jaxbooth", *SIGNALS["SIGTERM"]),
+    pytest.param("torchbooth", *SIGNALS["SIGTERM"], marks=pytest.mark.full),
+    pytest.param("jaxbooth", *SIGNALS["Ctrl-C"], marks=pytest.mark.full),
+])  # fmt: skip
+def test_asked_to_stop(start, run, arguments, tmp_path, package, number, code):
+    """The update at hand is finished and saved, whatever checkpoint.every_steps says; the same command goes on."""
     folder = tmp_path / "run"
-    process = start([*arguments(folder), "--config.train.steps=100000", "--config.log.every_steps=1"])
-    wait_for(folder / "checkpoints" / "step-000004", process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    endless = [*arguments(folder), "--config.train.steps=100000", "--config.checkpoint.every_steps=0",
+               "--config.log.every_steps=1"]  # fmt: skip
+    process = start(endless, package)
+    until = time.monotonic() + 240
+    while not (folder / "metrics.jsonl").exists() or len(steps(folder)) < 3:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    began = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    assert time.monotonic() - began < 30
     err = (tmp_path / "stderr").read_text()
-    assert (
-        err.splitlines()[-1] == "torchbooth: interrupted; the same command continues, training from its last checkpoint"
-    )
+    (saved,) = names(folder / "checkpoints")
+    step = int(saved.removeprefix("step-"))
+    assert err.splitlines()[-1] == f"{package}: stopped after step {step}, which is saved; the same command continues"
+    assert "stopping: this update is finished and saved; once more stops at once" in err
     assert "Traceback" not in err and "Error" not in err
-    assert not list((folder / "checkpoints").glob(".*"))
+    assert steps(folder) == list(range(1, step + 1)), "not one update is lost"
+    more = run(f"{package}.train", *arguments(folder), f"--config.train.steps={step + 1}",
+               "--config.checkpoint.every_steps=0")  # fmt: skip
+    assert more.returncode == 0 and f"resumed from step {step}" in more.stderr, more.stderr
+    assert steps(folder) == list(range(1, step + 2))
+
+
+@pytest.mark.full
+def test_asked_to_stop_twice(start, arguments, tmp_path):
+    """At once, and without damage: the update is lost, the last checkpoint is not."""
+    folder = tmp_path / "run"
+    slow = "import torchbooth.checkpoint as c; import time; s = c.save; c.save = lambda *a: (time.sleep(20), s(*a))"
+    process = start(
+        [*arguments(folder), "--config.train.steps=100000", "--config.log.every_steps=1"], "torchbooth", slow
+    )
+    until = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or not steps(folder):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    time.sleep(3)  # it is saving now, and takes its time
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130 and time.monotonic() - began < 15
+    err = (tmp_path / "stderr").read_text()
+    assert err.splitlines()[-1].startswith("torchbooth: interrupted; the same command continues")
+    assert "Traceback" not in err
+    assert not names(folder / "checkpoints"), "nothing half made is left"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_before_training_it_stops_at_once(start, arguments, tmp_path, number, code):
+    folder = tmp_path / "run"
+    process = start([*arguments(folder), "--config.prior.inference_steps=400"], "torchbooth")
+    wait_for(folder / "class_images" / "class_images.json", process)
+    process.send_signal(number)
+    assert process.wait(timeout=10) == code
+    assert not (folder / "metrics.jsonl").exists()

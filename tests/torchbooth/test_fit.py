@@ -25,7 +25,12 @@ def pipeline(tiny_pipeline):
     return open_pipeline(str(tiny_pipeline), "", "")
 
 
-@pytest.mark.parametrize("name", [name for name, fields in COMBINATIONS.items() if counts(fields)])
+MEASURED = [name for name, fields in COMBINATIONS.items() if counts(fields)]
+
+
+@pytest.mark.parametrize("name", [
+    *MEASURED[::2], *(pytest.param(name, marks=pytest.mark.full) for name in MEASURED[1::2])
+])  # fmt: skip
 def test_the_plan_is_what_the_profiler_sees(pipeline, name):
     """Within 10 %; the profiler records the allocator of the CPU, the plan adds up fake tensors."""
     phases = compare(pipeline, 64, COMBINATIONS[name])
