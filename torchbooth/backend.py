@@ -34,8 +34,6 @@ class Backend:
     def __init__(self, config: Any, device: torch.device | None = None) -> None:
         self._config = config
         self._device = device or local_device()
-        if device is None:
-            check_mesh(config.mesh.fsdp)
         self.placement = memory.Placement(self._device)
         self._sampled: State | None = None  # the state that pictures were made of since its last update
         set_tf32(config.train.tf32)
@@ -48,6 +46,7 @@ class Backend:
     def check(config: Any) -> None:
         check_precision(config.train.precision)
         check_packages(config)
+        check_mesh(config.mesh.fsdp)
         _check_sharding(config)
         if config.train.compile != "none" and not torch.cuda.is_available():
             raise UserError(
