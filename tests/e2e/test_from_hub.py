@@ -64,6 +64,7 @@ def test_a_dry_run_downloads_no_weights(hub, commit, job, main, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_ctrl_c_while_downloading(hub, hub_env, commit, job, environment, tmp_path):
     """What is complete is kept, what is not is fetched again."""
     hub.stall[UNET] = threading.Event()
