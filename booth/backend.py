@@ -54,6 +54,8 @@ class Batch:
 
 ROW_FIELDS = tuple(field.name for field in fields(Batch) if field.name not in ("prompts", "learning_rate", "key"))
 
+WEIGHT_FIELDS = ("weight", "instance_weight", "prior_weight")  # 0 in all of them: a row that counts for nothing
+
 
 Models = TypeVar("Models")
 State = TypeVar("State")

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey
 from jax.typing import DTypeLike
 
-from booth.backend import ROW_FIELDS, Batch
+from booth.backend import ROW_FIELDS, WEIGHT_FIELDS, Batch
 from booth.errors import UserError
 
 # First match wins; every parameter must match. In Flax's layout the last axis is the layer's output features, which
@@ -154,7 +154,7 @@ def place_shared(mesh: Mesh, value: Any) -> Any:
 def pad_batch(batch: Batch, multiple: int) -> Batch:
     """The batch with rows that repeat the last one with weight 0."""
     padded: Any = {name: pad_rows(getattr(batch, name), multiple) for name in ROW_FIELDS}
-    for name in ("weight", "instance_weight", "prior_weight"):
+    for name in WEIGHT_FIELDS:
         padded[name][len(batch.weight) :] = 0
     return replace(batch, **padded)
 

@@ -24,11 +24,10 @@ from make_pipeline import SIZES, make_pipeline
 from booth.config import default_config, set_field
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import preview_batch_size
-from booth.solvers import SamplingStep
 from torchbooth.backend import Backend
-from torchbooth.memory import AT_WORK, movable
+from torchbooth.memory import AT_WORK, movable, trains
 from torchbooth.optim import BITSANDBYTES
-from torchbooth.plan import Sizes, plan
+from torchbooth.plan import TABLE, Sizes, plan
 
 BLOCK = {"train.gradient_checkpointing": "block"}
 FUSED = {"memory.fused_backward": True}
@@ -61,7 +60,6 @@ if torch.cuda.is_available():  # on a CPU the host's memory is the device's
     COMBINATIONS["all, states in the host's memory"] = {
         **COMBINATIONS["all of these"], "memory.offload_optimizer": "always",
     }  # fmt: skip
-_TABLE = (SamplingStep(0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),) * 2
 
 
 def cpu_peak(work: Callable[[], Any]) -> int:
@@ -87,11 +85,7 @@ def measure(config: Any, pipeline: PipelineDir) -> dict[str, tuple[float, float]
 
     def held(work: str) -> int:
         """Bytes of networks and states that are on the device in this work; the CPU holds all."""
-        networks = [
-            network
-            for name, network in models.networks.items()
-            if name in AT_WORK[work] or next(network.parameters()).requires_grad
-        ]
+        networks = [net for name, net in models.networks.items() if name in AT_WORK[work] or trains(net)]
         tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
         if state is not None and not (work == "sampling" and config.memory.offload_optimizer == "sampling"):
             tensors += [tensor for each in state.optimizer.state.values() for _, tensor in movable(each)]
@@ -113,7 +107,7 @@ def measure(config: Any, pipeline: PipelineDir) -> dict[str, tuple[float, float]
         height, width, channels = sizes.latents
         noise = np.zeros((images, height, width, channels), np.float32)
         context = np.zeros((images, sizes.tokens, sizes.width), np.float32)
-        return lambda: backend.sample(models, noise, context, context, _TABLE, settings.guidance)
+        return lambda: backend.sample(models, noise, context, context, TABLE, settings.guidance)
 
     phase("class images", "sampling", pictures(config.prior, config.prior.batch_size))
     side = config.data.resolution

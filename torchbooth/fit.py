@@ -67,13 +67,13 @@ def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None =
             return config
     fixed = () if recorded is None else tuple(name for name in TECHNIQUES if not may_change(name))
     limit = (card_bytes(config.memory.fit) / GIB - CONTEXT_GIB) / GAPS
-    before, needed = {name: get(config, name) for name in TECHNIQUES}, _peak(config, pipeline, "training")
-    config = _fit_training(config, pipeline, limit, fixed)
-    config = _fit_others(config, pipeline, limit, fixed)
-    chosen = [f"{name}={get(config, name)!r}" for name in TECHNIQUES if get(config, name) != before[name]]
+    before = config
+    config = _fit_others(_fit_training(config, pipeline, limit, fixed), pipeline, limit, fixed)
+    chosen = [f"{name}={get(config, name)!r}" for name in TECHNIQUES if get(config, name) != get(before, name)]
     log.info("memory.fit=%r, %.2f GiB for tensors: %s", config.memory.fit, limit, ", ".join(chosen) or "fits as it is")
     if chosen:
-        log.info("  training needs %.2f GiB, without them %.2f", _peak(config, pipeline, "training"), needed)
+        needed, without = (_peak(each, pipeline, "training") for each in (config, before))
+        log.info("  training needs %.2f GiB, without them %.2f", needed, without)
     return config
 
 

@@ -3,7 +3,7 @@
 | technique                             | setting                         | what it costs                         |
 |---------------------------------------|---------------------------------|---------------------------------------|
 | activations computed twice            | train.gradient_checkpointing    | a third more work                     |
-| networks on the GPU only while at work | always                         | a copy before and after sampling      |
+| networks on the GPU while at work     | always                          | a copy before and after sampling      |
 | optimizer states in 8 bits            | train.optimizer (`optim.py`)    | moments have rounding errors          |
 | the update inside the backward pass   | memory.fused_backward           | clipping knows part of the norm       |
 | weights in bfloat16                   | memory.weights                  | each update is right on average only  |
@@ -112,9 +112,10 @@ def round_stochastically(target: torch.Tensor, values: torch.Tensor, generator: 
     """Writes float32 `values` into the bfloat16 `target`, rounded up or down so that the mean is right.
 
     Of the two neighbours each is taken with the probability of how near it is (arXiv 2010.06192, section 3): 16
-    uniform random bits are added to the 16 that bfloat16 drops. `values` is used up. Infinities and NaN stay.
+    uniform random bits are added to the 16 that bfloat16 drops. `values`, contiguous, is used up. Infinities and NaN
+    stay.
     """
-    bits = values.view(torch.int32).flatten()
+    bits = values.view(torch.int32).view(-1)  # `flatten` might copy
     for part in bits.split(2**22):  # random numbers for a whole tensor would need as much memory again
         part += torch.randint(0, 2**16, part.shape, dtype=torch.int32, device=part.device, generator=generator)
         part &= -(2**16)

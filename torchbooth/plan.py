@@ -60,11 +60,6 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @property
-    def worst(self) -> str:
-        """The phase that needs the most."""
-        return max(self.peak_gib, key=lambda phase: self.peak_gib[phase])
-
     def text(self) -> str:
         """For people."""
         lines = [f"  {phase:<17} {peak:6.2f} GiB" for phase, peak in self.peak_gib.items()]
@@ -231,7 +226,7 @@ class _Rehearsal:
         noise, contexts = self._sizes.noise(images), self._sizes.contexts(rows)
         self._tracker.place(self._models.networks, "sampling")
         precision = self._config.train.precision
-        latents = sample.denoise(self._models, noise, contexts, _TABLE, settings.guidance, precision)
+        latents = sample.denoise(self._models, noise, contexts, TABLE, settings.guidance, precision)
         sample.decode(self._models, latents[:1])  # as all are: one by one
 
     def _encode_prompts(self) -> None:
@@ -294,4 +289,4 @@ class Sizes:
 
 
 # Two steps are as good as all: one has nothing from the step before it yet.
-_TABLE = (SamplingStep(0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),) * 2
+TABLE = (SamplingStep(0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),) * 2

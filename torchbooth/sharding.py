@@ -14,10 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from booth.backend import ROW_FIELDS, Batch
+from booth.backend import ROW_FIELDS, WEIGHT_FIELDS, Batch
 from booth.errors import UserError
-
-_WEIGHTS = ("weight", "instance_weight", "prior_weight")
 
 
 def processes() -> int:
@@ -49,7 +47,7 @@ def own_part(piece: Batch) -> Batch:
     there = chosen < rows
     chosen = np.where(there, chosen, 0)
     part: dict[str, Any] = {name: getattr(piece, name)[chosen] for name in ROW_FIELDS}
-    for name in _WEIGHTS:
+    for name in WEIGHT_FIELDS:
         part[name] = part[name] * there.astype(np.float32)
     return replace(piece, **part)
 
