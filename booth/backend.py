@@ -136,13 +136,16 @@ class Backend(Protocol[Models, State]):
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One update, computed in `train.accumulation` pieces; the given state must not be used again.
 
-        Metrics: loss, instance_loss, prior_loss, grad_norm (the global norm before clipping); with loss scaling also
-        loss_scale and skipped (1 if the gradients overflowed and nothing was updated).
+        Metrics: loss, instance_loss, prior_loss, grad_norm (the global norm before clipping), skipped (1 if the loss or
+        a gradient was not finite and nothing was updated, else 0); with loss scaling also loss_scale.
         """
         ...
 
     def save(self, state: State, folder: Path) -> None:
-        """Writes trainable tensors and optimizer states into an existing empty folder."""
+        """Writes trainable tensors and optimizer states into an existing empty folder.
+
+        UserError, before anything is written, if a trainable tensor is not finite.
+        """
         ...
 
     def restore(self, state: State, folder: Path) -> State:

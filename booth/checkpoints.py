@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +11,33 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from booth import space
 from booth.backend import Backend
-from booth.config import is_remote
+from booth.config import is_remote, trained_components
 from booth.errors import UserError
+from booth.pipeline_dir import PipelineDir
 from booth.rundir import STAGING_PREFIX, publish, remove, rename
+from booth.space import readable
 
 log = logging.getLogger("booth")
 
 _STEP = re.compile(r"step-(\d{6,})$")
 _RECORD = "checkpoint.json"
+
+
+# Bytes of optimizer states for a trained number: one or two moments, in float32 or in 8 bits with a scale for each 256.
+_STATES = {"adamw": 8.0, "adamw8bit": 2.04, "lion": 4.0, "lion8bit": 1.02, "adafactor": 0.1}
+
+
+def checkpoint_size(config: Any, pipeline: PipelineDir) -> int:
+    """Bytes of a checkpoint, within a few percent: trained weights and optimizer states."""
+    count = sum(
+        math.prod(spec.shape)
+        for component in trained_components(config)
+        for specs in pipeline.weights[component].specs.values()
+        for spec in specs.values()
+    )
+    return int(count * ((2 if config.memory.weights == "bf16" else 4) + _STATES[config.train.optimizer]))
 
 
 class Checkpoints:
@@ -28,8 +47,9 @@ class Checkpoints:
     record, which is written last and deleted first.
     """
 
-    def __init__(self, folder: Path, run_id: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, run_id: str, size: int = 0) -> None:
+        """`size` is that of one checkpoint in bytes, if new ones are to be written."""
+        self.folder, self.size = folder, size
         self._run_id = run_id
         self._in_bucket = is_remote(str(folder))
 
@@ -65,8 +85,13 @@ class Checkpoints:
     def save(self, backend: Backend, state: Any, step: int, keep: int) -> None:
         """Writes the checkpoint of a step, then deletes all but the newest `keep`: never the other way round.
 
-        UserError if it cannot be written.
+        UserError if it cannot be written, before anything is if the disk has too little space.
         """
+        if not self._in_bucket:
+            space.require(
+                [space.Need(f"the checkpoint of step {step}", self.folder, self.size)],
+                "make room there and give the same command again; earlier checkpoints are untouched",
+            )
         try:
             with self._new(self.path(step)) as folder:
                 backend.save(state, folder)
@@ -75,11 +100,16 @@ class Checkpoints:
             raise
         except (OSError, SafetensorError, ValueError) as error:  # what the libraries raise for a full disk
             raise UserError(
-                f"the checkpoint of step {step} cannot be written to {self.folder} ({' '.join(str(error).split())});"
-                " make room there and give the same command again; earlier checkpoints are untouched"
+                f"the checkpoint of step {step} cannot be written to {self.folder} ({' '.join(str(error).split())})"
+                f"{self._room()}; make room there and give the same command again; earlier checkpoints are untouched"
             ) from error
         for old in self.steps()[:-keep]:
             self._delete(old)
+
+    def _room(self) -> str:
+        if self._in_bucket:
+            return ""
+        return f": {readable(self.size)} are needed and {readable(space.free(self.folder))} are free"
 
     @contextmanager
     def _new(self, path: Path) -> Iterator[Path]:

@@ -22,13 +22,14 @@ from booth.backend import Backend
 from booth.checkpoints import Checkpoints
 from booth.errors import UserError
 from booth.export import check_target, export
-from booth.hub import readable
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import load_tokenizer
+from booth.progress import progress
 from booth.rundir import checkpoint_folder, pinned_revision, read_record, recorded_config, write_text
 from booth.sampling import ImageRequest, Sampler
 from booth.solvers import SOLVERS
-from booth.stopping import Stopped
+from booth.space import readable
+from booth.stopping import Stopped, deafness_ends
 from booth.validation import check_capabilities, validate, validate_plan
 
 log = logging.getLogger("booth")
@@ -41,12 +42,13 @@ def main(package: str, argv: Sequence[str] | None = None) -> int:
     _log_to_stderr()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = _parse(package, arguments)
-        options.run(package, options)
+        with deafness_ends(package):
+            options = _parse(package, arguments)
+            options.run(package, options)
     except UserError as error:
         print(f"{package}: error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # no permission, disk full
+    except OSError as error:  # no permission, a disk that is full or gone
         print(f"{package}: error: {error}; mend that and give the same command again", file=sys.stderr)
         return 2
     except Stopped as stopped:
@@ -251,7 +253,7 @@ def _sample(package: str, options: argparse.Namespace) -> None:
     ]
     images = []
     made = _advised(sampler.images(backend, models, requests))
-    for index, image in tqdm(made, desc="sampling", total=len(requests), unit="image"):
+    for index, image in progress(made, desc="sampling", total=len(requests), unit="image"):
         request = requests[index]
         name = re.sub(r"\W+", "-", request.prompt).strip("-")[:40]
         parts = (f"{index:03d}", name, f"seed{request.seed}")

@@ -6,3 +6,11 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def not_finite(name: str) -> UserError:
+    """For a trained tensor with NaN or infinity in it, which no checkpoint may hold."""
+    return UserError(
+        f"{name} is not finite any more: training diverged and nothing is saved; continue from the last checkpoint with"
+        " a lower train.learning_rate"
+    )

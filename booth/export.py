@@ -6,13 +6,15 @@ converted, renamed, made anew), export.json says so and why. The folder appears 
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError
 
+from booth import space
 from booth.errors import UserError
 from booth.pipeline_dir import (
     PipelineDir,
@@ -24,6 +26,7 @@ from booth.pipeline_dir import (
     written_key,
 )
 from booth.rundir import publish, remove, rename
+from booth.space import readable
 
 RECORD = "export.json"
 Precision = Literal["source", "fp32", "fp16", "bf16"]
@@ -63,8 +66,27 @@ def export(
             rename(out, aside)
         rename(fresh, out)
         remove(aside)
-    except OSError as error:
-        raise UserError(f"export to {out} failed: {error}; mend that, export again") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"export to {out} failed ({' '.join(str(error).split())}):"
+            f" {readable(export_size(source, precision, source.family.trainable))} are needed and"
+            f" {readable(space.free(out.parent))} are free; mend that, export again"
+        ) from error
+
+
+def export_size(source: PipelineDir, precision: Precision, trained: Collection[str]) -> int:
+    """Bytes of an export, at most; `trained` are the components that get new weights."""
+    size = 0
+    for component, files in source.component_files().items():
+        if component not in source.family.networks:
+            size += sum(path.stat().st_size for path in files)
+            continue
+        kept = precision == "source" and component not in trained
+        for specs in source.weights[component].specs.values():
+            for spec in specs.values():
+                wanted = spec if kept else TensorSpec(_CODES.get(precision, "F32"), spec.shape)
+                size += wanted.nbytes + 200  # its entry in the header
+    return size
 
 
 def exported_step(folder: Path, precision: Precision | None = None) -> int | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from booth.errors import UserError
 from booth.family import FAMILIES
+from booth.space import readable
 
 log = logging.getLogger("booth")
 
@@ -182,8 +183,3 @@ def _explanation(error: BaseException, source: str, name: str, revision: str, fi
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def readable(size: int) -> str:
-    """4265146304 -> "4.27 GB"."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -2,22 +2,25 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from booth import space
 from booth.backend import Backend
-from booth.checkpoints import Checkpoints
-from booth.config import resolved
+from booth.checkpoints import Checkpoints, checkpoint_size
+from booth.config import is_remote, resolved, trained_components
 from booth.errors import UserError
-from booth.export import export, exported_step
+from booth.export import export, export_size, exported_step
 from booth.hosts import Hosts, Leader, feed, follow, leading
 from booth.metrics import Recorder, read_metrics
-from booth.preparation import check_inputs, prepare
+from booth.preparation import Inputs, check_inputs, needed_space, prepare
 from booth.previews import Previews
 from booth.rundir import RunDir, pinned_revision, recorded_config
+from booth.space import Need
 from booth.stopping import Stopped, StopRequest
 from booth.validation import validate
 
@@ -58,7 +61,7 @@ def _train(
     inputs = check_inputs(config, pinned_revision(workdir, config))
     config = backend_class.fit(config, inputs.pipeline, recorded_config(workdir))
     with RunDir.open(workdir, backend_class.name, config) as run:
-        checkpoints = Checkpoints(run.checkpoints, run.id)
+        checkpoints = Checkpoints(run.checkpoints, run.id, checkpoint_size(config, inputs.pipeline))
         start = checkpoints.find(from_step) or 0
         log.info("%d photos, model %s: reading and hashing its weights", len(inputs.instances), config.model.source)
         run.check_manifest(inputs.fingerprint())
@@ -68,6 +71,7 @@ def _train(
             log.info("already at step %d of %d: nothing left to do", start, config.train.steps)
             return Run(run.path, run.pipeline, read_metrics(run.metrics))
 
+        _require_space(config, inputs, run, checkpoints, start)
         backend: Backend = backend_class(config)
         if hosts:
             backend = Leader(backend, hosts, config, run.checkpoints)
@@ -92,15 +96,18 @@ def _train(
                 if step == start:
                     request.arm()
                     log.info("first step finished %.1f s after the start", time.perf_counter() - began)
+                save = partial(checkpoints.save, backend, state, done, config.checkpoint.keep)
                 # Where one of several hosts cannot make its pictures, none can save any more.
                 previewed = _due(done, config.samples.every_steps) and hosts is not None
-                if _due(done, config.checkpoint.every_steps) or done == stop or previewed or request.number:
+                saved = _due(done, config.checkpoint.every_steps) or done == stop or previewed or request.number > 0
+                if saved:
                     with recorder.paused():
-                        checkpoints.save(backend, state, done, config.checkpoint.keep)
+                        save()
                 if request.number and done < stop:
                     raise Stopped(done, request.number)
                 if _due(done, config.samples.every_steps):
-                    with recorder.paused(), _keeping(checkpoints, backend, state, done, config.checkpoint.keep):
+                    pictures = nullcontext() if hosts else request.at_once()  # of several hosts all finish them
+                    with recorder.paused(), _keeping(None if saved else save, done, request), pictures:
                         previews.write_grid(backend.models(state), done)
 
         if config.samples.before_after:
@@ -112,14 +119,30 @@ def _train(
 
 
 @contextmanager
-def _keeping(checkpoints: Checkpoints, backend: Backend, state: Any, done: int, keep: int) -> Iterator[None]:
-    """Loses no update if pictures cannot be made, such as for want of memory."""
+def _keeping(save: Callable[[], None] | None, done: int, request: StopRequest) -> Iterator[None]:
+    """Loses no update if pictures cannot be made, such as for want of memory, or are not waited for."""
     try:
         yield
-    except UserError:
-        if checkpoints.find(None) != done:
-            checkpoints.save(backend, state, done, keep)
+    except (UserError, KeyboardInterrupt) as error:
+        if save:
+            save()
+        if isinstance(error, KeyboardInterrupt) and request.number:
+            raise Stopped(done, request.number) from None
         raise
+
+
+def _require_space(config: Any, inputs: Inputs, run: RunDir, checkpoints: Checkpoints, start: int) -> None:
+    """UserError if what the run has yet to write does not fit on its disks."""
+    pipeline = export_size(inputs.pipeline, config.export.precision, trained_components(config))
+    needs = [*needed_space(config, inputs, run), Need("the pipeline", run.path, pipeline)]
+    if not is_remote(str(run.checkpoints)) and start < config.train.steps:
+        every = config.checkpoint.every_steps
+        more = 1 + ((config.train.steps - start - 1) // every if every else 0)
+        there = len(checkpoints.steps())
+        # One more than are kept: the oldest is deleted when the newest is complete.
+        most = max(1, min(there + more, config.checkpoint.keep + 1) - there)
+        needs.append(Need(f"{most} checkpoints", run.checkpoints, most * checkpoints.size))
+    space.require(needs, "make room, lower checkpoint.keep, or choose another --workdir or checkpoint.dir")
 
 
 def _due(done: int, every: int) -> bool:

@@ -12,14 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from booth.errors import UserError
+from booth.progress import progress
 from booth.rundir import RunDir, write_text
 
 log = logging.getLogger("booth")
 
 MOST_SKIPPED_IN_A_ROW = 20  # a loss scale that starts at 65536 has then fallen below 0.1
+_DIVERGED = (
+    "training diverged; continue from an earlier checkpoint with --from-step and a lower train.learning_rate, or start"
+    " anew with"
+)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -42,10 +45,10 @@ class Recorder:
 
         self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start + 1, flush_secs=30)
         self._file = run.metrics.open("a", encoding="utf-8", newline="\n")
-        self._progress = tqdm(total=stop, initial=start, desc="training", unit="step", smoothing=0.1)
+        self._progress = progress(total=stop, initial=start, desc="training", unit="step", smoothing=0.1)
         self._rows, self._every = rows, every
         self._pending: list[tuple[int, dict[str, float], dict[str, Any]]] = []
-        self._skipped_in_a_row = 0
+        self._skipped = self._skipped_in_a_row = 0
         self._block_began = time.perf_counter()
 
     def record(self, step: int, learning_rate: Mapping[str, Any], metrics: dict[str, Any]) -> None:
@@ -67,7 +70,7 @@ class Recorder:
     def flush(self, but: int = 0) -> None:
         """Waits for all pending steps `but` the newest and writes them.
 
-        UserError if a metric is no finite number, or if loss scaling skipped too many updates in a row.
+        UserError if too many updates in a row were skipped, since their loss or gradients were not finite.
         """
         block, self._pending = self._pending[: len(self._pending) - but], self._pending[len(self._pending) - but :]
         if not block:
@@ -76,32 +79,41 @@ class Recorder:
         began, self._block_began = self._block_began, time.perf_counter()  # writing them counts for the next block
         speed = self._rows * len(values) / (self._block_began - began)
         for step, rates, metrics in values:
-            if metrics.get("skipped"):
-                self._report_skipped(step, metrics)
-            else:
-                self._skipped_in_a_row = 0
-                _check_finite(step, metrics)
             line = {"step": step, **metrics, **rates, "samples_per_s": round(speed, 3)}
             finite = {name: value for name, value in line.items() if math.isfinite(value)}
             self._file.write(json.dumps({name: finite.get(name) for name in line}) + "\n")  # JSON has no NaN: null
             for name, value in finite.items():
                 self._tensorboard.add_scalar(f"train/{name}", value, step)
+            if metrics["skipped"]:
+                self._report_skipped(step, metrics)
+            else:
+                self._skipped_in_a_row = 0
         self._file.flush()
         self._progress.set_postfix_str(f"loss {values[-1][2]['loss']:.4f}, {speed:.3g} samples/s", refresh=False)
         self._progress.update(len(values))
 
     def _report_skipped(self, step: int, metrics: dict[str, float]) -> None:
-        scale = metrics["loss_scale"]
-        log.warning(
-            "step %d: gradients overflowed at loss scale %g: nothing was updated, the scale is halved", step, scale
-        )
+        self._skipped += 1
         self._skipped_in_a_row += 1
-        if self._skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"{MOST_SKIPPED_IN_A_ROW} updates in a row overflowed, down to loss scale {scale:g}: training diverged;"
-                " continue from an earlier checkpoint with --from-step and a lower train.learning_rate, or start anew"
-                " with train.precision=bf16 or fp32"
+        too_many = self._skipped_in_a_row == MOST_SKIPPED_IN_A_ROW
+        if "loss_scale" in metrics:
+            scale = metrics["loss_scale"]
+            log.warning(
+                "step %d: gradients overflowed at loss scale %g: nothing was updated, the scale is halved", step, scale
             )
+            if too_many:
+                raise UserError(
+                    f"{MOST_SKIPPED_IN_A_ROW} updates in a row overflowed, down to loss scale {scale:g}: {_DIVERGED}"
+                    " train.precision=bf16 or fp32"
+                )
+        else:
+            loss, norm = metrics["loss"], metrics["grad_norm"]
+            log.warning("step %d: loss %g, norm of the gradients %g: nothing was updated", step, loss, norm)
+            if too_many:
+                raise UserError(
+                    f"{MOST_SKIPPED_IN_A_ROW} updates in a row had no finite loss and gradients: {_DIVERGED}"
+                    " train.precision=fp32"
+                )
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -117,12 +129,5 @@ class Recorder:
         self._progress.close()
         self._file.close()
         self._tensorboard.close()
-
-
-def _check_finite(step: int, metrics: dict[str, float]) -> None:
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise UserError(
-                f"{name} is {value} at step {step}: training diverged; continue from an earlier checkpoint with"
-                " --from-step and a lower train.learning_rate"
-            )
+        if self._skipped:
+            log.warning("%d skipped updates in this session", self._skipped)

@@ -1,5 +1,6 @@
 """Many images -> one picture with captions, for people to look at."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from booth.rundir import publish
+from booth.rundir import write_bytes
 
 _GAP = 8
 _LINE = 20  # pixels, of text
@@ -48,9 +49,10 @@ def labelled_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Image.Ima
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """As PNG; it has its name only when it is complete."""
-    with publish(path) as staging:
-        picture.save(staging, format="PNG")
+    """As PNG; it has its name only when it is complete. UserError if the disk is full."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())
 
 
 def _enlarged(images: Sequence[np.ndarray], least_width: int) -> list[Image.Image]:

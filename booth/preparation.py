@@ -1,5 +1,6 @@
 """What happens before the first update: inputs are checked, class images made, images and prompts encoded."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from booth.rundir import RunDir
 from booth.sampling import Sampler, context_of, latent_shape, sampling_table
 from booth.schedule import noise_schedule
 from booth.solvers import is_guided
+from booth.space import Need
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,22 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         min_snr_gamma=config.train.min_snr_gamma,
         noise_offset=config.train.noise_offset,
     )
+
+
+def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
+    """What class images and VAE moments will take, as far as they are not there yet; at most."""
+    folder = Path(config.prior.images) if config.prior.images else run.class_images
+    count = config.prior.count if config.prior.weight > 0 else 0
+    there = len(data.find_images(folder, "prior.images")) if count and folder.is_dir() else 0
+    missing = max(0, count - there)
+    settings, shape = config.data, latent_shape(inputs.pipeline, config.data.resolution, config.data.resolution)
+    shown = (settings.crop_variants if settings.crop == "random" else 1) * (2 if settings.flip else 1)
+    encoded = len(list(run.cache.iterdir())) if run.cache.is_dir() else 0
+    views = max(0, (len(inputs.instances) + count) * shown - encoded)
+    return [
+        Need("class images", folder, missing * 3 * settings.resolution**2),
+        Need("encoded images", run.cache, views * (2 * 4 * math.prod(shape) + 500)),
+    ]
 
 
 def _views(config: Any, example: Example) -> list[data.View]:

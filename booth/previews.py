@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from booth import data, pictures
 from booth.backend import Backend
 from booth.data import View
 from booth.preparation import Inputs
+from booth.progress import progress
 from booth.rundir import RunDir
 from booth.sampling import ImageRequest, to_uint8
 
@@ -89,7 +89,7 @@ class Previews:
         requests = self.requests
         made = self.inputs.sampler(self.config, "samples").images(self.backend, models, requests, wanted)
         total = len(requests if wanted is None else wanted)
-        yield from tqdm(made, desc=description, total=total, unit="image", leave=False)
+        yield from progress(made, desc=description, total=total, unit="image", leave=False)
 
     def _base_file(self, request: ImageRequest) -> Path:
         """Named by all that a base picture depends on and a resumed run may change; what it may not is the same."""

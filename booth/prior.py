@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from booth import pictures, randomness
 from booth.backend import Backend
 from booth.data import find_images
 from booth.errors import UserError
+from booth.progress import progress
 from booth.rundir import write_text
 from booth.sampling import ImageRequest, Sampler
 
@@ -59,7 +59,7 @@ def class_images(
             for index in range(len(files))
         ]
         made = sampler.images(backend, models, requests, missing)
-        for index, pixels in tqdm(made, desc="class images", total=len(missing), unit="image"):
+        for index, pixels in progress(made, desc="class images", total=len(missing), unit="image"):
             pictures.save(Image.fromarray(pixels), files[index])
     return existing + files
 

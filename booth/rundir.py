@@ -29,6 +29,7 @@ from typing import Any
 import filelock
 
 from booth import config as settings
+from booth import space
 from booth.errors import UserError
 
 log = logging.getLogger("booth")
@@ -61,9 +62,14 @@ def publish(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content atomically."""
-    with publish(path) as staging:
-        staging.write_text(text, encoding="utf-8", newline="\n")
+    """Replaces a file's content atomically, in UTF-8; UserError if the disk is full."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file's content atomically; UserError if the disk is full."""
+    with space.explained(path, len(content)), publish(path) as staging:
+        staging.write_bytes(content)
 
 
 def remove(path: Path) -> None:

@@ -42,7 +42,10 @@ class Sampler:
     def images(
         self, backend: Backend, models: Any, requests: Sequence[ImageRequest], wanted: Set[int] | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (index, uint8 [height, width, 3]) of the wanted requests (default: all), batch by batch."""
+        """Yields (index, uint8 [height, width, 3]) of the wanted requests (default: all), batch by batch.
+
+        UserError for an image that is not finite.
+        """
         table = sampling_table(self.pipeline, self.solver, self.steps)
         contexts = self._contexts(backend, models, requests)
         for first in range(0, len(requests), self.batch_size):
@@ -59,6 +62,11 @@ class Sampler:
                 self.guidance,
             )
             for index, image in zip(indices, pixels, strict=False):
+                if not np.isfinite(image).all():
+                    raise UserError(
+                        f"the image of {requests[index].prompt!r} is not finite, which would show as black; use bf16 or"
+                        " fp32 for train.precision (of the sample command: --precision), or another model"
+                    )
                 if wanted is None or index in wanted:
                     yield index, to_uint8(image)
 

@@ -1,16 +1,27 @@
-"""Stopping a run on request: Ctrl-C, or SIGTERM, which spot instances, TPU preemption and schedulers send."""
+"""Stopping on request: Ctrl-C, or SIGTERM, which spot instances, TPU preemption and schedulers send.
+
+Before the first update there is nothing to save: Ctrl-C and SIGTERM end the process at once. From then on the first of
+them has the update at hand finished and saved, and a second one stops at once. Exit codes are those of shells: 130 and
+143.
+"""
 
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_DEAF_S = 5.0  # so long may Python be inside one call of a framework before a signal ends the process all the same
+
+_heard = threading.Event()  # Python has come to handle a signal
+_patient = threading.Event()  # the next signal may wait until the call at hand is over
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop has saved its last update; `code` is the exit code, as shells have it."""
+    """A run that was asked to stop has saved its last update; `code` is the exit code."""
 
     def __init__(self, step: int, number: int) -> None:
         super().__init__(f"stopped after step {step}")
@@ -20,13 +31,13 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """Notes the first signal, so that the update at hand can be finished and saved; a second one interrupts at once.
 
-    Only from `arm` on: before there is anything to save, a signal does what it does to any process, also while a
-    framework compiles and Python hears nothing. `number` is the signal's, 0 if there was none.
+    Only from `arm` on. `number` is the signal's, 0 if there was none.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self._before: dict[int, Any] = {}
+        self._at_once = False
 
     def arm(self) -> None:
         """From now on; signals are a matter of the main thread, elsewhere nothing happens."""
@@ -34,17 +45,73 @@ class StopRequest:
             # What a parent process ignores for us, as nohup does, stays ignored.
             numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._note) for number in numbers}
+            _patient.set()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a first signal interrupts too: for what need not be finished, such as pictures."""
+        self._at_once = True
+        try:
+            if self.number:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._at_once = False
 
     def __enter__(self) -> "StopRequest":
         return self
 
     def __exit__(self, *_: object) -> None:
+        _patient.clear()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        _heard.set()
+        first = not self.number
+        self.number = self.number or number
+        if self._at_once or not first:
             raise KeyboardInterrupt
-        self.number = number
         # Not by way of a stream, in whose middle this may be.
         os.write(2, b"\nstopping: this update is finished and saved; once more stops at once\n")
+
+
+@contextmanager
+def deafness_ends(name: str) -> Iterator[None]:
+    """Ctrl-C ends the process of command `name` even while a framework compiles or computes and Python hears nothing.
+
+    For a command's main thread alone. Not on Windows, whose consoles end a process at the second Ctrl-C anyway.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored or os.name == "nt" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.signal(signal.SIGINT, _interrupt), signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    _heard.clear()
+    threading.Thread(target=_listen, args=(reading, name), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before[1])
+        signal.signal(signal.SIGINT, before[0])
+        os.close(writing)  # which ends the thread
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _heard.set()
+    raise KeyboardInterrupt
+
+
+def _listen(reading: int, name: str) -> None:
+    """Handlers run between two of Python's instructions, but the number of a signal is written to a pipe at once."""
+    while content := os.read(reading, 1):
+        number, patient = content[0], _patient.is_set()
+        _patient.clear()
+        if number in _SIGNALS and not _heard.wait(_DEAF_S) and not patient:
+            with suppress(OSError):
+                os.write(2, f"\n{name}: stopped inside a computation; the same command continues\n".encode())
+            os._exit(128 + number)
+        _heard.clear()
+    os.close(reading)

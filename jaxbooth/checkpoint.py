@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from booth.config import is_remote
+from booth.errors import not_finite
 from jaxbooth.step import State
 
 _TRAINABLE, _OPTIMIZER = "trainable", "optimizer"
@@ -20,7 +22,13 @@ _HANDLERS = ocp.type_handlers.create_type_handler_registry(
 
 
 def save(state: State, folder: Path) -> None:
-    """Writes into a folder, each host the parts that it holds first; returns when everything is there."""
+    """Writes into a folder, each host the parts that it holds first; returns when everything is there.
+
+    UserError, before anything is written, if a trainable tensor is not finite.
+    """
+    for name, weights in state.trainable.items():
+        if not jnp.isfinite(weights).all():
+            raise not_finite(name)
     with _checkpointer() as checkpointer:
         checkpointer.save(_absolute(folder) / _TRAINABLE, args=ocp.args.PyTreeSave(state.trainable))
         checkpointer.save(_absolute(folder) / _OPTIMIZER, args=ocp.args.PyTreeSave(state.optimizer))

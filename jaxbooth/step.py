@@ -57,15 +57,17 @@ def train_step(
 
     The rows of the batch are [pieces, rows, ...]. Gradients come from `sharding.over_rows`; clipping and AdamW are done
     where each part of a parameter is. The new state is pinned to the places of the old one; otherwise the second step
-    would be compiled anew.
+    would be compiled anew. It is the old one where the loss or a gradient is not finite.
     """
     gradients, metrics = _gradients(trainable, batch, unet, text_encoder, mesh)
     gradients, metrics["grad_norm"] = clip_by_global_norm(gradients, settings.max_grad_norm)
-    updates, optimizer = adamw(settings).update(gradients, optimizer, trainable)
-    trainable = {
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    metrics["skipped"] = 1.0 - finite
+    updates, updated_optimizer = adamw(settings).update(gradients, optimizer, trainable)
+    updated = {
         name: value - batch.learning_rate[name.partition(".")[0]] * updates[name] for name, value in trainable.items()
     }
-    state = trainable, optimizer
+    state = jax.tree.map(partial(jnp.where, finite), (updated, updated_optimizer), (trainable, optimizer))
     trainable, optimizer = jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
     return trainable, optimizer, metrics
 

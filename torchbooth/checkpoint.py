@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from booth.errors import not_finite
 from torchbooth.memory import TensorwiseOptimizer
 from torchbooth.optim import read_moments, write_moments
 from torchbooth.sharding import leads, placed_as, whole
@@ -18,7 +19,10 @@ _TRAINABLE, _OPTIMIZER, _LOSS_SCALE = "trainable.safetensors", "optimizer.safete
 
 
 def save(state: State, folder: Path) -> None:
-    """Writes the files into an existing folder; of several processes one does, but all must ask."""
+    """Writes the files into an existing folder; of several processes one does, but all must ask.
+
+    UserError, before anything is written, if a trainable tensor is not finite.
+    """
     assert state.optimizer is not None
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # states may be on their way to the host's memory
@@ -33,6 +37,9 @@ def save(state: State, folder: Path) -> None:
         moments[_LAST_NORM] = state.optimizer.last_norm
     if not leads():
         return
+    for name, weights in trainable.items():
+        if not weights.isfinite().all():
+            raise not_finite(name)
     save_file(trainable, folder / _TRAINABLE)
     save_file(moments, folder / _OPTIMIZER)
     if state.scaler.is_enabled():

@@ -135,6 +135,8 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
     `max_norm` over the greatest of `max_norm`, the last update's global norm, and the norm of this update's gradients
     so far. It never lets a gradient through that exceeds `max_norm`; it is clipping by the global norm where that
     stays the same from one update to the next or below `max_norm`; an update after an outlier is clipped as that was.
+    A loss that is not finite is known before, and nothing is updated. Where gradients stop being finite on their way
+    back, tensors before have been updated; from there on they count as 0, and moments move what they did.
     On the embedded base (200 updates, most of them clipped) losses differ by 0.5 % a step, by 3.6 % at most, and those
     of the last 50 by 0.1 % on average.
     """
@@ -151,6 +153,7 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
         self._key, self._generator = 0, torch.Generator(device)
         self._squares = torch.zeros((), device=device)  # of this update's gradients so far
         self.last_norm = torch.zeros((), device=device)  # part of a checkpoint
+        self.skips = False  # if fused: whether this update's gradients are dropped
         self._tensors = {
             parameter: _Tensor(index, parameter, config, self.state, group)
             for index, (parameter, group) in enumerate(zip(trainable.values(), self.param_groups, strict=True))
@@ -180,7 +183,7 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
     def end(self) -> torch.Tensor:
         """After an update's backward pass, if fused: the global norm of its gradients, a scalar."""
         norm = self._squares.sqrt()
-        self.last_norm.copy_(norm)
+        self.last_norm.copy_(torch.where(norm.isfinite(), norm, self.last_norm))
         return norm
 
     @torch.no_grad()
@@ -195,9 +198,13 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
         self._wait()
         norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
         self._squares += norm * norm
+        if self.skips:
+            parameter.grad = None
+            return
         if self._max_norm > 0:
             greatest = torch.maximum(self._squares.sqrt(), self.last_norm).clamp(min=self._max_norm)
             parameter.grad.mul_(self._max_norm / greatest)
+        parameter.grad.nan_to_num_(0.0, 0.0, 0.0)  # weights and moments stay finite
         self._update(parameter)
 
     def _update(self, parameter: torch.nn.Parameter) -> None:

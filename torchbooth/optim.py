@@ -74,6 +74,16 @@ def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
+def step_if_finite(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
+    """An update, or none at all where `skipped`, a scalar, is 1."""
+    whole_tensors = not any(isinstance(p, DTensor) for group in optimizer.param_groups for p in group["params"])
+    if optimizer.defaults.get("fused") and whole_tensors:
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as GradScaler does: the device need not be asked
+        optimizer.step()
+    elif not skipped:
+        optimizer.step()
+
+
 def make_loss_scaler(device: torch.device, config: Any) -> torch.amp.GradScaler:
     """Dynamic loss scaling (arXiv 1710.03740, section 3.2) for fp16; for other precisions it passes all through."""
     return torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")

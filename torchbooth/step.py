@@ -10,7 +10,7 @@ from booth.backend import ROW_FIELDS, Batch
 from booth.objective import dreambooth_loss, noisy_latents
 from torchbooth.memory import TensorwiseOptimizer
 from torchbooth.models import Models
-from torchbooth.optim import clip_by_global_norm, set_learning_rate
+from torchbooth.optim import clip_by_global_norm, set_learning_rate, step_if_finite
 from torchbooth.precision import autocast
 from torchbooth.sharding import GradientSum, own_part, sum_metrics
 
@@ -35,6 +35,7 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
     """Updates the state's tensors in place; metrics are float32 scalars on the device."""
     optimizer = state.optimizer
     assert optimizer is not None
+    fused = optimizer if isinstance(optimizer, TensorwiseOptimizer) and optimizer.fused else None
     set_learning_rate(optimizer, batch.learning_rate)
     if isinstance(optimizer, TensorwiseOptimizer):
         optimizer.begin(int(batch.key))
@@ -54,6 +55,8 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
                 return_dict=False,
             )[0]
         loss, parts = dreambooth_loss(prediction_bchw.permute(0, 2, 3, 1).float(), piece)
+        if fused:
+            fused.skips = not sum_metrics({"loss": loss.detach()})["loss"].isfinite()  # waits for the device
         state.scaler.scale(loss).backward()
         metrics = {name: metrics.get(name, 0) + value.detach() for name, value in parts.items()}
     if encoded.requires_grad:
@@ -61,19 +64,27 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
     state.gradients.wait()
     metrics = sum_metrics(metrics)
 
-    if isinstance(optimizer, TensorwiseOptimizer) and optimizer.fused:
-        metrics["grad_norm"] = optimizer.end()  # all is done
+    if fused:
+        metrics["grad_norm"] = fused.end()  # all is done
+        metrics["skipped"] = _skipped(metrics)
         return state, metrics
     state.scaler.unscale_(optimizer)
     parameters = list(state.trainable.values())
     metrics["grad_norm"] = clip_by_global_norm(parameters, config.train.max_grad_norm)
+    metrics["skipped"] = _skipped(metrics)
     if state.scaler.is_enabled():
         metrics["loss_scale"] = state.scaler.scale(torch.ones_like(loss))
-        metrics["skipped"] = (~metrics["grad_norm"].isfinite()).float()
-    state.scaler.step(optimizer)  # does nothing where a gradient is not finite
-    state.scaler.update()
+        state.scaler.step(optimizer)  # does nothing where a gradient is not finite
+        state.scaler.update()
+    else:
+        step_if_finite(optimizer, metrics["skipped"])
     optimizer.zero_grad(set_to_none=True)
     return state, metrics
+
+
+def _skipped(metrics: dict[str, torch.Tensor]) -> torch.Tensor:
+    """1 where the loss or a gradient is not finite, so that nothing is to be updated; else 0."""
+    return (~(metrics["loss"].isfinite() & metrics["grad_norm"].isfinite())).float()
 
 
 def encode_prompts(models: Models, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from booth.errors import not_finite
 from booth.objective import dreambooth_loss, noisy_latents
 from booth.solvers import solver_step
 
@@ -88,9 +89,14 @@ class FakeBackend:
         velocity = 0.9 * state.velocity + gradient
         trained = {TRAINED: state.models.bias - batch.learning_rate["unet"] * velocity}
         metrics["grad_norm"] = np.linalg.norm(gradient)
+        metrics["skipped"] = np.float32(not np.isfinite(metrics["loss"] + metrics["grad_norm"]))
+        if metrics["skipped"]:
+            return state, metrics
         return State(Models(state.models.unet | trained), velocity), metrics
 
     def save(self, state, folder):
+        if not np.isfinite(state.models.bias).all():
+            raise not_finite(TRAINED)
         np.savez(folder / "state.npz", bias=state.models.bias, velocity=state.velocity)
 
     def restore(self, state, folder):

@@ -1,11 +1,13 @@
-"""metrics.jsonl: every step once, whatever happened; a loss that is no number ends the run."""
+"""metrics.jsonl: every step once, whatever happened; updates that are not finite are skipped, too many end the run."""
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_backend import FakeBackend
+from fake_backend import TRAINED, FakeBackend
+from safetensors.numpy import load_file
 
 from booth import loop
 from booth.config import default_config
@@ -20,11 +22,16 @@ def run(tmp_path):
         yield run
 
 
+def metrics_of(loss):
+    finite = math.isfinite(loss)
+    return {"loss": np.float32(loss), "grad_norm": np.float32(2.0), "skipped": np.float32(not finite)}
+
+
 def record(run, start, stop, *, last=None, every=3, loss=lambda step: 1.0 / step):
     """A session that trains steps start + 1 to stop; killed after step `last`, if given."""
     recorder = Recorder(run, start, stop, 4, every)
     for step in range(start + 1, (last or stop) + 1):
-        recorder.record(step, {"unet": 1e-4}, {"loss": np.float32(loss(step)), "grad_norm": np.float32(2.0)})
+        recorder.record(step, {"unet": 1e-4}, metrics_of(loss(step)))
     if last is None:
         recorder.flush()
     recorder.__exit__()
@@ -38,7 +45,7 @@ def test_one_line_a_step(run):
     record(run, 0, 7)
     lines = read_metrics(run.metrics)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
-    assert lines[3].keys() == {"step", "loss", "grad_norm", "learning_rate", "samples_per_s"}
+    assert lines[3].keys() == {"step", "loss", "grad_norm", "skipped", "learning_rate", "samples_per_s"}
     assert (lines[3]["loss"], lines[3]["grad_norm"], lines[3]["learning_rate"]) == (0.25, 2.0, 1e-4)
     assert all(line["samples_per_s"] > 0 for line in lines)
     assert any(run.tensorboard.iterdir())
@@ -59,7 +66,7 @@ def test_metrics_are_read_in_blocks(run):
     with Recorder(run, 0, 20, 4, every=5) as recorder:
         known = []  # how many steps the host knows after each that it sent
         for step in range(1, 20):
-            recorder.record(step, {"unet": 1e-4}, {"loss": OnDevice(step)})
+            recorder.record(step, {"unet": 1e-4}, {"loss": OnDevice(step), "skipped": 0})
             known.append(len(read))
         assert known[0] == 1 and len(set(known)) <= 5, "after the first step, then every five"
         assert all(step - 6 <= count <= step for step, count in enumerate(known, 1)), "never far behind"
@@ -98,34 +105,53 @@ def test_no_metrics_yet(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run(run, value):
-    with pytest.raises(UserError) as caught:
-        record(run, 0, 9, loss=lambda step: value if step == 6 else 1.0)
+def test_an_update_that_is_not_finite_is_said_and_counted(run, value, caplog):
+    with caplog.at_level("WARNING", "booth"):
+        record(run, 0, 9, loss=lambda step: value if step in (4, 6) else 1.0)
+    assert [line["skipped"] for line in read_metrics(run.metrics)] == [0, 0, 0, 1, 0, 1, 0, 0, 0]
+    assert [line["loss"] for line in read_metrics(run.metrics)][2:5] == [1.0, None, 1.0]
+    assert caplog.messages == [
+        f"step 4: loss {value}, norm of the gradients 2: nothing was updated",
+        f"step 6: loss {value}, norm of the gradients 2: nothing was updated",
+        "2 skipped updates in this session",
+    ]
+
+
+def test_too_many_in_a_row_end_the_run(run):
+    with pytest.raises(UserError) as caught, Recorder(run, 0, 99, 4, 3) as recorder:
+        for step in range(1, 100):
+            recorder.record(step, {"unet": 1e-4}, metrics_of(math.nan if step > 40 else 1.0))
     said = str(caught.value)
-    assert said.startswith(f"loss is {value} at step 6: training diverged; ") and "\n" not in said
-    assert "--from-step" in said and "train.learning_rate" in said
+    assert said.startswith("20 updates in a row had no finite loss and gradients: training diverged; ")
+    assert "--from-step" in said and "train.learning_rate" in said and "\n" not in said
+    assert steps(run)[-1] == 60
 
 
 class Diverging(FakeBackend):
-    """Its gradients are no numbers from the third step on."""
+    """What it is given is not finite from the third step on."""
 
     steps = 0
 
     def train_step(self, state, batch):
-        state, metrics = super().train_step(state, batch)
         self.steps += 1
-        return state, metrics | {"grad_norm": np.float32(math.nan if self.steps >= 3 else 1.0)}
+        latents = batch.latents.copy()
+        if self.steps >= 3:
+            latents[0, 0, 0, 0] = math.nan
+        return super().train_step(state, replace(batch, latents=latents))
 
 
 @pytest.mark.parametrize("every", [1, 4, 100])
-def test_no_checkpoint_pipeline_or_preview_follows_a_diverged_step(tiny_config, tmp_path, every):
-    tiny_config.checkpoint.every_steps, tiny_config.samples.every_steps, tiny_config.log.every_steps = 2, 4, every
-    with pytest.raises(UserError, match="grad_norm is nan at step 3"):
+def test_weights_stay_as_they_were_when_training_diverges(tiny_config, tmp_path, every):
+    tiny_config.train.steps, tiny_config.checkpoint.every_steps, tiny_config.log.every_steps = 50, 10, every
+    with pytest.raises(UserError, match="20 updates in a row had no finite loss"):
         loop.train(Diverging, tiny_config, tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
-    assert not (tmp_path / "run" / "pipeline").exists() and not (tmp_path / "run" / "samples").exists()
-    again = loop.train(FakeBackend, tiny_config, tmp_path / "run")
-    assert [line["step"] for line in again.metrics] == [1, 2, 3, 4]
+    assert not (tmp_path / "run" / "pipeline").exists()
+    saved = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    with np.load(saved[-1] / "state.npz") as checkpoint:
+        bias = checkpoint["bias"]
+    tiny_config.train.steps = 2
+    whole = loop.train(FakeBackend, tiny_config, tmp_path / "two steps")
+    assert np.array_equal(bias, load_file(whole.pipeline / "unet" / "diffusion_pytorch_model.safetensors")[TRAINED])
 
 
 def scaled(run, start, stop, skipped):
@@ -142,8 +168,9 @@ def scaled(run, start, stop, skipped):
 def test_a_skipped_update_is_said_and_logged_and_training_goes_on(run, caplog):
     with caplog.at_level("WARNING", "booth"):
         scaled(run, 0, 6, {2})
-    assert [record.getMessage() for record in caplog.records] == [
-        "step 2: gradients overflowed at loss scale 1024: nothing was updated, the scale is halved"
+    assert caplog.messages == [
+        "step 2: gradients overflowed at loss scale 1024: nothing was updated, the scale is halved",
+        "1 skipped updates in this session",
     ]
     text = run.metrics.read_text()
     assert "Infinity" not in text and "NaN" not in text, "no JSON reader takes those"

@@ -386,3 +386,41 @@ def test_how_clipping_differs_is_said(job, caplog):
     with caplog.at_level("INFO", "booth"):
         job.train({**FUSED, "train.max_grad_norm": 0.0}, [])
     assert "clips" not in caplog.text
+
+
+SKIPPING = {
+    **{optimizer: {"train.optimizer": optimizer} for optimizer in OPTIMIZERS},
+    "in the backward pass": FUSED,
+    "in the backward pass, 8 bits": {**FUSED, "train.optimizer": "adamw8bit"},
+    "rounded weights": ROUNDED,
+    "rounded in the backward pass": {**ROUNDED, **FUSED},
+    "states in the host's memory": OFFLOAD,
+    "two pieces": {"train.accumulation": 2},
+}
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_an_update_that_is_not_finite_is_left_out(job, name):
+    latents = job.batches[1].latents.copy()
+    latents[0, 1, 2, 3] = np.nan
+    poisoned = replace(job.batches[1], latents=latents)
+    got = job.train(SKIPPING[name], [job.batches[0], poisoned, job.batches[2]])
+    wanted = job.train(SKIPPING[name], [job.batches[0], job.batches[2]])
+    assert np.array_equal(got.update, wanted.update)
+    assert [line["skipped"] for line in got.metrics] == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("clipped", [0.0, 1.0])
+def test_gradients_that_stop_being_finite_on_their_way_back(job, clipped):
+    """In the backward pass it is too late to leave all of the update out; weights and moments stay finite."""
+    run = job.train({**FUSED, "train.max_grad_norm": clipped}, job.batches[:1])
+    middle = run.state.models.unet.mid_block.resnets[0].conv1.weight
+    hook = middle.register_hook(lambda gradient: gradient * float("nan"))
+    state, metrics = run.backend.train_step(run.state, job.batches[1])
+    hook.remove()
+    assert metrics["skipped"] == 1 and metrics["loss"].isfinite()
+    _, metrics = run.backend.train_step(state, job.batches[2])
+    assert metrics["skipped"] == 0 and metrics["grad_norm"].isfinite()
+    for parameter in state.trainable.values():
+        moments = [value for value in state.optimizer.state[parameter].values() if torch.is_tensor(value)]
+        assert all(value.isfinite().all() for value in (parameter, *moments))
