@@ -4,7 +4,7 @@ BACKEND ?= torch
 BIN := .venv/bin
 RUN = $(BIN)/python
 
-.PHONY: setup demo smoke test test-full check format clean
+.PHONY: setup demo smoke test test-full crash-test check format clean
 
 setup: .venv/.ready
 
@@ -37,6 +37,11 @@ test: setup
 
 test-full: setup
 	$(RUN) -m pytest
+
+# Half an hour: see docs/RELIABILITY.md.
+crash-test: setup
+	rm -rf runs/crash-test
+	$(RUN) scripts/crash_test.py --kills 50 --out runs/crash-test
 
 check: setup
 	$(BIN)/ruff format --check .

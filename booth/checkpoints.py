@@ -30,7 +30,7 @@ _STATES = {"adamw": 8.0, "adamw8bit": 2.04, "lion": 4.0, "lion8bit": 1.02, "adaf
 
 
 def checkpoint_size(config: Any, pipeline: PipelineDir) -> int:
-    """Bytes of a checkpoint, within a few percent: trained weights and optimizer states."""
+    """Bytes of a checkpoint, at most: trained weights and optimizer states."""
     count = sum(
         math.prod(spec.shape)
         for component in trained_components(config)

@@ -17,11 +17,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from booth import config as settings
-from booth import loop, pictures
+from booth import loop, pictures, space
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
 from booth.errors import UserError
-from booth.export import check_target, export
+from booth.export import check_target, export, export_size
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import load_tokenizer
 from booth.progress import progress
@@ -278,6 +278,8 @@ def _export(package: str, options: argparse.Namespace) -> None:
     backend_class, out = load_backend(package), Path(options.out)
     trained = _find(backend_class, options.run_dir, options.step, "fp32")
     check_target(trained.pipeline, out)
+    size = export_size(trained.pipeline, options.precision, settings.trained_components(trained.config))
+    space.require([space.Need("the pipeline", out, size)], "make room, or export to another disk")
     backend, state = trained.restore(backend_class)
     export(trained.pipeline, out, backend.tensors(state), options.precision, step=trained.step)
     log.info("pipeline of step %d written to %s", trained.step, out)

@@ -55,6 +55,10 @@ class Hosts(Protocol):
         one that will not come, is ended with this reason and exit code."""
         ...
 
+    def pass_on(self, request: StopRequest) -> None:
+        """From now on, what one of the others is asked to do, stop, the leader is asked to do too."""
+        ...
+
     def end(self) -> None:
         """The run is over here; the leader gives the others a little time to confirm its last message."""
         ...
@@ -251,8 +255,9 @@ class _Follower:
         self._state, _ = self._backend.train_step(self._state, batch)
         self._steps += 1
         if self._steps == 1:
-            # The leader decides: where all are asked to stop, as launchers do, it tells when.
+            # The leader decides: whichever host is asked to stop, all do after the same update.
             self._request.arm()
+            self._hosts.pass_on(self._request)
 
     def save(self, folder: Path) -> None:
         self._backend.save(self._state, folder)

@@ -95,6 +95,8 @@ def _train(
                 recorder.record(done, batch.learning_rate, metrics)
                 if step == start:
                     request.arm()
+                    if hosts:
+                        hosts.pass_on(request)
                     log.info("first step finished %.1f s after the start", time.perf_counter() - began)
                 save = partial(checkpoints.save, backend, state, done, config.checkpoint.keep)
                 # Where one of several hosts cannot make its pictures, none can save any more.

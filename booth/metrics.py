@@ -7,11 +7,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from booth import space
 from booth.errors import UserError
 from booth.progress import progress
 from booth.rundir import RunDir, write_text
@@ -41,10 +42,8 @@ class Recorder:
         # Each step appears once: lines past the restored checkpoint belong to updates that are done again.
         kept = [line for line in read_metrics(run.metrics) if line["step"] <= start]
         write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        from tensorboardX import SummaryWriter  # imports torch where that is installed, so only when training
-
-        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start + 1, flush_secs=30)
-        self._file = run.metrics.open("a", encoding="utf-8", newline="\n")
+        self._tensorboard = _Tensorboard(run.tensorboard, start)
+        self._path = run.metrics
         self._progress = progress(total=stop, initial=start, desc="training", unit="step", smoothing=0.1)
         self._rows, self._every = rows, every
         self._pending: list[tuple[int, dict[str, float], dict[str, Any]]] = []
@@ -70,7 +69,8 @@ class Recorder:
     def flush(self, but: int = 0) -> None:
         """Waits for all pending steps `but` the newest and writes them.
 
-        UserError if too many updates in a row were skipped, since their loss or gradients were not finite.
+        UserError if too many updates in a row were skipped, since their loss or gradients were not finite, or if the
+        disk is full.
         """
         block, self._pending = self._pending[: len(self._pending) - but], self._pending[len(self._pending) - but :]
         if not block:
@@ -78,17 +78,23 @@ class Recorder:
         values = [(step, rates, {k: float(v) for k, v in metrics.items()}) for step, rates, metrics in block]
         began, self._block_began = self._block_began, time.perf_counter()  # writing them counts for the next block
         speed = self._rows * len(values) / (self._block_began - began)
-        for step, rates, metrics in values:
-            line = {"step": step, **metrics, **rates, "samples_per_s": round(speed, 3)}
-            finite = {name: value for name, value in line.items() if math.isfinite(value)}
-            self._file.write(json.dumps({name: finite.get(name) for name in line}) + "\n")  # JSON has no NaN: null
-            for name, value in finite.items():
-                self._tensorboard.add_scalar(f"train/{name}", value, step)
+        lines = [
+            {
+                # JSON has no NaN: null
+                name: value if math.isfinite(value) else None
+                for name, value in {"step": step, **metrics, **rates, "samples_per_s": round(speed, 3)}.items()
+            }
+            for step, rates, metrics in values
+        ]
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        with space.explained(self._path, len(content)), self._path.open("ab") as file:
+            file.write(content)
+        self._tensorboard.write(lines)
+        for step, _, metrics in values:
             if metrics["skipped"]:
                 self._report_skipped(step, metrics)
             else:
                 self._skipped_in_a_row = 0
-        self._file.flush()
         self._progress.set_postfix_str(f"loss {values[-1][2]['loss']:.4f}, {speed:.3g} samples/s", refresh=False)
         self._progress.update(len(values))
 
@@ -127,7 +133,52 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self._progress.close()
-        self._file.close()
         self._tensorboard.close()
         if self._skipped:
             log.warning("%d skipped updates in this session", self._skipped)
+
+
+class _Tensorboard:
+    """Scalars for tensorboard, written as they come; metrics.jsonl has them too, so no run ends for want of them.
+
+    tensorboardX's own SummaryWriter writes from a thread, whose errors are tracebacks that nobody can catch.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        # Imports torch where that is installed, so only when training.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".from{start}")
+        # Hides what an earlier session wrote of the steps that are done again.
+        self._write([Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))])
+
+    def write(self, lines: Sequence[Mapping[str, float | None]]) -> None:
+        """Lines of metrics.jsonl."""
+        self._write(
+            self._event(step=line["step"], summary=self._scalar(f"train/{name}", value))
+            for line in lines
+            for name, value in line.items()
+            if value is not None
+        )
+
+    def _write(self, events: Iterable[Any]) -> None:
+        if self._writer is None:
+            return
+        try:
+            for event in events:
+                event.wall_time = time.time()
+                self._writer.write_event(event)
+            self._writer.flush()
+        except OSError as error:
+            log.warning("nothing more is written for tensorboard (%s); metrics.jsonl has everything", error)
+            self.close()
+
+    def close(self) -> None:
+        writer, self._writer = self._writer, None
+        with suppress(OSError):
+            if writer:
+                writer.close()

@@ -14,6 +14,8 @@ import time
 from itertools import count
 from typing import Any, Protocol
 
+from booth.stopping import StopRequest
+
 GRACE_S = 10  # for a process to end by itself once another has failed
 
 _sessions = count()  # in every process the same: each run is one
@@ -45,6 +47,7 @@ class StoredMessages:
         self._number = 0  # of the last message
         self._kept = 1  # the oldest that is still in the store
         self._over = threading.Event()
+        self._request: StopRequest | None = None
         self._watcher = threading.Thread(target=self._watch, name="hosts", daemon=True)
         self._watcher.start()
         # Before the framework's own way out, which waits for the others, and before threads are killed inside a call.
@@ -73,6 +76,9 @@ class StoredMessages:
     def fail(self, reason: str, code: int) -> None:
         self._store.set(f"{self._keys}/failed", pickle.dumps((self.index, reason, code)))
 
+    def pass_on(self, request: StopRequest) -> None:
+        self._request = request
+
     def end(self) -> None:
         """If others do not confirm in time, this process stays under watch: its way out would wait for them."""
         began = time.monotonic()
@@ -86,6 +92,7 @@ class StoredMessages:
     def _watch(self) -> None:
         """Ends this process once one has failed, unless it ends by itself: Python's way out waits for the others."""
         while not self._over.is_set():
+            self._pass_on()
             content = self._store.ask(f"{self._keys}/failed")
             if content is not None:
                 index, reason, code = pickle.loads(content)
@@ -94,6 +101,16 @@ class StoredMessages:
                         print(f"{self._name}: error: host {index} has failed: {reason}", file=sys.stderr, flush=True)
                     os._exit(code)
                 return
+
+    def _pass_on(self) -> None:
+        if self._request is None:
+            return
+        if self.index > 0 and self._request.number:
+            self._store.set(f"{self._keys}/stop", pickle.dumps(self._request.number))
+            self._request = None
+        elif self.index == 0 and (content := self._store.ask(f"{self._keys}/stop")) is not None:
+            self._request.number = self._request.number or pickle.loads(content)
+            self._request = None
 
     def _wait_for(self, key: str) -> bytes:
         while (value := self._store.ask(key)) is None:

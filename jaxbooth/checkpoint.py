@@ -1,5 +1,9 @@
 """Checkpoints through Orbax: trainable tensors and Adam moments, restored to any number of devices and hosts."""
 
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +33,33 @@ def save(state: State, folder: Path) -> None:
     for name, weights in state.trainable.items():
         if not jnp.isfinite(weights).all():
             raise not_finite(name)
-    with _checkpointer() as checkpointer:
+    with _without_tracebacks(), _checkpointer() as checkpointer:
         checkpointer.save(_absolute(folder) / _TRAINABLE, args=ocp.args.PyTreeSave(state.trainable))
         checkpointer.save(_absolute(folder) / _OPTIMIZER, args=ocp.args.PyTreeSave(state.optimizer))
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """A write that fails is raised; Orbax logs its traceback too, and then closes its event loop, so that each of the
+    other writes, which report to it, prints one.
+
+    They may still come after the block has failed, so only success brings everything back.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    sys.unraisablehook = hook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    yield
+    sys.unraisablehook = before
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def restore(state: State, folder: Path) -> State:

@@ -18,7 +18,7 @@ class Network:
     def __init__(self, count):
         self.count = count
         self.inboxes = [queue.Queue() for _ in range(count)]
-        self.sent, self.failures = [], []
+        self.sent, self.failures, self.requests = [], [], {}
 
 
 class QueueHosts:
@@ -38,6 +38,9 @@ class QueueHosts:
 
     def fail(self, reason, code):
         self.network.failures.append((self.index, reason, code))
+
+    def pass_on(self, request):
+        self.network.requests[self.index] = request
 
     def end(self):
         if self.index == 0:

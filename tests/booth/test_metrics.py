@@ -124,7 +124,7 @@ def test_too_many_in_a_row_end_the_run(run):
     said = str(caught.value)
     assert said.startswith("20 updates in a row had no finite loss and gradients: training diverged; ")
     assert "--from-step" in said and "train.learning_rate" in said and "\n" not in said
-    assert steps(run)[-1] == 60
+    assert 60 <= steps(run)[-1] < 63, "and they are in the log"
 
 
 class Diverging(FakeBackend):

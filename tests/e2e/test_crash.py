@@ -168,3 +168,25 @@ def test_before_training_it_stops_at_once(start, arguments, tmp_path, number, co
     process.send_signal(number)
     assert process.wait(timeout=10) == code
     assert not (folder / "metrics.jsonl").exists()
+
+
+def said(path, text, process):
+    until = time.monotonic() + 240
+    while text not in path.read_text(encoding="utf-8"):
+        assert process.poll() is None and time.monotonic() < until, f"{text} has not been said"
+        time.sleep(0.01)
+
+
+def test_pictures_are_not_waited_for(start, arguments, tmp_path):
+    """They can be made again; the updates before them are saved."""
+    folder = tmp_path / "run"
+    previews = ["--config.samples.every_steps=3", "--config.samples.inference_steps=900",
+                "--config.samples.images_per_prompt=50", "--config.checkpoint.every_steps=0"]  # fmt: skip
+    process = start([*arguments(folder), *previews], "torchbooth", "import os; os.environ['TQDM_MININTERVAL'] = '0'")
+    said(tmp_path / "stderr", "preview:", process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 143
+    assert names(folder / "checkpoints") == ["step-000003"] and not any((folder / "samples").glob("step-*"))
+    assert (tmp_path / "stderr").read_text().splitlines()[-1] == (
+        "torchbooth: stopped after step 3, which is saved; the same command continues"
+    )

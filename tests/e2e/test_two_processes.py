@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -72,6 +74,41 @@ def test_two_processes_train_as_one(job, run, torchrun, tiny_pipeline, tmp_path,
         difference = np.sqrt(sum(np.sum((two[key] - one[key]) ** 2.0) for key in one))
         assert difference <= 3e-4 * update
         assert update > 0 or component not in fields
+
+
+@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.full), 1])
+def test_asked_to_stop_both_stop_after_the_same_update(job, tmp_path, asked):
+    """Whichever of them is asked, as where one machine is taken away; what it has done is saved."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    arguments = job(tmp_path / "run", train__steps=10_000, checkpoint__every_steps=0, log__every_steps=1)
+    processes = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | place | meeting
+        with (tmp_path / f"log{rank}").open("w") as stderr:
+            command = [sys.executable, "-m", "torchbooth.train", *arguments]
+            processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=stderr))
+    try:
+        until = time.monotonic() + 120
+        while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text():
+            assert time.monotonic() < until and processes[0].poll() is None, (tmp_path / "log0").read_text()
+            time.sleep(0.05)
+        time.sleep(2)
+        processes[asked].send_signal(signal.SIGTERM)
+        codes = [process.wait(timeout=30) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    error = (tmp_path / "log0").read_text()
+    assert codes[0] == 143 and codes[1] in (2, 143), (error, (tmp_path / "log1").read_text())
+    (saved,) = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert steps == list(range(1, int(saved.removeprefix("step-")) + 1))
+    assert f"torchbooth: stopped after step {steps[-1]}, which is saved" in error
 
 
 def test_a_refusal_ends_all(job, torchrun, tmp_path):
