@@ -3,14 +3,16 @@
 import hashlib
 import logging
 import re
+import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from booth import randomness
 from booth.errors import UserError
@@ -23,6 +25,9 @@ IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"]
 )
 _BESIDE_IMAGES = frozenset([".txt", ".json", ".csv", ".db", ".ini"])  # passed over without a word
+# As many bytes as 16-bit RGB takes, uncompressed, of the most pixels that PIL reads. Some decoders read the whole of a
+# file, however long it is.
+MOST_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -49,29 +54,46 @@ class View:
 
 def find_images(folder: str | Path, field: str) -> list[Path]:
     """The image files of a folder in natural name order (2.jpg before 10.jpg). UserError names the config field."""
-    folder = Path(folder)
-    if not folder.is_dir():
+    entries = _entries(folder, field)
+    if entries is None:
         raise UserError(f"{field}={str(folder)!r} is not a folder; give the folder that holds the images")
-    paths = [path for path in folder.iterdir() if _is_image(path)]
-    return sorted(paths, key=lambda path: (_natural(path.name), path.name))
+    return sorted(filter(_is_image, entries), key=lambda path: (_natural(path.name), path.name))
+
+
+def _entries(folder: str | Path, field: str) -> list[Path] | None:
+    """What lies in a folder; None if it is no folder, UserError if it cannot be looked into."""
+    try:
+        return list(Path(folder).iterdir()) if Path(folder).is_dir() else None
+    except OSError as error:
+        raise UserError(
+            f"{field}={str(folder)!r} cannot be read: {_reason(error)}; give a folder that this user may read"
+        ) from error
 
 
 def _is_image(path: Path) -> bool:
-    """By its name. A link to nowhere is one too: it is refused later by name, not silently left out."""
-    named = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    return named and (path.is_file() or not path.exists())
+    """By its name. A link to nowhere or in a circle is one too: it is refused later by name, not silently left out."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+        return False
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def log_passed_over(folder: str | Path, field: str) -> None:
     """One line that names what in an image folder is neither an image nor known to lie beside images."""
-    entries = Path(folder).iterdir() if Path(folder).is_dir() else ()
     rest = sorted(
-        path.name
-        for path in entries
+        _printable(path.name)
+        for path in _entries(folder, field) or ()
         if not (_is_image(path) or path.name.startswith(".") or path.suffix.lower() in _BESIDE_IMAGES)
     )
     if rest:
         log.info("%s: passed over, not taken for images: %s", field, ", ".join(rest))
+
+
+def _printable(text: str) -> str:
+    """For one line of a terminal: line ends, ESC, bytes that are no UTF-8 and their like become escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -82,16 +104,16 @@ def read_examples(paths: Sequence[Path], caption: str, kind: Literal["instance",
     """Decodes every file once; UserError names all that cannot be read and lists the rest as fine."""
     examples, bad, fine = [], [], []
     for path in paths:
+        name = _printable(path.name)
         try:
-            content = path.read_bytes()
             size = load_image(path).size
-        except UnidentifiedImageError:
-            bad.append(f"{path.name} (no image in a format that can be read here; convert it to JPEG)")
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except Exception as error:  # PIL raises many types, SyntaxError and struct.error among them
-            bad.append(f"{path.name} ({' '.join(str(error).split()) or type(error).__name__})")
+            bad.append(f"{name} ({_reason(error)})")
         else:
-            examples.append(Example(path, caption, kind, hashlib.sha256(content).hexdigest(), size))
-            fine.append(path.name)
+            examples.append(Example(path, caption, kind, sha256, size))
+            fine.append(name)
     if bad:
         rest = f"the other {len(fine)} are fine: {', '.join(fine)}" if fine else "no file is readable"
         raise UserError(
@@ -99,6 +121,16 @@ def read_examples(paths: Sequence[Path], caption: str, kind: Literal["instance",
             f" remove or replace what is named ({rest})"
         )
     return examples
+
+
+def _reason(error: Exception) -> str:
+    """What an error says of a file or folder, without its path, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image in a format that can be read here; convert it to JPEG"
+    words = _printable(" ".join((getattr(error, "strerror", None) or str(error)).split()))
+    if not words or isinstance(error, ArithmeticError | LookupError | TypeError):  # PIL stumbled over what is broken
+        return f"cannot be decoded: {type(error).__name__} {words}".rstrip()
+    return words
 
 
 def instance_examples(folder: str, prompt: str) -> list[Example]:
@@ -115,7 +147,7 @@ def instance_examples(folder: str, prompt: str) -> list[Example]:
 
 def warn_if_small(examples: Sequence[Example], resolution: int) -> None:
     """One warning that names the images whose short side will be enlarged."""
-    small = [f"{e.path.name} ({e.size[0]}x{e.size[1]})" for e in examples if min(e.size) < resolution]
+    small = [f"{_printable(e.path.name)} ({e.size[0]}x{e.size[1]})" for e in examples if min(e.size) < resolution]
     if small:
         log.warning("smaller than data.resolution=%d and enlarged: %s", resolution, ", ".join(small))
 
@@ -123,21 +155,57 @@ def warn_if_small(examples: Sequence[Example], resolution: int) -> None:
 def load_image(path: Path) -> Image.Image:
     """Opens a file as an RGB image: EXIF orientation applied, 16 bits scaled to 8, transparency laid on white.
 
-    Raises whatever PIL raises for a file it cannot decode, and for a decompression bomb; ValueError for float pixels.
+    Raises whatever PIL raises for a file it cannot decode, and for a decompression bomb; ValueError for float pixels,
+    for grey of more than 16 bits and for more than MOST_BYTES. Meanwhile a pixel takes 8 bytes, and 16 in a WebP; the
+    most pixels that PIL reads, 89 million, take 0.7 and 1.4 GB.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
+    image = _decoded(path)
     if image.mode == "F":  # 0 to 1, 0 to 255, and logarithms are all to be met
         raise ValueError("float images are not supported; convert to 8 or 16 bit")
-    if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion clips at 255 and turns it white
-        image = Image.fromarray(np.round(np.asarray(image).clip(0, 65535) / 257.0).astype(np.uint8))
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
     if image.has_transparency_data:  # the colours under transparent pixels are arbitrary
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        image = white
     return image.convert("RGB")
+
+
+def _decoded(path: Path) -> Image.Image:
+    """The first frame as it is stored, but upright."""
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{size} bytes, and at most {MOST_BYTES} are read; convert it to JPEG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they tell of broken EXIF, not of which file
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=_formats()) as file:
+            ImageOps.exif_transpose(file, in_place=True)
+    return file
+
+
+def _formats() -> list[str]:
+    """PIL's names of the formats in IMAGE_SUFFIXES. It is to try no others: PostScript it would give to Ghostscript."""
+    known = Image.registered_extensions()
+    return sorted({known[suffix] for suffix in IMAGE_SUFFIXES if suffix in known})
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 12 or 16 bits as "L", or "LA" if one value is declared transparent. PIL's own conversion clips at 255."""
+    clear = image.info.pop("transparency", None)
+    deep = image.convert("I")
+    lowest, highest = cast(tuple[int, int], deep.getextrema())
+    if lowest < 0 or highest > 65535:
+        raise ValueError("values beyond 16 bits are not supported; convert to 8 or 16 bit")
+    tags = getattr(image, "tag_v2", {})  # a TIFF's: PIL heeds neither how many bits there are nor that white may be 0
+    most = 2 ** min(16, *tags.get(BITSPERSAMPLE, [16])) - 1
+    levels = [min(255, round(255 * value / most)) for value in range(65536)]
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:
+        levels = [255 - level for level in levels]
+    grey = deep.point(levels, "L")
+    if clear is not None:
+        grey.putalpha(deep.point([255 * (value != clear) for value in range(65536)], "L"))
+    return grey
 
 
 def views(example: Example, resolution: int, crop: str, variants: int, flip: bool, seed: int) -> list[View]:
