@@ -25,14 +25,15 @@ class Batches:
     """What batches are made of.
 
     views: for each kind, for each image, its views. moments: [2, h, w, c] of each view. weight: of each kind, spread
-    over its rows (lambda for the prior). prompts: as in Batch; prompt_index: prompt of each kind.
+    over its rows (lambda for the prior). prompts: of all captions, as in Batch; prompt_index: for each kind, for each
+    image, the captions it may get. caption_dropout: how often an instance row gets `no_prompt` in place of one.
     """
 
     views: Mapping[Kind, Sequence[Sequence[View]]]
     moments: Mapping[View, np.ndarray]
     weight: Mapping[Kind, float]
     prompts: np.ndarray
-    prompt_index: Mapping[Kind, int]
+    prompt_index: Mapping[Kind, Sequence[Sequence[int]]]
     schedule: NoiseSchedule
     latent_scale: float
     latent_shift: float
@@ -40,6 +41,8 @@ class Batches:
     seed: int
     min_snr_gamma: float = 0.0
     noise_offset: float = 0.0
+    caption_dropout: float = 0.0
+    no_prompt: int = 0
 
     @property
     def rows(self) -> int:
@@ -67,6 +70,10 @@ class Batches:
         # Each row has its own timestep and so its own min-SNR weight, instance and class rows alike.
         row_weight = self.schedule.min_snr_weight(timestep, self.min_snr_gamma) / self.batch_size
         is_prior = np.array([kind == "prior" for kind, _ in rows])
+        prompts = self.prompts
+        prompt_index = np.array([self._prompt(step, row, *kind_and_place) for row, kind_and_place in enumerate(rows)])
+        if len(prompts) > len(rows):  # no more are sent than there are rows, and always as many
+            prompts, prompt_index = prompts[prompt_index], np.arange(len(rows))
         return Batch(
             latents=latents,
             noise=noise,
@@ -78,8 +85,8 @@ class Batches:
             weight=(row_weight * [self.weight[kind] for kind, _ in rows]).astype(np.float32),
             instance_weight=(row_weight * ~is_prior).astype(np.float32),
             prior_weight=(row_weight * is_prior).astype(np.float32),
-            prompt_index=np.array([self.prompt_index[kind] for kind, _ in rows], np.int32),
-            prompts=self.prompts,
+            prompt_index=prompt_index.astype(np.int32),
+            prompts=prompts,
             learning_rate={component: np.array(rate, np.float32) for component, rate in learning_rate.items()},
             key=np.int32(randomness.generator(self.seed, "rounding", step).integers(2**31)),
         )
@@ -94,14 +101,26 @@ class Batches:
 
     def _latents(self, step: int, row: int, kind: Kind, place: int) -> np.ndarray:
         """A sample of the VAE posterior, shifted and scaled: float32 [h, w, c]."""
-        images = self.views[kind]
-        epoch, position = divmod(step * self.batch_size + place, len(images))
-        choices = images[_order(self.seed, kind, len(images), epoch)[position]]
+        choices = self.views[kind][self._image(step, kind, place)]
         view = choices[int(randomness.generator(self.seed, "view", step, row).integers(len(choices)))]
         mean, std = self.moments[view]
         # A stream of its own: the posterior sample and the diffusion noise must not be the same numbers.
         sample = mean + std * randomness.normal(self.seed, "posterior", step, row, mean.shape)
         return (sample - np.float32(self.latent_shift)) * np.float32(self.latent_scale)
+
+    def _image(self, step: int, kind: Kind, place: int) -> int:
+        """Which image of its kind a row shows."""
+        count = len(self.views[kind])
+        epoch, position = divmod(step * self.batch_size + place, count)
+        return int(_order(self.seed, kind, count, epoch)[position])
+
+    def _prompt(self, step: int, row: int, kind: Kind, place: int) -> int:
+        """Which of `prompts` a row is trained with."""
+        choices = self.prompt_index[kind][self._image(step, kind, place)]
+        draw = randomness.generator(self.seed, "caption", step, row)
+        if kind == "instance" and self.caption_dropout and draw.random() < self.caption_dropout:
+            return self.no_prompt
+        return choices[int(draw.integers(len(choices)))]
 
     def _timestep(self, step: int, row: int) -> int:
         return int(randomness.generator(self.seed, "timestep", step, row).integers(self.schedule.timesteps))

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from booth import space
+from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.config import is_remote, trained_components
 from booth.errors import UserError
@@ -31,12 +32,12 @@ _STATES = {"adamw": 8.0, "adamw8bit": 2.04, "lion": 4.0, "lion8bit": 1.02, "adaf
 
 def checkpoint_size(config: Any, pipeline: PipelineDir) -> int:
     """Bytes of a checkpoint, at most: trained weights and optimizer states."""
-    count = sum(
-        math.prod(spec.shape)
-        for component in trained_components(config)
-        for specs in pipeline.weights[component].specs.values()
-        for spec in specs.values()
-    )
+    if adapter := adapter_of(config, pipeline):
+        shapes = list(adapter.tensor_shapes().values())
+    else:
+        files = [specs for name in trained_components(config) for specs in pipeline.weights[name].specs.values()]
+        shapes = [spec.shape for specs in files for spec in specs.values()]
+    count = sum(map(math.prod, shapes))
     return int(count * ((2 if config.memory.weights == "bf16" else 4) + _STATES[config.train.optimizer]))
 
 

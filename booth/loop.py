@@ -1,6 +1,7 @@
 """THE training loop: from photos to a pipeline, the same lines for both backends."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,13 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from booth import space
+from booth import lora_file, space
+from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints, checkpoint_size
 from booth.config import is_remote, resolved, trained_components
 from booth.errors import UserError
 from booth.export import export, export_size, exported_step
 from booth.hosts import Hosts, Leader, feed, follow, leading
+from booth.lora_file import write_lora
 from booth.metrics import Recorder, read_metrics
 from booth.preparation import Inputs, check_inputs, needed_space, prepare
 from booth.previews import Previews
@@ -32,7 +35,7 @@ class Run:
     """What a finished run left behind."""
 
     path: Path
-    pipeline: Path  # the exported diffusers pipeline
+    pipeline: Path  # the exported diffusers pipeline, or the folder of the LoRA file
     metrics: list[dict[str, Any]]  # one dict a step, as in metrics.jsonl; numbers, or None where none is finite
 
 
@@ -67,9 +70,11 @@ def _train(
         run.check_manifest(inputs.fingerprint())
         run.record_origin(inputs.origin(config))
         run.record_changes()
-        if start >= config.train.steps and exported_step(run.pipeline, config.export.precision) == start:
+        adapter = adapter_of(config, inputs.pipeline)
+        exported = run.lora if adapter else run.pipeline
+        if start >= config.train.steps and exported_step(exported, config.export.precision) == start:
             log.info("already at step %d of %d: nothing left to do", start, config.train.steps)
-            return Run(run.path, run.pipeline, read_metrics(run.metrics))
+            return Run(run.path, exported, read_metrics(run.metrics))
 
         _require_space(config, inputs, run, checkpoints, start)
         backend: Backend = backend_class(config)
@@ -114,10 +119,14 @@ def _train(
 
         if config.samples.before_after:
             previews.write_before_after(backend.models(state), base_images, batches.views["instance"])
-        last = max(start, config.train.steps)
-        export(inputs.pipeline, run.pipeline, backend.tensors(state), config.export.precision, step=last)
-        log.info("pipeline written to %s", run.pipeline)
-        return Run(run.path, run.pipeline, read_metrics(run.metrics))
+        last, precision = max(start, config.train.steps), config.export.precision
+        if adapter:
+            write_lora(exported, adapter, backend.tensors(state), precision, last)
+            log.info("LoRA written to %s; `export` makes a pipeline of it", exported / lora_file.FILE)
+        else:
+            export(inputs.pipeline, exported, backend.tensors(state), precision, step=last)
+            log.info("pipeline written to %s", exported)
+        return Run(run.path, exported, read_metrics(run.metrics))
 
 
 @contextmanager
@@ -135,8 +144,10 @@ def _keeping(save: Callable[[], None] | None, done: int, request: StopRequest) -
 
 def _require_space(config: Any, inputs: Inputs, run: RunDir, checkpoints: Checkpoints, start: int) -> None:
     """UserError if what the run has yet to write does not fit on its disks."""
-    pipeline = export_size(inputs.pipeline, config.export.precision, trained_components(config))
-    needs = [*needed_space(config, inputs, run), Need("the pipeline", run.path, pipeline)]
+    exported = export_size(inputs.pipeline, config.export.precision, trained_components(config))
+    if adapter := adapter_of(config, inputs.pipeline):
+        exported = 4 * sum(map(math.prod, adapter.tensor_shapes().values()))
+    needs = [*needed_space(config, inputs, run), Need("the LoRA" if adapter else "the pipeline", run.path, exported)]
     if not is_remote(str(run.checkpoints)) and start < config.train.steps:
         every = config.checkpoint.every_steps
         more = 1 + ((config.train.steps - start - 1) // every if every else 0)

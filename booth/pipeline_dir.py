@@ -10,14 +10,16 @@ the hub is such a folder too, whose weights are downloaded when they are first n
 
 import hashlib
 import json
+import logging
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 (with it NumPy knows bfloat16)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -26,7 +28,11 @@ from booth.errors import UserError
 from booth.family import Family, detect_family
 from booth.hub import HubModel
 
+log = logging.getLogger("booth")
+
 FLOATS = ("F64", "F32", "F16", "BF16")
+_INTEGERS = ("I64", "I32")
+_MAX_DIMENSIONS = 8  # more than any layer has, fewer than NumPy's limit
 _OLD_VAE_ATTENTION = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.)")
 _NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -96,6 +102,15 @@ class PipelineDir:
             return []
         _, weights = self.model.files(components(self.model_index), self.variant)
         return self.model.missing(weights)
+
+    def verify(self) -> None:
+        """Recomputes the hashes of the files in the cache of a hub model; UserError names those that were damaged since
+        they were downloaded. For a local folder there is nothing to compare with, which is logged."""
+        if not self.model:
+            log.info("%s is a local folder: only the manifest of a run knows what was in its files", self.path)
+            return
+        configs, weights = self.model.files(components(self.model_index), self.variant)
+        self.model.verify(["model_index.json", *configs, *weights])
 
     def component_files(self) -> dict[str, list[Path]]:
         """The files of each component that is there; of a hub model its own alone, whatever else is in the cache."""
@@ -177,8 +192,8 @@ class PipelineDir:
         if path.suffix == ".safetensors":
             return Weights(None, {path: _read_specs(path)})
         weight_map = _read_json(path).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
-            raise UserError(f"model.source={self.path}: {component}/{path.name} is broken; download it again")
+        if not isinstance(weight_map, dict) or not all(map(_is_shard_name, weight_map.values())):
+            raise UserError(f"model.source={self.path}: {component}/{path.name} is broken; {_again(path)}")
         shards = [path.with_name(name) for name in sorted(set(weight_map.values()))]
         return Weights(path, {shard: _read_specs(shard) for shard in shards})
 
@@ -207,7 +222,7 @@ def open_pipeline(source: str | Path, variant: str = "", revision: str = "", *, 
         model.fetch(model.files(components(model_index), variant)[0])
     family = detect_family(where, model_index, lambda component: _component_config(path, component))
     for component in ("scheduler", *family.networks):
-        _component_config(path, component)
+        _check_values(where, component, _component_config(path, component))
     tokenizer = path / "tokenizer"
     if not ((tokenizer / "tokenizer.json").is_file() or has_vocabulary(tokenizer)):
         raise UserError(
@@ -281,8 +296,50 @@ def written_key(component: str, key: str) -> str:
     return f"text_model.{key}" if bare else key
 
 
-def _is_file_name(name: Any) -> bool:
-    return isinstance(name, str) and Path(name).name == name
+def _is_shard_name(name: Any) -> bool:
+    """Of a file beside the index, nowhere else."""
+    return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name and name.isprintable()
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_fraction(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= 100_000
+
+
+def _are(holds: Callable[[Any], bool], values: Any) -> bool:
+    return isinstance(values, list) and len(values) > 0 and all(map(holds, values))
+
+
+# What is computed with here: component and key -> (what it is where it is left out, what it must be). The rest is left
+# to diffusers and transformers.
+_VALUES: Mapping[tuple[str, str], tuple[Any, Callable[[Any], bool]]] = {
+    ("vae", "block_out_channels"): (None, partial(_are, _is_count)),
+    ("vae", "latent_channels"): (None, _is_count),
+    ("vae", "scaling_factor"): (1, lambda value: _is_number(value) and value != 0),
+    ("vae", "shift_factor"): (None, lambda value: value is None or _is_number(value)),
+    ("text_encoder", "max_position_embeddings"): (None, lambda value: _is_count(value) and value > 2),
+    ("text_encoder", "vocab_size"): (49408, _is_count),
+    ("scheduler", "num_train_timesteps"): (1000, _is_count),
+    ("scheduler", "beta_start"): (0, _is_fraction),
+    ("scheduler", "beta_end"): (0, _is_fraction),
+    ("scheduler", "trained_betas"): (None, lambda value: value is None or _are(_is_fraction, value)),
+}
+
+
+def _check_values(where: str, component: str, config: Mapping[str, Any]) -> None:
+    for (owner, key), (default, holds) in _VALUES.items():
+        if owner == component and not holds(config.get(key, default)):
+            raise UserError(
+                f"{where}: the config of its {component} is broken: {key} is {config.get(key, default)!r}; download it"
+                " again"
+            )
 
 
 def _component_config(path: Path, component: str) -> dict[str, Any]:
@@ -293,12 +350,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); download it again") from error
-    except ValueError as error:  # not JSON, not UTF-8
-        raise UserError(f"{path} is no JSON ({' '.join(str(error).split())}); download it again") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); {_again(path)}") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deep
+        raise UserError(f"{path} is no JSON ({' '.join(str(error).split())}); {_again(path)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object; download it again")
+        raise UserError(f"{path} must hold a JSON object; {_again(path)}")
     return content
+
+
+def _again(path: Path) -> str:
+    """What to do about a broken file. The hub's cache links to it; without its link alone it would be linked again."""
+    if path.is_symlink() and path.readlink().parent.name == "blobs":
+        return f"delete {path.resolve()}, then it is downloaded again"
+    return "download it again"
 
 
 def _read_specs(path: Path) -> dict[str, TensorSpec]:
@@ -311,9 +375,11 @@ def _read_specs(path: Path) -> dict[str, TensorSpec]:
         reason = " ".join(str(error).split())
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"version http"):
             reason = "it is a Git LFS pointer; run `git lfs pull`"
-        raise UserError(f"{path} is missing, truncated or broken ({reason}); download it again") from error
+        raise UserError(f"{path} is missing, truncated or broken ({reason}); {_again(path)}") from error
     for key, spec in specs.items():
-        if spec.dtype not in FLOATS and not key.endswith("position_ids"):
+        if not key.isprintable() or 0 in spec.shape or len(spec.shape) > _MAX_DIMENSIONS:
+            raise UserError(f"{path} is broken (it has a tensor {key!r} of shape {spec.shape}); {_again(path)}")
+        if spec.dtype not in (FLOATS + _INTEGERS if key.endswith("position_ids") else FLOATS):
             raise UserError(
                 f"{path}: {key} has type {spec.dtype}, not a float type; use the model without quantization"
             )

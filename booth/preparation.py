@@ -12,9 +12,11 @@ import numpy as np
 from booth import cache, data, prior
 from booth.backend import Backend
 from booth.batches import Batches
+from booth.captions import variants
 from booth.data import Example
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir, open_pipeline
+from booth.progress import progress
 from booth.prompts import Tokenizer
 from booth.rundir import RunDir
 from booth.sampling import Sampler, context_of, latent_shape, sampling_table
@@ -33,7 +35,9 @@ class Inputs:
 
     def fingerprint(self) -> dict[str, dict[str, str]]:
         """sha256 of every photo, and of the model's weights and configs: what a resumed run must find unchanged."""
-        return {
+        captions = {example.path.name: example.caption for example in self.instances}
+        captioned = {"captions": captions} if len(set(captions.values())) > 1 else {}
+        return captioned | {
             "instance images": {example.path.name: example.sha256 for example in self.instances},
             "model weights": {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks},
             "model configs": self.pipeline.config_hashes(),
@@ -78,7 +82,8 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
     noise_schedule(pipeline.component_config("scheduler"))
     with _naming("data.resolution"):
         latent_shape(pipeline, config.data.resolution, config.data.resolution)
-    instances = data.instance_examples(config.instance.images, config.instance.prompt)
+    settings = config.instance
+    instances = data.instance_examples(settings.images, settings.prompt, settings.captions, settings.caption_column)
     data.warn_if_small(instances, config.data.resolution)
     if config.prior.weight > 0:
         _check_sampling(config, "prior", pipeline)
@@ -125,7 +130,7 @@ def load_tokenizer(pipeline: PipelineDir) -> Tokenizer:
 def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> Batches:
     """Class images, VAE moments and prompt contexts, all from the untouched base: step -> Batch is ready then."""
     examples = {"instance": inputs.instances}
-    weight, prompts = {"instance": 1.0}, {"instance": config.instance.prompt}
+    weight = {"instance": 1.0}
     if config.prior.weight > 0:
         files = prior.class_images(
             Path(config.prior.images) if config.prior.images else run.class_images,
@@ -139,11 +144,16 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         hashes = {example.path.name: example.sha256 for example in examples["prior"]}
         run.check_manifest({"class images": hashes}, may_grow=True)
         data.warn_if_small(examples["prior"], config.data.resolution)
-        weight["prior"], prompts["prior"] = config.prior.weight, config.prior.prompt
+        weight["prior"] = config.prior.weight
 
     shown = {kind: [_views(config, example) for example in images] for kind, images in examples.items()}
     every_view = [view for images in shown.values() for views in images for view in views]
     scale, shift = inputs.pipeline.latent_scaling
+    captions = {kind: [_captions(config, example) for example in images] for kind, images in examples.items()}
+    dropout = config.instance.caption_dropout
+    used = [text for images in captions.values() for choices in images for text in choices]
+    prompts = list(dict.fromkeys([*used, *([""] if dropout else [])]))
+    place = {text: index for index, text in enumerate(prompts)}
     return Batches(
         views=shown,
         moments=cache.moments(
@@ -151,11 +161,16 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         ),
         weight=weight,
         prompts=(
-            inputs.tokenizer(list(prompts.values()))
+            inputs.tokenizer(prompts)
             if config.train.text_encoder
-            else np.stack([context_of(backend, models, inputs.tokenizer, prompt) for prompt in prompts.values()])
+            else np.stack(
+                [
+                    context_of(backend, models, inputs.tokenizer, prompt)
+                    for prompt in progress(prompts, desc="encoding captions", disable=len(prompts) < 10, leave=False)
+                ]
+            )
         ),
-        prompt_index={kind: index for index, kind in enumerate(prompts)},
+        prompt_index={kind: [[place[text] for text in choices] for choices in captions[kind]] for kind in captions},
         schedule=noise_schedule(inputs.pipeline.component_config("scheduler")),
         latent_scale=scale,
         latent_shift=shift,
@@ -163,6 +178,8 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         seed=config.train.seed,
         min_snr_gamma=config.train.min_snr_gamma,
         noise_offset=config.train.noise_offset,
+        caption_dropout=dropout,
+        no_prompt=place.get("", 0),
     )
 
 
@@ -180,6 +197,13 @@ def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
         Need("class images", folder, missing * 3 * settings.resolution**2),
         Need("encoded images", run.cache, views * (2 * 4 * math.prod(shape) + 500)),
     ]
+
+
+def _captions(config: Any, example: Example) -> list[str]:
+    """All that an image may be trained with."""
+    settings = config.instance
+    shuffled = settings.shuffled_captions if example.kind == "instance" else 0
+    return variants(example.caption, shuffled, settings.kept_tags, config.train.seed, example.sha256)
 
 
 def _views(config: Any, example: Example) -> list[data.View]:

@@ -39,7 +39,7 @@ class Previews:
     @property
     def prompts(self) -> tuple[str, ...]:
         config = self.config
-        return config.samples.prompts or tuple(filter(None, (config.instance.prompt, config.prior.prompt)))
+        return config.samples.prompts or tuple(filter(None, (self.inputs.instances[0].caption, config.prior.prompt)))
 
     @property
     def requests(self) -> list[ImageRequest]:

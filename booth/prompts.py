@@ -1,7 +1,9 @@
 """Prompts -> token ids, with the pipeline's own tokenizer."""
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,27 +16,50 @@ log = logging.getLogger("booth")
 class Tokenizer:
     """The CLIP tokenizer of a pipeline folder; pads to `length` with the tokenizer's own pad token.
 
-    UserError if it cannot be read.
+    UserError if its files cannot be read or make no tokenizer, such as one whose ids reach `vocabulary`, the size of
+    the text encoder's table.
     """
 
-    def __init__(self, path: Path, length: int) -> None:
+    def __init__(self, path: Path, length: int, vocabulary: int = 2**31) -> None:
         # transformers takes over a second to import; CLIPTokenizer (unlike AutoTokenizer) does not import torch.
         from transformers import CLIPTokenizer
 
-        try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(path)
-        except Exception as error:  # its libraries raise what they like
-            raise UserError(f"{path} is broken ({' '.join(str(error).split())}); download it again") from error
-        self._length = length
+        self._path, self._length, self._vocabulary = path, length, vocabulary
         self._warned: set[str] = set()
+        with self._explained():
+            self._tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        self(["a photo"])
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """int32 [prompts, length]. A longer prompt is cut, with one warning that quotes what was lost."""
+        """int32 [prompts, length]. A longer prompt is cut, with one warning that quotes what was lost.
+
+        UserError for bytes that are not UTF-8.
+        """
         for prompt in prompts:
-            if prompt not in self._warned:
-                self._warn_if_cut(prompt)
-        encoded = self._tokenizer(list(prompts), padding="max_length", truncation=True, max_length=self._length)
-        return np.asarray(encoded["input_ids"], np.int32)
+            if re.search(r"[\ud800-\udfff]", prompt):
+                raise UserError(f"the prompt {prompt!r} is not all UTF-8; write it anew")
+        with self._explained():
+            for prompt in prompts:
+                if prompt not in self._warned:
+                    self._warn_if_cut(prompt)
+            encoded = self._tokenizer(list(prompts), padding="max_length", truncation=True, max_length=self._length)
+            ids = np.asarray(encoded["input_ids"], np.int64)
+            if ids.shape != (len(prompts), self._length):
+                raise ValueError(f"it makes ids of shape {ids.shape} for {len(prompts)} prompts of {self._length}")
+            if ids.max(initial=0) >= self._vocabulary:
+                raise ValueError(f"it makes token {ids.max()}, and the text encoder has {self._vocabulary}")
+            return ids.astype(np.int32)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """A UserError that names the tokenizer for whatever its libraries raise."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
+                raise
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(f"{self._path} is broken ({reason}); download it again") from error
 
     def _warn_if_cut(self, prompt: str) -> None:
         ids = self._tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]

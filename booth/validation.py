@@ -4,6 +4,7 @@ import math
 
 from ml_collections import ConfigDict
 
+from booth.captions import PLACE
 from booth.config import FIELDS, default_of, get, is_remote, typed
 from booth.errors import UserError
 
@@ -42,13 +43,19 @@ def _validate_values(config: ConfigDict) -> None:
 
 def _validate_inputs(config: ConfigDict) -> None:
     """What the user must name."""
+    captioned = config.instance.captions != "none"
     for name, example in (
         ("model.source", "models/sd15"),
         ("instance.images", "photos/"),
         ("instance.prompt", "a photo of sks dog"),
     ):
-        if not get(config, name).strip():
+        if not get(config, name).strip() and not (captioned and name == "instance.prompt"):
             raise UserError(f"{name} is empty; set it in the config or with --config.{name}='{example}'")
+    if captioned and config.instance.prompt.strip() and PLACE not in config.instance.prompt:
+        raise UserError(
+            f"instance.prompt={config.instance.prompt!r} has no {PLACE}, in which instance.captions="
+            f"{config.instance.captions!r} could be put; add it, or leave the prompt empty"
+        )
     if config.prior.weight > 0 and not config.prior.prompt.strip():
         raise UserError(
             f"prior.weight={config.prior.weight} needs prior.prompt, such as 'a photo of dog';"
@@ -62,6 +69,7 @@ def _validate_inputs(config: ConfigDict) -> None:
 
 
 _TORCH_ONLY = (
+    "adapter.dropout",
     "train.checkpointed_blocks", "train.channels_last", "train.compile", "train.tf32", "memory.fit", "memory.weights",
     "memory.fused_backward", "memory.offload_optimizer", "memory.vae_tiling",
 )  # fmt: skip
@@ -154,6 +162,11 @@ def _validate_memory(config: ConfigDict) -> None:
         raise UserError(
             f"train.compile={train.compile!r} needs train.accumulation=1, not {train.accumulation}: its CUDA graphs"
             " overwrite the gradients that the next piece would add to; use 'default'"
+        )
+    if config.adapter.kind == "lora" and memory.weights == "bf16":
+        raise UserError(
+            "memory.weights='bf16' does not go with adapter.kind='lora': adapters train in float32, and what does not"
+            " train is kept in train.precision anyway; leave memory.weights 'fp32'"
         )
     if train.checkpointed_blocks and train.gradient_checkpointing != "block":
         raise UserError(

@@ -22,7 +22,7 @@ from jaxbooth import checkpoint, networks, optim, sample, step
 from jaxbooth.hosts import join
 from jaxbooth.networks import Models
 from jaxbooth.precision import exact_float32
-from jaxbooth.sharding import fetch, make_mesh, own_rows, place_batch, place_rows, place_shared
+from jaxbooth.sharding import fetch, make_mesh, own_rows, place_batch, place_parameters, place_rows, place_shared
 from jaxbooth.step import State
 from jaxbooth.weights import Network, to_diffusers
 
@@ -87,10 +87,13 @@ class Backend:
 
     def init(self, models: Models, *, training: bool = True) -> State:
         components = trained_components(self._config)
-        trainable = {name: value for name, value in models.params.items() if name.partition(".")[0] in components}
+        if models.adapter:
+            trainable = place_parameters(self._mesh, networks.initial_adapters(models, self._config.train.seed))
+        else:
+            trainable = {name: value for name, value in models.params.items() if name.partition(".")[0] in components}
         rest = {name: value for name, value in models.params.items() if name not in trainable}
         optimizer = step.init_optimizer(trainable, self._settings, self._mesh) if training else None
-        return State(replace(models, params=rest), trainable, optimizer)
+        return State(replace(models.with_adapter(), params=rest), trainable, optimizer)
 
     def models(self, state: State) -> Models:
         return replace(state.frozen, params=state.frozen.params | state.trainable)
@@ -103,9 +106,11 @@ class Backend:
             log.info("compiling the training step: minutes at full size, then kept for later runs")
             self._stepped = True
         placed = place_batch(self._mesh, batch, self._config.train.accumulation)
+        trained = {name.partition(".")[0] for name in state.trainable}
         trainable, optimizer, metrics = step.train_step(
             state.trainable,
             state.optimizer,
+            {name: value for name, value in state.frozen.params.items() if name.partition(".")[0] in trained},
             placed,
             unet=state.frozen.unet,
             text_encoder=state.frozen.text_encoder,

@@ -2,22 +2,24 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from booth.adapters import Adapter, adapter_of
 from booth.pipeline_dir import PipelineDir
 from jaxbooth.models import kernels
 from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.models.vae import AutoencoderKL
 from jaxbooth.sharding import place_parameters
-from jaxbooth.weights import Network, from_diffusers
+from jaxbooth.weights import Network, from_diffusers, to_flax
 
 T = TypeVar("T")
 
@@ -30,7 +32,8 @@ _CLASSES: dict[str, type[nnx.Module]] = {
 
 @dataclass(frozen=True)
 class Models:
-    """`params`: float32 arrays in Flax layout by `component.name`; `vae_scale`, `vae_shift`: of the VAE's config."""
+    """`params`: arrays in Flax layout by `component.name`, of the types that `load` says; `vae_scale`, `vae_shift`: of
+    the VAE's config; `adapter`: the one that is to train, `adapted`: the networks with it, by component."""
 
     unet: Network
     vae: Network
@@ -38,6 +41,12 @@ class Models:
     params: dict[str, jax.Array]
     vae_scale: float
     vae_shift: float
+    adapter: Adapter | None
+    adapted: Mapping[str, Network]
+
+    def with_adapter(self) -> "Models":
+        """The same with the adapter's layers in its networks; their arrays are still to be added."""
+        return replace(self, unet=self.adapted["unet"], text_encoder=self.adapted["text_encoder"])
 
     def of(self, component: str) -> dict[str, jax.Array]:
         """The parameters of one component, by their names inside it."""
@@ -50,8 +59,10 @@ def of(params: Mapping[str, T], component: str) -> dict[str, T]:
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
-def build(pipeline: PipelineDir, mesh: Mesh, config: Any) -> dict[str, Network]:
+def build(pipeline: PipelineDir, mesh: Mesh, config: Any, adapter: Adapter | None = None) -> dict[str, Network]:
     """All networks, without their weights, as `config.train` wants them computed on these devices.
+
+    An `adapter` is in the layers that it is for.
 
     Only the UNet computes in `train.precision`: encoding is done once, or once an update, and in float32. UserError for
     a kernel that the devices have not.
@@ -65,6 +76,9 @@ def build(pipeline: PipelineDir, mesh: Mesh, config: Any) -> dict[str, Network]:
         "vae": {},
         "text_encoder": {"remat": recompute == "block"},
     }
+    for component in _CLASSES:
+        if adapter and (names := adapter.layers(component)):
+            options[component] |= {"adapted": names, "rank": adapter.rank, "scale": adapter.scale}
     return {
         component: _build(
             component, json.dumps(pipeline.component_config(component), sort_keys=True), **options[component]
@@ -74,14 +88,33 @@ def build(pipeline: PipelineDir, mesh: Mesh, config: Any) -> dict[str, Network]:
 
 
 def load(pipeline: PipelineDir, mesh: Mesh, config: Any) -> Models:
-    """Reads the safetensors weights and places them by the sharding rules. UserError if they do not fit the configs."""
-    networks = build(pipeline, mesh, config)
+    """Reads the safetensors weights and places them by the sharding rules. UserError if they do not fit the configs.
+
+    Where an adapter trains instead of them, matrices and kernels are kept in the type that the network computes in.
+    """
+    networks, adapter = build(pipeline, mesh, config), adapter_of(config, pipeline)
     params: dict[str, jax.Array] = {}
     for component, network in networks.items():
         tensors = from_diffusers(network, pipeline.tensors(component), component)
+        if adapter:
+            tensors = {
+                name: value.astype(network.dtype) if value.ndim > 1 else value for name, value in tensors.items()
+            }
         params |= place_parameters(mesh, {f"{component}.{name}": value for name, value in tensors.items()})
     scale, shift = pipeline.latent_scaling
-    return Models(**networks, params=params, vae_scale=scale, vae_shift=shift)
+    adapted = build(pipeline, mesh, config, adapter)
+    return Models(**networks, params=params, vae_scale=scale, vae_shift=shift, adapter=adapter, adapted=adapted)
+
+
+def initial_adapters(models: Models, seed: int) -> dict[str, np.ndarray]:
+    """The adapters' first values in Flax layout, by `component.name`."""
+    assert models.adapter is not None
+    return {
+        f"{component}.{name}": to_flax(models.adapted[component], name, value)
+        for component, name, value in (
+            (*full.partition(".")[::2], value) for full, value in models.adapter.initial(seed).items()
+        )
+    }
 
 
 @lru_cache

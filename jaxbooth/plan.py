@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from booth.adapters import adapter_of
 from booth.backend import ROW_FIELDS, Batch
 from booth.config import trained_components
 from booth.errors import UserError
@@ -205,7 +206,7 @@ def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], 
     made = Plan(
         topology, devices[0].device_kind, len(devices), rows_per_device, pieces, False, float("inf"), chip.hbm_gib
     )  # fmt: skip
-    parts = networks.build(pipeline, mesh, config)
+    parts = networks.build(pipeline, mesh, config, adapter_of(config, pipeline))
     made.resident_gib = _resident_bytes(parts, trained_components(config), mesh) / GIB
     arguments = _arguments(config, pipeline, parts, mesh, rows_per_device // pieces)
     traced = step.train_step.trace(
@@ -269,20 +270,24 @@ def _bytes_on_a_device(shapes: Any) -> int:
 
 def _arguments(
     config: Any, pipeline: PipelineDir, parts: dict[str, Network], mesh: Mesh, rows_per_device: int
-) -> tuple[Any, Any, Batch]:
+) -> tuple[Any, Any, Any, Batch]:
     """Of the step, with shapes in place of arrays; `rows_per_device` of one piece."""
-    trainable = {
-        f"{component}.{name}": _shape(mesh, shape.shape, parameter_spec(name, shape.shape, mesh.shape["fsdp"]))
-        for component in trained_components(config)
-        for name, shape in parts[component].shapes.items()
-    }
+    trainable, frozen = {}, {}
+    for component in trained_components(config):
+        for name, shape in parts[component].shapes.items():
+            spec = parameter_spec(name, shape.shape, mesh.shape["fsdp"])
+            if config.adapter.kind == "none" or ".lora_" in name:
+                trainable[f"{component}.{name}"] = _shape(mesh, shape.shape, spec)
+            else:
+                dtype = parts[component].dtype if len(shape.shape) > 1 else jnp.float32
+                frozen[f"{component}.{name}"] = _shape(mesh, shape.shape, spec, dtype)
     states = jax.eval_shape(optim.adamw(optim.Settings.of(config)).init, trainable)
     states = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         states,
         state_shardings(mesh, states),
     )
-    return trainable, states, _batch(config, pipeline, mesh, rows_per_device * mesh.size)
+    return trainable, states, frozen, _batch(config, pipeline, mesh, rows_per_device * mesh.size)
 
 
 def _batch(config: Any, pipeline: PipelineDir, mesh: Mesh, rows: int) -> Batch:
@@ -324,7 +329,8 @@ def _resident_bytes(parts: dict[str, Network], trained: tuple[str, ...], mesh: M
 
 
 def needed_flops(config: Any, pipeline: PipelineDir) -> float:
-    """Of the UNet for a row: its forward pass, and twice that for the backward pass."""
+    """Of the UNet for a row: its forward pass, and twice that for the backward pass; once for an adapter's, which needs
+    no gradients of the weights."""
     side, width = config.data.resolution, pipeline.component_config("unet")["cross_attention_dim"]
     tokens = pipeline.component_config("text_encoder")["max_position_embeddings"]
     row = [(1, *latent_shape(pipeline, side, side)), (1,), (1, tokens, width)]
@@ -332,7 +338,7 @@ def needed_flops(config: Any, pipeline: PipelineDir) -> float:
     traced = jax.make_jaxpr(lambda params, *row: unet.bind(params)(*row))(
         unet.shapes, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in row)
     )
-    return 3 * count_flops(traced.jaxpr).total
+    return (3 if config.adapter.kind == "none" else 2) * count_flops(traced.jaxpr).total
 
 
 def _read(made: Plan, compiled: Any, flops: Flops, needed: float, chip: Chip) -> None:

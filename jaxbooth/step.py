@@ -24,7 +24,8 @@ Params = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class State:
-    """`frozen`: all networks, without the arrays of `trainable`, which are float32 by `component.name`.
+    """`frozen`: all networks, without the arrays of `trainable`, which are float32 by `component.name`: all weights of
+    the networks that train, or their adapters'.
 
     `optimizer`: Adam's moments; None in a state that is not training.
     """
@@ -46,6 +47,7 @@ def init_optimizer(trainable: Params, settings: Settings, mesh: Mesh) -> optax.O
 def train_step(
     trainable: Params,
     optimizer: optax.OptState,
+    frozen: Params,
     batch: Batch,
     *,
     unet: Network,
@@ -55,11 +57,13 @@ def train_step(
 ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
     """(trainable, optimizer states, metrics) after one update; the metrics are float32 scalars.
 
+    `frozen` is what the networks that train have beside `trainable`: their weights, if those train only adapters.
+
     The rows of the batch are [pieces, rows, ...]. Gradients come from `sharding.over_rows`; clipping and AdamW are done
     where each part of a parameter is. The new state is pinned to the places of the old one; otherwise the second step
     would be compiled anew. It is the old one where the loss or a gradient is not finite.
     """
-    gradients, metrics = _gradients(trainable, batch, unet, text_encoder, mesh)
+    gradients, metrics = _gradients(trainable, frozen, batch, unet, text_encoder, mesh)
     gradients, metrics["grad_norm"] = clip_by_global_norm(gradients, settings.max_grad_norm)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     metrics["skipped"] = 1.0 - finite
@@ -73,21 +77,21 @@ def train_step(
 
 
 def _gradients(
-    trainable: Params, batch: Batch, unet: Network, text_encoder: Network, mesh: Mesh
+    trainable: Params, frozen: Params, batch: Batch, unet: Network, text_encoder: Network, mesh: Mesh
 ) -> tuple[Params, dict[str, jax.Array]]:
     """The gradients and metrics of a batch: the sums of its rows'."""
-    specs = parameter_specs(mesh, trainable)
-    local = partial(_local_gradients, specs=specs, unet=unet, text_encoder=text_encoder)
-    return over_rows(mesh, local, (specs, batch_specs(batch)), (specs, P()))(trainable, batch)
+    specs, frozen_specs = parameter_specs(mesh, trainable), parameter_specs(mesh, frozen)
+    local = partial(_local_gradients, specs=specs | frozen_specs, unet=unet, text_encoder=text_encoder)
+    return over_rows(mesh, local, (specs, frozen_specs, batch_specs(batch)), (specs, P()))(trainable, frozen, batch)
 
 
 def _local_gradients(
-    trainable: Params, batch: Batch, *, specs: dict[str, P], unet: Network, text_encoder: Network
+    trainable: Params, frozen: Params, batch: Batch, *, specs: dict[str, P], unet: Network, text_encoder: Network
 ) -> tuple[Params, dict[str, jax.Array]]:
     """On one device: its rows, and its part of the parameters and gradients."""
 
     def bind(network: Network, component: str, params: Params) -> Any:
-        return network.bind(gathered(params, of(specs, component), network.dtype))
+        return network.bind(gathered(of(frozen, component) | params, of(specs, component), network.dtype))
 
     def encode(params: Params) -> jax.Array:
         if batch.prompts.ndim == 3:

@@ -12,7 +12,7 @@ The modules are named as in diffusers, so only the last part of a name and the l
 Outside this file and the models, parameters are a flat dict: diffusers' name -> array in Flax's layout.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +48,30 @@ class Network:
 
     @classmethod
     def build(
-        cls, model: type[nnx.Module], config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32, **kw: Any
+        cls,
+        model: type[nnx.Module],
+        config: Mapping[str, Any],
+        *,
+        adapted: Collection[str] = (),
+        rank: int = 0,
+        scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+        **kw: Any,
     ) -> "Network":
         """Builds `model(config, dtype=dtype, **kw)`; allocates nothing and compiles nothing.
+
+        The layers `adapted` get an adapter of this rank and scale, whose parameters are named as in PEFT.
 
         Raises:
             UserError: where the model does not support the config.
         """
-        graphdef, state = nnx.split(model(config, dtype=dtype, **kw))  # type: ignore[call-arg]
+        built = model(config, dtype=dtype, **kw)  # type: ignore[call-arg]
+        for name in adapted:
+            layer: Any = built
+            for part in name.split("."):
+                layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)
+            layer.add_adapter(rank, scale)
+        graphdef, state = nnx.split(built)
         network = cls({}, {}, dtype, {}, graphdef)
         for path, parameter in nnx.to_flat_state(state):
             name = ".".join(str(part) for part in (*path[:-1], _LEAF_NAMES[str(path[-1])]))
@@ -95,10 +111,12 @@ def from_diffusers(network: Network, tensors: Mapping[str, np.ndarray], componen
         UserError: where names are missing or left over, or a shape is not the expected one.
     """
     shapes = {name: tuple(network.shapes[name].shape[axis] for axis in axes) for name, axes in network.axes.items()}
-    return {
-        name: np.ascontiguousarray(tensor.transpose(np.argsort(network.axes[name])))
-        for name, tensor in fit_weights(component, tensors, shapes).items()
-    }
+    return {name: to_flax(network, name, tensor) for name, tensor in fit_weights(component, tensors, shapes).items()}
+
+
+def to_flax(network: Network, name: str, array: np.ndarray) -> np.ndarray:
+    """Converts one tensor, [...] in diffusers' layout, to Flax's."""
+    return np.ascontiguousarray(array.transpose(np.argsort(network.axes[name])))
 
 
 def to_diffusers(network: Network, name: str, array: np.ndarray) -> np.ndarray:

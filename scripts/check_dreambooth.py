@@ -23,10 +23,13 @@ from picture_world.subjects import SUBJECTS
 from PIL import Image
 
 from booth import loop, pictures
+from booth.adapters import adapter_of
 from booth.cli import load_backend
 from booth.config import flatten, load_config
 from booth.data import load_image
 from booth.embedded import base_path, subject_path
+from booth.export import export
+from booth.lora_file import read_lora
 from booth.pipeline_dir import open_pipeline
 from booth.rundir import publish, write_text
 from booth.yardstick import WEIGHTS
@@ -68,10 +71,14 @@ def check(out: Path, backend: str, subject: str, seed: int, prior: bool, overrid
     if not prior:
         config.prior.weight = 0.0
     run = loop.train(backend_class, config, out / "runs" / name)
-    base = _base_pictures(out, subject)
-    tuned = sample_for(backend_class, run.pipeline, subject)
+    untouched = _base_pictures(out, subject)
+    exported = run.pipeline
+    if adapter := adapter_of(config, base := open_pipeline(base_path())):
+        exported = run.path / "merged"
+        export(base, exported, adapter.merged(base, read_lora(run.pipeline)))
+    tuned = sample_for(backend_class, exported, subject)
     _save(tuned, out, name)
-    write_text(out / f"{name}.json", json.dumps(scores(base, tuned, subject), indent=1) + "\n")
+    write_text(out / f"{name}.json", json.dumps(scores(untouched, tuned, subject), indent=1) + "\n")
 
 
 def _base_pictures(out: Path, subject: str) -> Pictures:

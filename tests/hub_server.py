@@ -58,6 +58,21 @@ class HubServer:
         self._server.server_close()
 
 
+def _described(name, content):
+    """What the hub says of a file: of big ones, which are not in git, sha256; of the others what git calls them."""
+    described = {"rfilename": name, "size": len(content), "blobId": _git_hash(content)}
+    if name.endswith(BIG):
+        sha256 = hashlib.sha256(content).hexdigest()
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(content)}\n".encode()
+        described |= {"blobId": _git_hash(pointer), "lfs": {"sha256": sha256, "size": len(content),
+                                                            "pointerSize": len(pointer)}}  # fmt: skip
+    return described
+
+
+def _git_hash(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
@@ -95,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.hub.revisions[name][revision]
         files = self.hub.commits[commit]
         if file is None:
-            siblings = [{"rfilename": path, "size": len(content)} for path, content in files.items()]
+            siblings = [_described(path, content) for path, content in files.items()]
             return self._send(200, content=json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode())
         if name in self.hub.gated and not self.hub.tokens.get(token):
             return self._send(403 if token else 401, {"X-Error-Code": "GatedRepo"})
@@ -103,7 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(403, {"X-Error-Message": "Enable access to gated repositories"})
         if file not in files:
             return self._send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        etag = hashlib.sha256(files[file]).hexdigest()
+        described = _described(file, files[file])
+        etag = described["lfs"]["sha256"] if "lfs" in described else described["blobId"]
         headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}
         if not file.endswith(BIG):
             return self._send_file(file, files[file], headers)

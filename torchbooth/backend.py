@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from booth.adapters import adapter_of
 from booth.backend import Batch, Metrics
 from booth.config import get, trained_components
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
 from booth.stored_messages import StoredMessages
-from torchbooth import checkpoint, memory, models, optim, out_of_memory, sample, speed, step
+from torchbooth import checkpoint, lora, memory, models, optim, out_of_memory, sample, speed, step
 from torchbooth.hosts import join, local_device
 from torchbooth.models import Models, diffusers_name
 from torchbooth.precision import check_precision, set_tf32, weights_dtype
@@ -72,7 +73,7 @@ class Backend:
         return join()
 
     def load(self, pipeline: PipelineDir) -> Models:
-        loaded = models.load(pipeline, weights_dtype(self._config))
+        loaded = models.load(pipeline, weights_dtype(self._config), adapter_of(self._config, pipeline))
         if self._config.memory.vae_tiling:
             memory.use_tiles(loaded.vae)
         return loaded
@@ -107,13 +108,21 @@ class Backend:
     def init(self, models: Models, *, training: bool = True) -> State:
         trainable, config = {}, self._config
         for component in trained_components(config):
-            network = models.networks[component].train().requires_grad_(True)
+            network = models.networks[component].train()
+            if models.adapter:
+                names = {diffusers_name(component, own): own for own, _ in network.named_modules()}
+                lora.add(network, [names[layer] for layer in models.adapter.layers(component)], models.adapter)
+            else:
+                network.requires_grad_(True)
             if config.train.gradient_checkpointing == "block":
                 memory.recompute_activations(network, config.train.checkpointed_blocks if component == "unet" else ())
             if component == "unet" and config.mesh.fsdp > 1:
                 shard(network.to(self._device), config.mesh.fsdp)
             for name, parameter in network.named_parameters():
-                trainable[f"{component}.{diffusers_name(component, name)}"] = parameter
+                if parameter.requires_grad:
+                    trainable[f"{component}.{diffusers_name(component, lora.plain_name(name))}"] = parameter
+        if models.adapter:
+            lora.set_values(trainable, models.adapter.initial(config.train.seed))
         scaler = optim.make_loss_scaler(self._device, config)
         if not training:
             return State(models, trainable, None, scaler, GradientSum([]), models.unet)
@@ -167,6 +176,7 @@ def _check_sharding(config: Any) -> None:
     for name, value in (
         ("train.optimizer", "adamw"), ("memory.weights", "fp32"), ("memory.fused_backward", False),
         ("memory.offload_optimizer", "none"), ("train.compile", "none"), ("train.channels_last", False),
+        ("adapter.kind", "none"),
     ):  # fmt: skip
         if get(config, name) != value:
             raise UserError(
@@ -181,6 +191,10 @@ def _check_sharding(config: Any) -> None:
 
 def check_packages(config: Any) -> None:
     """UserError if a setting needs a package that is not installed."""
+    if config.adapter.kind == "lora" and importlib.util.find_spec("peft") is None:
+        raise UserError(
+            "adapter.kind='lora' needs peft: pip install peft, or install this project with its [torch] extra"
+        )
     optimizer = config.train.optimizer
     if optimizer in optim.BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 
+from booth.adapters import Adapter
 from booth.pipeline_dir import PipelineDir, fit_weights
 
 _PREFIX = "text_model."  # transformers 5 leaves it out of the module's names, the folder format keeps it
@@ -16,7 +17,7 @@ _PREFIX = "text_model."  # transformers 5 leaves it out of the module's names, t
 class Models:
     """The networks of one pipeline, in eval mode without gradients; where they are is up to `memory.Placement`.
 
-    `vae_scale`, `vae_shift`: of the VAE's config.
+    `vae_scale`, `vae_shift`: of the VAE's config; `adapter`: the one that is to train.
     """
 
     unet: Any  # diffusers UNet2DConditionModel
@@ -24,6 +25,7 @@ class Models:
     text_encoder: Any  # transformers CLIPTextModel
     vae_scale: float
     vae_shift: float
+    adapter: Adapter | None = None
 
     @property
     def networks(self) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def build(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32) -> dic
     return {name: network.eval().requires_grad_(False) for name, network in networks.items()}
 
 
-def load(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32) -> Models:
+def load(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32, adapter: Adapter | None = None) -> Models:
     """Reads the safetensors weights (never pickles) into the host's memory: float32, the UNet's in `unet_dtype`.
 
     UserError if names or shapes do not fit the configs: the libraries' own loading would fill gaps with random numbers.
@@ -70,7 +72,7 @@ def load(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32) -> Mode
         module.load_state_dict(weights, strict=False, assign=True)  # strict about names already, not about buffers
         module.requires_grad_(False)
     scale, shift = pipeline.latent_scaling
-    return Models(**modules, vae_scale=scale, vae_shift=shift)
+    return Models(**modules, vae_scale=scale, vae_shift=shift, adapter=adapter)
 
 
 def diffusers_name(component: str, name: str) -> str:

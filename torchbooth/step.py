@@ -37,6 +37,8 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
     assert optimizer is not None
     fused = optimizer if isinstance(optimizer, TensorwiseOptimizer) and optimizer.fused else None
     set_learning_rate(optimizer, batch.learning_rate)
+    if config.adapter.dropout > 0:
+        torch.manual_seed(int(batch.key))  # so that a resumed run leaves out the same
     if isinstance(optimizer, TensorwiseOptimizer):
         optimizer.begin(int(batch.key))
     device = next(iter(state.trainable.values())).device

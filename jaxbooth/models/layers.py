@@ -88,9 +88,17 @@ class Linear(nnx.Module):
         self.bias = parameter(features_out) if bias else None
         self.dtype = dtype
 
+    def add_adapter(self, rank: int, scale: float) -> None:
+        """LoRA: `scale` B A is added to the weight."""
+        features_in, features_out = self.kernel.get_value().shape
+        self.lora_A = Linear(features_in, rank, bias=False, dtype=self.dtype)
+        self.lora_B = Linear(rank, features_out, bias=False, dtype=self.dtype)
+        self.lora_scale = scale
+
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.kernel[...].astype(self.dtype)
-        return y if self.bias is None else y + _along_last(self.bias, y)
+        y = y if self.bias is None else y + _along_last(self.bias, y)
+        return y + self.lora_scale * self.lora_B(self.lora_A(x)) if hasattr(self, "lora_A") else y
 
 
 class Conv(nnx.Module):
@@ -104,13 +112,22 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         padding: tuple[int, int] | None = None,
+        bias: bool = True,
         dtype: DTypeLike,
     ):
         self.kernel = parameter(size, size, features_in, features_out)
-        self.bias = parameter(features_out)
+        self.bias = parameter(features_out) if bias else None
         self.stride = stride
         self.padding = (size // 2, size // 2) if padding is None else padding
         self.dtype = dtype
+
+    def add_adapter(self, rank: int, scale: float) -> None:
+        """LoRA: a convolution like this one to `rank` channels, and a 1x1 one from there."""
+        size, _, features_in, features_out = self.kernel.get_value().shape
+        options: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "bias": False, "dtype": self.dtype}
+        self.lora_A = Conv(features_in, rank, size, **options)
+        self.lora_B = Conv(rank, features_out, 1, bias=False, dtype=self.dtype)
+        self.lora_scale = scale
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         y_bhwc = jax.lax.conv_general_dilated(
@@ -120,7 +137,8 @@ class Conv(nnx.Module):
             padding=(self.padding, self.padding),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y_bhwc + _along_last(self.bias, y_bhwc)
+        y_bhwc = y_bhwc if self.bias is None else y_bhwc + _along_last(self.bias, y_bhwc)
+        return y_bhwc + self.lora_scale * self.lora_B(self.lora_A(x_bhwc)) if hasattr(self, "lora_A") else y_bhwc
 
 
 class GroupNorm(nnx.Module):

@@ -16,7 +16,7 @@ def make(tmp_path):
 
     def make(**fields):
         return Batches({"instance": [[view]]}, moments, {"instance": 1.0}, np.zeros((1, 77, 8), np.float32),
-                       {"instance": 0}, noise_schedule({}), 1.0, 0.0, 64, 0, **fields)  # fmt: skip
+                       {"instance": [[0]]}, noise_schedule({}), 1.0, 0.0, 64, 0, **fields)  # fmt: skip
 
     return make
 

@@ -126,13 +126,15 @@ OUT_OF_RANGE = {
     "train.gradient_checkpointing": "all", "train.attention": "flash",
     "export.precision": "int8", "log.every_steps": 0, "mesh.fsdp": 0, "memory.fit": "small",
     "memory.weights": "fp16", "memory.offload_optimizer": "disk", "train.compile": "fast",
-    "train.checkpointed_blocks": ("encoder",),
+    "train.checkpointed_blocks": ("encoder",), "adapter.kind": "dora", "adapter.rank": 0, "adapter.alpha": -1.0,
+    "adapter.dropout": 1.0, "adapter.targets": "attn2(", "instance.captions": "files",
+    "instance.caption_dropout": -0.1, "instance.shuffled_captions": -1, "instance.kept_tags": -1,
 }  # fmt: skip
 NOT_BUILT_YET = {"train.unet": False}
 FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
         "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
         "samples.before_after", "mesh.topology", "memory.fused_backward", "memory.vae_tiling", "train.channels_last",
-        "train.tf32"}  # fmt: skip
+        "train.tf32", "instance.caption_column"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():

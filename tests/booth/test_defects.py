@@ -46,9 +46,9 @@ def make_batches(tmp_path):
         every = [view for images in shown.values() for choices in images for view in choices]
         moments = {view: np.stack([np.full((8, 8, 4), n, np.float32), np.full((8, 8, 4), std, np.float32)])
                    for n, view in enumerate(every)}  # fmt: skip
-        return Batches(shown, moments, {"instance": 1.0, "prior": 0.3}, np.zeros((2, 77, 8), np.float32),
-                       {"instance": 0, "prior": 1}, noise_schedule(scheduler), 1.0, 0.0, batch_size, seed,
-                       **more)  # fmt: skip
+        captions = {"instance": [[0]] * 5, "prior": [[1]] * 3}
+        return Batches(shown, moments, {"instance": 1.0, "prior": 0.3}, np.zeros((2, 77, 8), np.float32), captions,
+                       noise_schedule(scheduler), 1.0, 0.0, batch_size, seed, **more)  # fmt: skip
 
     return make
 

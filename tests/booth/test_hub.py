@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -404,3 +406,94 @@ def test_photos_are_looked_at_before_weights_are_fetched(hub, repository, config
     config.instance.images = "/nowhere"
     assert "instance.images='/nowhere' is not a folder" in refusal(loop.train, FakeBackend, config, tmp_path / "run")
     assert not WEIGHTS & set(hub.downloads()) and not (tmp_path / "run").exists()
+
+
+def flip_a_byte(path, place=-1):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.resolve().write_bytes(content)
+
+
+@pytest.fixture
+def downloaded(hub, repository):
+    """The pipeline with everything in the cache."""
+    pipeline = open_pipeline(ID)
+    assert pipeline.weights
+    hub.downloads()
+    return pipeline
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_verify(downloaded, hub, tiny, tiny_pipeline, tmp_path, monkeypatch, caplog, offline):
+    caplog.set_level("INFO", "booth")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    open_pipeline(ID).verify()
+    assert caplog.messages[-1] == f"{ID} at {downloaded.model.commit[:12]}: {len(tiny)} files verified"
+    config = "unet/config.json"
+    damaged = {UNET: -1, "tokenizer/merges.txt": 40, config: tiny[config].index(b"_diffusers_version")}
+    for name, place in damaged.items():
+        flip_a_byte(downloaded.path / name, place)
+    said = refusal(open_pipeline(ID).verify)
+    blobs = re.findall(r"(\S+) in (\S+?)[,;]", said)
+    assert {name for name, _ in blobs} == damaged.keys() and said.startswith("model.source=owner/tiny: not what was")
+    assert {Path(path) for _, path in blobs} == {(downloaded.path / name).resolve() for name in damaged}
+    assert hub.downloads() == []
+    # As it says: what is deleted there is downloaded again, and nothing else.
+    for _, path in blobs:
+        Path(path).unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    mended = open_pipeline(ID)
+    assert same_tensors(mended, tiny_pipeline) and sorted(hub.downloads()) == sorted(damaged)
+    mended.verify()
+
+
+@pytest.mark.parametrize("name", ["model_index.json", TEXT, "tokenizer/vocab.json"])
+def test_verify_notices_every_byte(downloaded, tiny, name):
+    for place in (0, len(tiny[name]) // 2, -1):
+        flip_a_byte(downloaded.path / name, place)
+        assert f" {name} in " in refusal(downloaded.verify)
+        flip_a_byte(downloaded.path / name, place)
+    (downloaded.path / name).resolve().write_bytes(tiny[name][:-1])
+    assert f" {name} in " in refusal(downloaded.verify)
+
+
+def test_verify_where_the_cache_has_no_links(downloaded, hub, tiny, monkeypatch, caplog):
+    """As on Windows: then only the hub knows the hashes."""
+    for name, content in tiny.items():
+        (downloaded.path / name).unlink()
+        (downloaded.path / name).write_bytes(content)
+    open_pipeline(ID).verify()
+    for name in (UNET, "unet/config.json"):
+        flip_a_byte(downloaded.path / name)
+        assert f" {name} in {downloaded.path / name};" in refusal(downloaded.verify)
+        (downloaded.path / name).write_bytes(tiny[name])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    open_pipeline(ID).verify()
+    (said,) = [record.getMessage() for record in caplog.records
+               if (record.name, record.levelname) == ("booth", "WARNING")]  # fmt: skip
+    assert said.startswith("model.source=owner/tiny: no hash is known to verify model_index.json, ") and UNET in said
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", UNET])
+def test_what_cannot_be_read_any_more_is_named_as_the_cache_names_it(downloaded, hub, tiny_pipeline, name):
+    blob = (downloaded.path / name).resolve()
+    flip_a_byte(blob, 8)
+    flip_a_byte(blob, 0)
+    said = refusal(open_pipeline, ID)
+    assert str(downloaded.path / name) in said and said.endswith(f"; delete {blob}, then it is downloaded again")
+    blob.unlink()
+    assert same_tensors(open_pipeline(ID), tiny_pipeline) and hub.downloads() == [name]
+
+
+def test_verify_of_what_is_not_downloaded_yet(hub, repository):
+    pipeline = open_pipeline(ID)
+    hub.downloads()
+    pipeline.verify()
+    assert hub.downloads() == [] and set(pipeline.to_download) == WEIGHTS
+
+
+def test_verify_of_a_folder(tiny_pipeline, caplog):
+    caplog.set_level("INFO", "booth")
+    open_pipeline(tiny_pipeline).verify()
+    (message,) = caplog.messages
+    assert message == f"{tiny_pipeline} is a local folder: only the manifest of a run knows what was in its files"

@@ -54,6 +54,20 @@ def test_train_sample_and_export(hub, hub_env, commit, tiny, job, run, main, env
     assert first != second
 
 
+def test_a_flipped_byte_in_the_cache_is_noticed_by_verify(hub, commit, job, main, tmp_path):
+    picture = ["sample", "--model", ID, "--prompt", "a robot", "--steps", 1, "--size", 64, "--out", tmp_path / "out"]
+    assert main("torchbooth", *picture, "--verify").code == 0
+    (weights,) = (tmp_path / "cache").glob(f"models--owner--tiny/snapshots/*/{VAE}")
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.resolve().write_bytes(content)
+    assert main("torchbooth", *picture).code == 0, "the file can be read"
+    for command in (picture, ["train", *job(tmp_path / "run", model__source=ID)]):
+        outcome = main("torchbooth", *command, "--verify")
+        assert outcome.code == 2 and "not what was downloaded any more" in outcome.err and VAE in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_downloads_no_weights(hub, commit, job, main, tmp_path):
     outcome = main("torchbooth", "train", *job(tmp_path / "run", model__source=ID), "--dry-run")
     assert outcome.code == 0 and json.loads(outcome.out)["model"]["source"] == ID

@@ -1,0 +1,115 @@
+"""THE adapters: LoRA (arXiv 2106.09685). Which layers get one, its shapes and first values, and how it merges.
+
+A layer's weight W acts as W + (alpha / rank) B A, where A [rank, in] and B [out, rank] are all that trains. Of a
+convolution A is one too, [rank, in, h, w], and B is 1x1. Tensors are named as PEFT names them:
+`unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from booth import randomness
+from booth.config import trained_components
+from booth.errors import UserError
+from booth.pipeline_dir import PipelineDir, canonical_name
+
+_ATTENTION = r"\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q_proj|k_proj|v_proj|out_proj))"
+_FEED_FORWARD = r"\.(ff\.net\.(0\.proj|2)|mlp\.(fc1|fc2))"
+
+# Names for rules that a layer's name must match to its end.
+PRESETS = {
+    "attention": rf".*{_ATTENTION}",
+    "cross_attention": r".*\.attn2\.(to_q|to_k|to_v|to_out\.0)",
+    "feed_forward": rf".*({_ATTENTION}|{_FEED_FORWARD})",
+    "all": r".*",
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapter of a run. `shapes`: of the weights of the layers that get one, in diffusers' layout, by
+    `component.layer`."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def layers(self, component: str) -> tuple[str, ...]:
+        """The names inside a component of its layers that get one."""
+        return tuple(name.partition(".")[2] for name in self.shapes if name.startswith(f"{component}."))
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all A and B by name."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, (out, *rest) in self.shapes.items():
+            shapes[f"{name}.lora_A.weight"] = (self.rank, *rest)
+            shapes[f"{name}.lora_B.weight"] = (out, self.rank, *(1 for _ in rest[1:]))
+        return shapes
+
+    def initial(self, seed: int) -> dict[str, np.ndarray]:
+        """A normal with deviation 1 / rank; B zero, so that nothing is changed yet. float32, equal on both backends."""
+        tensors = {}
+        for row, (name, shape) in enumerate(self.tensor_shapes().items()):
+            if ".lora_A." in name:
+                tensors[name] = randomness.normal(seed, "adapter", 0, row, shape) / np.float32(self.rank)
+            else:
+                tensors[name] = np.zeros(shape, np.float32)
+        return tensors
+
+    def merged(
+        self, pipeline: PipelineDir, tensors: Iterable[tuple[str, str, np.ndarray]]
+    ) -> Iterator[tuple[str, str, np.ndarray]]:
+        """(component, name, array) of A and B -> of all weights of the components that have one, for export."""
+        own = {f"{component}.{name}": array for component, name, array in tensors}
+        for component in sorted({name.partition(".")[0] for name in self.shapes}):
+            for name, array in pipeline.tensors(component).items():
+                layer = f"{component}.{name.removesuffix('.weight')}"
+                array = array.astype(np.float32)
+                if layer in self.shapes and name.endswith(".weight"):
+                    array += self.scale * product(own[f"{layer}.lora_A.weight"], own[f"{layer}.lora_B.weight"])
+                yield component, name, array
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """B A in the shape of the layer's weight."""
+    return (b.reshape(len(b), -1) @ a.reshape(len(a), -1)).reshape(len(b), *a.shape[1:])
+
+
+def adapter_of(config: Any, pipeline: PipelineDir) -> Adapter | None:
+    """The adapter that a config asks for; None for full fine-tuning. UserError if its rule matches no layer."""
+    settings = config.adapter
+    if settings.kind == "none":
+        return None
+    rule = re.compile(PRESETS.get(settings.targets, settings.targets))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for component in trained_components(config):
+        found = {name: shape for name, shape in layers(pipeline, component).items() if rule.fullmatch(name)}
+        if not found:
+            ends = sorted({".".join(name.split(".")[-2:]) for name in layers(pipeline, component)})
+            raise UserError(
+                f"adapter.targets={settings.targets!r} matches no layer of the {component}; take one of"
+                f" {', '.join(PRESETS)}, or a regular expression for whole names, such as .*attn2.*; they end in"
+                f" {', '.join(ends)}"
+            )
+        shapes |= {f"{component}.{name}": shape for name, shape in found.items()}
+    return Adapter(settings.rank, settings.alpha or float(settings.rank), settings.dropout, shapes)
+
+
+def layers(pipeline: PipelineDir, component: str) -> dict[str, tuple[int, ...]]:
+    """The linear and convolutional layers of a network, by name, with their weights' shapes in diffusers' layout."""
+    shapes = {}
+    for specs in pipeline.weights[component].specs.values():
+        for key, spec in specs.items():
+            name = canonical_name(component, key)
+            if name and name.endswith(".weight") and len(spec.shape) in (2, 4) and ".embeddings." not in name:
+                shapes[name.removesuffix(".weight")] = spec.shape
+    return dict(sorted(shapes.items()))

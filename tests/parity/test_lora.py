@@ -1,0 +1,146 @@
+"""LoRA: jaxbooth's own layers train as PEFT's do, and the file is what diffusers reads."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from booth import loop
+from booth.adapters import adapter_of
+from booth.config import set_field
+from booth.lora_file import FILE
+from booth.pipeline_dir import open_pipeline
+
+STEPS = 20
+CASES = {
+    "attention": {},
+    "everything, alpha is not the rank": {"adapter.targets": "all", "adapter.alpha": 2.0},
+    "text encoder": {"train.text_encoder": True, "adapter.targets": "feed_forward"},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(make_tiny_config, tmp_path_factory):
+    """(package, case) -> (config, run) of STEPS steps, trained once."""
+    done = {}
+    class_images = tmp_path_factory.mktemp("class_images")  # the same for all: backends may differ by 1 of 255
+
+    def trained(package, case):
+        if (package, case) not in done:
+            config = make_tiny_config()
+            fields = {"adapter.kind": "lora", "adapter.rank": 4, "train.learning_rate": 1e-3, "train.steps": STEPS}
+            for name, value in (fields | CASES[case]).items():
+                set_field(config, name, value)
+            backend_class = importlib.import_module(f"{package}.backend").Backend
+            config.prior.images = str(class_images)
+            folder = tmp_path_factory.mktemp("run") / "run"
+            done[package, case] = config, loop.train(backend_class, config, folder)
+        return done[package, case]
+
+    return trained
+
+
+def update(config, run):
+    """What was added to the networks' weights, all of it in one vector."""
+    adapter = adapter_of(config, open_pipeline(config.model.source))
+    tensors = load_file(run.pipeline / FILE)
+    named = [(*name.partition(".")[::2], array) for name, array in tensors.items()]
+    pipeline = open_pipeline(config.model.source)
+    before = {c: pipeline.tensors(c) for c in ("unet", "text_encoder")}
+    return np.concatenate([(array - before[c][name]).ravel() for c, name, array in adapter.merged(pipeline, named)])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_backends_train_the_same(trained, case):
+    """By the parity measure of full fine-tuning: the update's direction and length, and every loss."""
+    (config, torch_run), (_, jax_run) = trained("torchbooth", case), trained("jaxbooth", case)
+    ours, theirs = update(config, jax_run), update(config, torch_run)
+    assert np.linalg.norm(theirs) > 0
+    assert np.linalg.norm(ours - theirs) < 5e-3 * np.linalg.norm(theirs)
+    for name in ("loss", "grad_norm"):
+        values = [[line[name] for line in run.metrics] for run in (jax_run, torch_run)]
+        np.testing.assert_allclose(*values, rtol=2e-4, err_msg=name)
+    mutant = update(config, jax_run) * (0.5 if case == "attention" else 1.01)
+    assert np.linalg.norm(mutant - theirs) > 5e-3 * np.linalg.norm(theirs), "the measure sees a wrong scale"
+
+
+@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
+@pytest.mark.parametrize("case", CASES)
+def test_diffusers_reads_the_file(trained, package, case):
+    """The same outputs as the merged weights, within 1e-5 relative."""
+    config, run = trained(package, case)
+    plain = StableDiffusionPipeline.from_pretrained(config.model.source, safety_checker=None)
+    adapted = StableDiffusionPipeline.from_pretrained(config.model.source, safety_checker=None)
+    adapted.load_lora_weights(run.pipeline)
+    adapter, pipeline = adapter_of(config, open_pipeline(config.model.source)), open_pipeline(config.model.source)
+    named = [(*name.partition(".")[::2], array) for name, array in load_file(run.pipeline / FILE).items()]
+    for component in {name.partition(".")[0] for name in adapter.shapes}:
+        network = getattr(plain, component)
+        merged = {name: torch.from_numpy(a) for c, name, a in adapter.merged(pipeline, named) if c == component}
+        own = network.state_dict()
+        renamed = {name if name in own else name.removeprefix("text_model."): value for name, value in merged.items()}
+        network.load_state_dict(renamed, strict=False)
+    ids = torch.arange(77)[None] % 100
+    with torch.no_grad():
+        contexts = [p.text_encoder(ids)[0] for p in (plain, adapted)]
+        latents, time = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([300])
+        outputs = [p.unet(latents, time, c)[0] for p, c in zip((plain, adapted), contexts, strict=True)]
+        untouched = StableDiffusionPipeline.from_pretrained(config.model.source, safety_checker=None)
+        base = untouched.unet(latents, time, untouched.text_encoder(ids)[0])[0]
+    for one, two in (contexts, outputs):
+        assert (one - two).norm() < 1e-5 * two.norm()
+    assert (outputs[1] - base).norm() > 1e-3 * base.norm(), "the adapter does something"
+
+
+def test_the_file(trained):
+    _, run = trained("torchbooth", "text encoder")
+    with safe_open(run.pipeline / FILE, framework="np") as file:
+        keys, metadata = sorted(file.keys()), file.metadata()
+    assert all(key.startswith(("unet.", "text_encoder.text_model.encoder.layers.")) for key in keys)
+    assert {key.rpartition(".lora_")[2] for key in keys} == {"A.weight", "B.weight"}
+    settings = json.loads(metadata["lora_adapter_metadata"])
+    assert settings["unet.r"] == 4 and settings["text_encoder.lora_alpha"] == 4.0
+    assert (run.pipeline / FILE).stat().st_size < 1_000_000
+    assert not (run.path / "pipeline").exists()
+
+
+@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
+def test_only_the_adapter_trains_and_is_saved(make_tiny_config, tmp_path, package):
+    config = make_tiny_config()
+    config.adapter.kind, config.train.learning_rate = "lora", 1e-3
+    backend_class = importlib.import_module(f"{package}.backend").Backend
+    seen = {}
+
+    class Watched(backend_class):
+        def save(self, state, folder):
+            seen["state"], seen["names"] = state, {f"{c}.{n}" for c, n, _ in self.tensors(state)}
+            super().save(state, folder)
+
+    run = loop.train(Watched, config, tmp_path / "run")
+    adapter = adapter_of(config, open_pipeline(config.model.source))
+    assert seen["names"] == adapter.tensor_shapes().keys()
+    source = open_pipeline(config.model.source).tensors("unet")
+    if package == "torchbooth":
+        now = {n.replace(".base_layer.", "."): p for n, p in seen["state"].models.unet.named_parameters()}
+        frozen = {name: now[name].detach().numpy() for name in source}
+    else:
+        from jaxbooth.weights import to_diffusers
+
+        models = seen["state"].frozen
+        frozen = {name: to_diffusers(models.unet, name, models.params[f"unet.{name}"]) for name in source}
+    assert all(np.array_equal(frozen[name], source[name]) for name in source)
+    size = sum(path.stat().st_size for path in (run.path / "checkpoints").rglob("*") if path.is_file())
+    assert size < 0.1 * sum(array.nbytes for array in source.values())
+    parts = tmp_path / "parts"
+    config.train.steps = 2
+    loop.train(backend_class, config, parts)
+    config.train.steps = 4
+    again = loop.train(backend_class, config, parts)
+    one, two = load_file(run.pipeline / FILE), load_file(again.pipeline / FILE)
+    assert all(np.array_equal(one[name], two[name]) for name in one), "resumed to the bit"
+    assert loop.train(backend_class, config, parts).metrics == again.metrics, "nothing is left to do"
