@@ -75,7 +75,7 @@ class Checkpoints:
             raise UserError(f"step {step} has no checkpoint in {self.folder}; there are: {have}")
         try:
             owner = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8"))["run_id"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, RecursionError, ValueError, TypeError, KeyError) as error:
             raise self._damaged(step, error) from error
         if owner != self._run_id:
             raise UserError(
@@ -139,6 +139,8 @@ class Checkpoints:
         """The state saved at a step, as `Backend.restore` gives it. UserError if its files are damaged."""
         try:
             return backend.restore(state, self.path(step))
+        except RecursionError as error:
+            raise self._damaged(step, error) from error
         except (AssertionError, MemoryError, RuntimeError, UserError):  # a full device is a RuntimeError
             raise
         except Exception as error:  # safetensors, Orbax and JSON raise what they like, Orbax Exception itself

@@ -7,6 +7,9 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with code 2.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # a path may have a line break in it
+
 
 def not_finite(name: str) -> UserError:
     """For a trained tensor with NaN or infinity in it, which no checkpoint may hold."""

@@ -93,8 +93,11 @@ def exported_step(folder: Path, precision: Precision | None = None) -> int | Non
     """The step an exported pipeline was recorded with; None if there is no export (in `precision`) or no step."""
     if not (folder / RECORD).is_file():
         return None
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    return record["step"] if precision in (None, record["precision"]) else None
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return record["step"] if precision in (None, record["precision"]) else None
+    except (KeyError, RecursionError, TypeError, ValueError):  # damaged: it is exported again
+        return None
 
 
 def check_target(source: PipelineDir, out: Path) -> None:

@@ -32,7 +32,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A metric is a number, or None where a skipped update's was not finite.
     """
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    read = []
+    for line in lines:
+        with suppress(ValueError):
+            read.append(json.loads(line))
+    return [line for line in read if isinstance(line, dict) and "step" in line]
 
 
 class Recorder:

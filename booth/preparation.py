@@ -124,7 +124,8 @@ def _naming(field: str) -> Iterator[None]:
 
 def load_tokenizer(pipeline: PipelineDir) -> Tokenizer:
     """The pipeline's tokenizer, padding to the text encoder's window (77 tokens)."""
-    return Tokenizer(pipeline.tokenizer_path, pipeline.component_config("text_encoder")["max_position_embeddings"])
+    encoder = pipeline.component_config("text_encoder")
+    return Tokenizer(pipeline.tokenizer_path, encoder["max_position_embeddings"], encoder.get("vocab_size", 49408))
 
 
 def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> Batches:

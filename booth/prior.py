@@ -68,7 +68,7 @@ def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     manifest = folder / MANIFEST
     try:
         before = dict(json.loads(manifest.read_text(encoding="utf-8"))) if manifest.is_file() else {}
-    except (TypeError, ValueError):
+    except (RecursionError, TypeError, ValueError):
         before = {}  # damaged: nothing is known about the images
     differing = [
         f"{key} {before.get(key)!r} there, {value!r} here" for key, value in recipe.items() if before.get(key) != value

@@ -240,14 +240,14 @@ def pinned_revision(workdir: str | Path, config: Any) -> str:
     path = Path(workdir).expanduser() / "manifest.json"
     origin = _read_manifest(path).get(_ORIGIN, {}) if path.is_file() else {}
     same = (origin.get("source"), origin.get("revision")) == (config.model.source, config.model.revision)
-    return origin.get("commit", "") if same else config.model.revision
+    return str(origin.get("commit", "")) if same else config.model.revision
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, str]]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         return {name: dict(value) for name, value in manifest.items()}
-    except (AttributeError, TypeError, ValueError) as error:  # no JSON, no object, other values
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:  # no JSON, no object, other values
         raise UserError(
             f"{path} is damaged; put it back from a copy, or delete it if photos and model are still the same"
         ) from error
@@ -270,7 +270,7 @@ def read_record(workdir: str | Path) -> Record:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return Record(record["backend"], record["run_id"], dict(record["config"]))
-    except (KeyError, TypeError, ValueError) as error:  # other keys, no object, no JSON
+    except (KeyError, RecursionError, TypeError, ValueError) as error:  # other keys, no object, no JSON
         raise UserError(f"{workdir} is not a run folder: its config.json is of something else") from error
 
 

@@ -8,6 +8,7 @@ import torch
 from accelerate import init_empty_weights
 
 from booth.adapters import Adapter
+from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir, fit_weights
 
 _PREFIX = "text_model."  # transformers 5 leaves it out of the module's names, the folder format keeps it
@@ -43,14 +44,18 @@ def build(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32) -> dic
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    networks = {
-        "vae": AutoencoderKL.from_config(pipeline.component_config("vae")),
-        "text_encoder": CLIPTextModel(CLIPTextConfig(**pipeline.component_config("text_encoder"))),
-    }
     before = torch.get_default_dtype()
-    torch.set_default_dtype(unet_dtype)
     try:
+        networks = {
+            "vae": AutoencoderKL.from_config(pipeline.component_config("vae")),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**pipeline.component_config("text_encoder"))),
+        }
+        torch.set_default_dtype(unet_dtype)
         networks["unet"] = UNet2DConditionModel.from_config(pipeline.component_config("unet"))
+    except Exception as error:  # the libraries raise what they like for a config that makes no network
+        raise UserError(
+            f"{pipeline.path}: its configs make no network ({' '.join(str(error).split())[:300]}); download it again"
+        ) from error
     finally:
         torch.set_default_dtype(before)
     return {name: network.eval().requires_grad_(False) for name, network in networks.items()}

@@ -32,7 +32,8 @@ for config, batches in pickle.loads(open(jobs, "rb").read()):
     models = backend.load(check_inputs(config).pipeline)
     state = backend.init(models)
     held = (state.trainable, state.optimizer[0].mu)
-    shards = {shard.data.shape for tree in held for shard in tree["unet.conv_in.weight"].addressable_shards}
+    split = [tree["unet.conv_in.weight"] for tree in held if "unet.conv_in.weight" in tree]
+    shards = {shard.data.shape for array in split for shard in array.addressable_shards}
     losses = []
     for batch in batches:
         state, metrics = backend.train_step(state, batch)
@@ -58,12 +59,13 @@ def on_eight_devices(make_tiny_config, tmp_path):
     Gives (the pipeline; of each mesh: losses, shapes of the parts of conv_in's weight, weights; pictures if fsdp=2).
     """
 
-    def on_eight_devices(*meshes):
+    def on_eight_devices(*meshes, adapter="none"):
         jobs, expected = [], []
         for batch_size, fsdp in meshes:
             config = make_tiny_config()
             config.train.learning_rate, config.train.batch_size, config.prior.weight = 3e-4, batch_size, 0.5
             config.train.accumulation, config.train.text_encoder = batch_size, batch_size == 2
+            config.adapter.kind, config.adapter.targets = adapter, "all"
             inputs = check_inputs(config)
             backend = Backend(config)
             models = backend.load(inputs.pipeline)
@@ -98,6 +100,12 @@ def on_eight_devices(make_tiny_config, tmp_path):
         return inputs.pipeline, results
 
     return on_eight_devices
+
+
+@pytest.mark.full
+def test_adapters_on_eight_devices(on_eight_devices):
+    """Beside split weights that do not train."""
+    on_eight_devices((2, 4), adapter="lora")
 
 
 def test_eight_devices_train_as_one(on_eight_devices, make_tiny_config, tmp_path):
