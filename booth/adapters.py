@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from booth import randomness
-from booth.config import trained_components
+from booth.config import trained_networks
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir, canonical_name
 
@@ -70,6 +70,9 @@ class Adapter:
     ) -> Iterator[tuple[str, str, np.ndarray]]:
         """(component, name, array) of A and B -> of all weights of the components that have one, for export."""
         own = {f"{component}.{name}": array for component, name, array in tensors}
+        for name in own.keys() - self.tensor_shapes().keys():  # new tokens'
+            component, _, rest = name.partition(".")
+            yield component, rest, own[name]
         for component in sorted({name.partition(".")[0] for name in self.shapes}):
             for name, array in pipeline.tensors(component).items():
                 layer = f"{component}.{name.removesuffix('.weight')}"
@@ -84,17 +87,23 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (b.reshape(len(b), -1) @ a.reshape(len(a), -1)).reshape(len(b), *a.shape[1:])
 
 
-def adapter_of(config: Any, pipeline: PipelineDir) -> Adapter | None:
-    """The adapter that a config asks for; None for full fine-tuning. UserError if its rule matches no layer."""
+def adapter_of(
+    config: Any, pipeline: PipelineDir, weights: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None
+) -> Adapter | None:
+    """The adapter that a config asks for; None for full fine-tuning. UserError if its rule matches no layer.
+
+    `weights`: by component the shapes of its weights in diffusers' layout, if the pipeline's files are not to be read.
+    """
     settings = config.adapter
     if settings.kind == "none":
         return None
     rule = re.compile(PRESETS.get(settings.targets, settings.targets))
     shapes: dict[str, tuple[int, ...]] = {}
-    for component in trained_components(config):
-        found = {name: shape for name, shape in layers(pipeline, component).items() if rule.fullmatch(name)}
+    for component in trained_networks(config):
+        known = layers(weights[component] if weights else _shapes(pipeline, component))
+        found = {name: shape for name, shape in known.items() if rule.fullmatch(name)}
         if not found:
-            ends = sorted({".".join(name.split(".")[-2:]) for name in layers(pipeline, component)})
+            ends = sorted({".".join(name.split(".")[-2:]) for name in known})
             raise UserError(
                 f"adapter.targets={settings.targets!r} matches no layer of the {component}; take one of"
                 f" {', '.join(PRESETS)}, or a regular expression for whole names, such as .*attn2.*; they end in"
@@ -104,12 +113,19 @@ def adapter_of(config: Any, pipeline: PipelineDir) -> Adapter | None:
     return Adapter(settings.rank, settings.alpha or float(settings.rank), settings.dropout, shapes)
 
 
-def layers(pipeline: PipelineDir, component: str) -> dict[str, tuple[int, ...]]:
-    """The linear and convolutional layers of a network, by name, with their weights' shapes in diffusers' layout."""
-    shapes = {}
-    for specs in pipeline.weights[component].specs.values():
-        for key, spec in specs.items():
-            name = canonical_name(component, key)
-            if name and name.endswith(".weight") and len(spec.shape) in (2, 4) and ".embeddings." not in name:
-                shapes[name.removesuffix(".weight")] = spec.shape
-    return dict(sorted(shapes.items()))
+def layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Of a network's weights, by name and shape in diffusers' layout, its linear and convolutional layers."""
+    return {
+        name.removesuffix(".weight"): shape
+        for name, shape in sorted(shapes.items())
+        if name.endswith(".weight") and len(shape) in (2, 4) and ".embeddings." not in name
+    }
+
+
+def _shapes(pipeline: PipelineDir, component: str) -> dict[str, tuple[int, ...]]:
+    named = (
+        (canonical_name(component, key), spec.shape)
+        for specs in pipeline.weights[component].specs.values()
+        for key, spec in specs.items()
+    )
+    return {name: shape for name, shape in named if name}

@@ -1,6 +1,7 @@
 """Captions of photos: from text files beside them, from their names, or from a table; and their shuffled variants."""
 
 import csv
+import io
 import json
 import logging
 import re
@@ -100,7 +101,10 @@ def _table(folder: Path, column: str) -> dict[str, str]:
 def _rows(path: Path) -> list[dict[str, Any]]:
     text = _text_of(path)
     if path.suffix == ".csv":
-        return [dict(row) for row in csv.DictReader(text.splitlines())]
+        try:
+            return [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
+        except csv.Error as error:
+            raise UserError(f"{path} cannot be read as a table ({error}); correct it") from error
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():

@@ -1,5 +1,6 @@
 """Checkpoints on disk or in a bucket: found, written whole, rotated only after the next one is complete."""
 
+import hashlib
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from booth import space
 from booth.adapters import adapter_of
 from booth.backend import Backend
-from booth.config import is_remote, trained_components
+from booth.config import is_remote, trained_networks
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.rundir import STAGING_PREFIX, publish, remove, rename
@@ -26,19 +27,37 @@ _STEP = re.compile(r"step-(\d{6,})$")
 _RECORD = "checkpoint.json"
 
 
-# Bytes of optimizer states for a trained number: one or two moments, in float32 or in 8 bits with a scale for each 256.
-_STATES = {"adamw": 8.0, "adamw8bit": 2.04, "lion": 4.0, "lion8bit": 1.02, "adafactor": 0.1}
+_HEADER = 600  # bytes for a tensor's name and those of its states
 
 
 def checkpoint_size(config: Any, pipeline: PipelineDir) -> int:
     """Bytes of a checkpoint, at most: trained weights and optimizer states."""
+    size = 0
     if adapter := adapter_of(config, pipeline):
-        shapes = list(adapter.tensor_shapes().values())
+        size = sum(_tensor_size(config, shape, 4) for shape in adapter.tensor_shapes().values())
     else:
-        files = [specs for name in trained_components(config) for specs in pipeline.weights[name].specs.values()]
-        shapes = [spec.shape for specs in files for spec in specs.values()]
-    count = sum(map(math.prod, shapes))
-    return int(count * ((2 if config.memory.weights == "bf16" else 4) + _STATES[config.train.optimizer]))
+        for component in trained_networks(config):
+            width = 2 if component == "unet" and config.memory.weights == "bf16" else 4
+            for specs in pipeline.weights[component].specs.values():
+                size += sum(_tensor_size(config, spec.shape, width) for spec in specs.values())
+    if config.tokens.add:
+        features = pipeline.component_config("unet")["cross_attention_dim"]
+        size += _tensor_size(config, (len(config.tokens.add), features), 4)
+    return size
+
+
+def _tensor_size(config: Any, shape: tuple[int, ...], width: int) -> int:
+    """Of one trained tensor, kept in `width` bytes a number: with its states, as `torchbooth.optim` describes them."""
+    count = math.prod(shape)
+    small = count < 4096  # then states are not in 8 bits
+    states = {
+        "adamw": 8.0 * count,
+        "adamw8bit": (8 if small else 2.04) * count,
+        "lion": 4.0 * count,
+        "lion8bit": (4 if small else 1.02) * count,
+        "adafactor": 4.0 * (count / shape[-1] + count / shape[-2] if len(shape) > 1 else count),
+    }
+    return int(width * count + states[config.train.optimizer]) + _HEADER
 
 
 class Checkpoints:
@@ -96,7 +115,8 @@ class Checkpoints:
         try:
             with self._new(self.path(step)) as folder:
                 backend.save(state, folder)
-                (folder / _RECORD).write_bytes(json.dumps({"step": step, "run_id": self._run_id}).encode())
+                record = {"step": step, "run_id": self._run_id, "sha256": self._hashes(folder)}
+                (folder / _RECORD).write_bytes(json.dumps(record).encode())
         except UserError:  # another host's reason
             raise
         except (OSError, SafetensorError, ValueError) as error:  # what the libraries raise for a full disk
@@ -137,6 +157,10 @@ class Checkpoints:
 
     def restore(self, backend: Backend, state: Any, step: int) -> Any:
         """The state saved at a step, as `Backend.restore` gives it. UserError if its files are damaged."""
+        wanted = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8")).get("sha256") or {}
+        here = self._hashes(self.path(step)) if wanted else {}
+        if changed := sorted(name for name, sha256 in wanted.items() if here.get(name) != sha256):
+            raise self._damaged(step, ValueError(f"{', '.join(changed[:3])}: not what was saved"))
         try:
             return backend.restore(state, self.path(step))
         except RecursionError as error:
@@ -145,6 +169,15 @@ class Checkpoints:
             raise
         except Exception as error:  # safetensors, Orbax and JSON raise what they like, Orbax Exception itself
             raise self._damaged(step, error) from error
+
+    def _hashes(self, folder: Path) -> dict[str, str]:
+        """sha256 of each file of a checkpoint; of one in a bucket none, which has checksums of its own."""
+        hashes: dict[str, str] = {}
+        for path in sorted(folder.rglob("*")) if not self._in_bucket else ():
+            if path.is_file() and path.name != _RECORD:
+                with path.open("rb") as file:
+                    hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashes
 
     def _damaged(self, step: int, error: Exception) -> UserError:
         older = [found for found in self.steps() if found < step]

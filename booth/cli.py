@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from booth import config as settings
-from booth import loop, pictures, space
+from booth import loop, pictures, space, tokens
 from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
@@ -241,7 +241,7 @@ def _sample(package: str, options: argparse.Namespace) -> None:
         pipeline.verify()
     sampler = Sampler(
         pipeline,
-        load_tokenizer(pipeline),
+        load_tokenizer(pipeline, tokens.new_tokens(trained.config) if trained else ()),
         _size(options.size, pipeline),
         options.solver,
         options.steps,
@@ -295,13 +295,15 @@ def _export(package: str, options: argparse.Namespace) -> None:
     check_target(trained.pipeline, out)
     if options.verify:
         trained.pipeline.verify()
-    size = export_size(trained.pipeline, options.precision, settings.trained_components(trained.config))
+    size = export_size(trained.pipeline, options.precision, settings.trained_networks(trained.config))
     space.require([space.Need("the pipeline", out, size)], "make room, or export to another disk")
     backend, state = trained.restore(backend_class)
     tensors = backend.tensors(state)
     if adapter := adapter_of(trained.config, trained.pipeline):
         tensors = adapter.merged(trained.pipeline, tensors)
-    export(trained.pipeline, out, tensors, options.precision, step=trained.step)
+    if added := tokens.new_tokens(trained.config):
+        tensors = tokens.enlarged(trained.pipeline, tensors)
+    export(trained.pipeline, out, tensors, options.precision, trained.step, added)
     log.info("pipeline of step %d written to %s", trained.step, out)
 
 

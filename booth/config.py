@@ -55,9 +55,13 @@ def one_of(*choices: Any) -> Rule:
     return Rule("one of " + ", ".join(repr(choice) for choice in choices), lambda value: value in choices)
 
 
-def only(value: Any, missing: str) -> Rule:
-    """The field has its final name and place, but one value only: what it will switch on is not built yet."""
-    return Rule(f"{value!r}: {missing} not available yet", lambda given: given == value)
+def _are_tokens(entries: tuple[str, ...]) -> bool:
+    parts = [entry.partition("=") for entry in entries]
+    tokens = [token for token, _, _ in parts]
+    whole = all(
+        token and word and not re.search(r"\s", entry) for (token, _, word), entry in zip(parts, entries, strict=True)
+    )
+    return whole and len(set(tokens)) == len(tokens)
 
 
 def _is_regex(text: str) -> bool:
@@ -122,7 +126,7 @@ FIELDS = (
           at_least(0), may_change=True),
     Field("train.precision", "fp32", "compute type: float32, bfloat16, or float16 with loss scaling (torchbooth)",
           one_of("fp32", "bf16", "fp16")),
-    Field("train.unet", True, "train the UNet", only(True, "training without the UNet is")),
+    Field("train.unet", True, "train the UNet; false: only the text encoder or new tokens"),
     Field("train.text_encoder", False, "train the text encoder too (in float32)"),
     Field("train.text_encoder_learning_rate", 0.0, "its peak learning rate; 0: train.learning_rate", at_least(0),
           may_change=True),
@@ -163,6 +167,12 @@ FIELDS = (
     Field("adapter.targets", "attention", "layers that get one: attention, cross_attention, feed_forward (attention"
           " too), all (convolutions too), or a regular expression for whole names",
           Rule("attention, cross_attention, feed_forward, all or a regular expression", _is_regex)),
+    Field("tokens.add", (), "new tokens for prompts and captions, each with a word that it begins as, such as"
+          " '<saya_token>=girl'; only their embeddings train, beside whatever else does",
+          Rule("like '<saya_token>=girl', without spaces, each token once", _are_tokens)),
+    Field("tokens.learning_rate", 5e-4, "their peak learning rate", above(0), may_change=True),
+    Field("tokens.fraction", 1.0, "share of train.steps in which they train, from the first on",
+          Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1), may_change=True),
     Field("data.resolution", 512, "side of the square training images, in pixels", at_least(8)),
     Field("data.crop", "center", "crop after the short side is resized", one_of("center", "random")),
     Field("data.crop_variants", 4, "crops kept of each image when crop is random", at_least(1)),
@@ -430,9 +440,32 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def trained_components(config: ConfigDict) -> tuple[str, ...]:
-    """The networks whose weights the run changes."""
-    return ("unet", "text_encoder") if config.train.text_encoder else ("unet",)
+def trained_networks(config: ConfigDict) -> tuple[str, ...]:
+    """The networks whose weights, or whose adapters, the run trains."""
+    return ("unet",) * config.train.unet + ("text_encoder",) * config.train.text_encoder
+
+
+def trains_text(config: ConfigDict) -> bool:
+    """Whether contexts change while a run trains, so that updates begin with token ids."""
+    return bool(config.train.text_encoder or config.tokens.add)
+
+
+def is_trained(config: ConfigDict, name: str) -> bool:
+    """Whether a tensor, by `component.name`, is one that the run trains."""
+    if rate_group(name) == "tokens":
+        return bool(config.tokens.add)
+    trains = name.partition(".")[0] in trained_networks(config)
+    return trains and (config.adapter.kind == "none" or ".lora_" in name)
+
+
+def rate_group(name: str) -> str:
+    """Of a trained tensor, by `component.name`: whose learning rate it has, the component's or that of new tokens."""
+    return "tokens" if ".token_embedding.added." in name else name.partition(".")[0]
+
+
+def rate_groups(config: ConfigDict) -> tuple[str, ...]:
+    """All that have a learning rate."""
+    return trained_networks(config) + ("tokens",) * bool(config.tokens.add)
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

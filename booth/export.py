@@ -8,13 +8,14 @@ import json
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
 
-from booth import space
+from booth import space, tokens
 from booth.errors import UserError
 from booth.pipeline_dir import (
     PipelineDir,
@@ -25,7 +26,8 @@ from booth.pipeline_dir import (
     open_pipeline,
     written_key,
 )
-from booth.rundir import publish, remove, rename
+from booth.prompts import Tokenizer
+from booth.rundir import STAGING_PREFIX, publish, remove, rename
 from booth.space import readable
 
 RECORD = "export.json"
@@ -41,26 +43,25 @@ def export(
     trained: Iterable[tuple[str, str, np.ndarray]],
     precision: Precision = "source",
     step: int | None = None,
+    added: Sequence[str] = (),
 ) -> None:
     """Writes the pipeline with its trained weights to `out`; an earlier export there is replaced when all is done.
 
     `trained` yields (component, canonical name, float32 array), components whole, in any order; one array is held at
     a time. Precision "source": trained weights are float32 and the rest stays as it is; else all weights get that type.
-    `step`, the training step, is only recorded.
+    `step`, the training step, is only recorded. `added`: new tokens, for which the trained text encoder's table has
+    rows at its end; the tokenizer learns them.
 
     Raises UserError if `out` holds something else or cannot be written, or if fp16 cannot hold a weight; RuntimeError
     if a trained component's tensors are not exactly the source's.
     """
     out = Path(out).resolve()  # "." has no name to stage beside
     check_target(source, out)
-    fresh, aside = out.with_name(f".new-{out.name}"), out.with_name(f".old-{out.name}")
+    fresh, aside = _beside(out)
     try:
-        if aside.exists() and not out.exists():  # a crash between the two renames below
-            rename(aside, out)
-        remove(aside)
-        remove(fresh)
+        finish_interrupted(out)
         with publish(fresh) as staging:
-            record = _write_pipeline(source, staging, trained, precision)
+            record = _write_pipeline(source, staging, trained, precision, added)
             _write_json(staging / RECORD, {"step": step, **record})
         if out.exists():
             rename(out, aside)
@@ -72,6 +73,21 @@ def export(
             f" {readable(export_size(source, precision, source.family.trainable))} are needed and"
             f" {readable(space.free(out.parent))} are free; mend that, export again"
         ) from error
+
+
+def _beside(out: Path) -> tuple[Path, Path]:
+    """Where an export is before it gets its name, and where the one is that it replaces."""
+    return out.with_name(f".new-{out.name}"), out.with_name(f".old-{out.name}")
+
+
+def finish_interrupted(out: Path) -> None:
+    """Removes what a crash in the middle of an export left; an earlier export is back under its name."""
+    fresh, aside = _beside(out)
+    if aside.exists() and not out.exists():  # between the two renames
+        rename(aside, out)
+    remove(aside)
+    remove(fresh)
+    remove(fresh.with_name(STAGING_PREFIX + fresh.name))
 
 
 def export_size(source: PipelineDir, precision: Precision, trained: Collection[str]) -> int:
@@ -112,7 +128,11 @@ def check_target(source: PipelineDir, out: Path) -> None:
 
 
 def _write_pipeline(
-    source: PipelineDir, out: Path, trained: Iterable[tuple[str, str, np.ndarray]], precision: Precision
+    source: PipelineDir,
+    out: Path,
+    trained: Iterable[tuple[str, str, np.ndarray]],
+    precision: Precision,
+    added: Sequence[str],
 ) -> dict[str, Any]:
     """Fills a new folder; returns what there is to say about it."""
     out.mkdir()
@@ -125,7 +145,8 @@ def _write_pipeline(
     for component, name, array in trained:
         if component not in writers:
             assert component in source.family.trainable, f"{component} cannot have been trained"
-            writers[component] = _ComponentWriter(source, component, out, _CODES.get(precision, "F32"))
+            more = {tokens.TABLE: len(added)} if component == "text_encoder" else {}
+            writers[component] = _ComponentWriter(source, component, out, _CODES.get(precision, "F32"), more)
         writers[component].add(name, array)
     for component in source.family.networks:
         shutil.copyfile(source.path / component / "config.json", out / component / "config.json")
@@ -140,6 +161,8 @@ def _write_pipeline(
         if component not in source.family.networks:
             _copy_files(source, files, out / component, changes)
     _complete_tokenizer(out / "tokenizer", changes)
+    if added:
+        _add_tokens(source, out, added, changes)
     _write_model_index(source, out, set(components(source.model_index)) - set(present), changes)
     return {
         "family": source.family.name,
@@ -159,8 +182,15 @@ def _write_pipeline(
 class _ComponentWriter:
     """Writes a network's weights, given in any order, under the source's keys into files of the source's names."""
 
-    def __init__(self, source: PipelineDir, component: str, out: Path, code: str | None) -> None:
-        """`code` is the dtype to write; None keeps each tensor's own."""
+    def __init__(
+        self,
+        source: PipelineDir,
+        component: str,
+        out: Path,
+        code: str | None,
+        more_rows: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """`code` is the dtype to write; None keeps each tensor's own. `more_rows`: than in the source, by name."""
         self._component = component
         self._weights = source.weights[component]
         self._index = out / component / _plain_name(self._weights.index, source) if self._weights.index else None
@@ -169,9 +199,11 @@ class _ComponentWriter:
         for path, specs in self._weights.specs.items():
             keys = {key: written_key(component, key) for key in specs}
             names = {key: canonical_name(component, key) for key in specs}
-            wanted = {
-                keys[key]: TensorSpec(code, spec.shape) if code and names[key] else spec for key, spec in specs.items()
-            }
+            wanted = {}
+            for key, spec in specs.items():
+                more = more_rows.get(names[key] or "", 0)
+                shape = (spec.shape[0] + more, *spec.shape[1:]) if more else spec.shape
+                wanted[keys[key]] = TensorSpec(code, shape) if code and names[key] else spec
             file = self._files[path] = _SafetensorsFile(out / component / _plain_name(path, source), wanted)
             for key, name in names.items():
                 if name is None:  # a buffer, in no backend's hands
@@ -235,13 +267,19 @@ class _SafetensorsFile:
         spec = self.specs[key]
         if array.shape != spec.shape:
             raise RuntimeError(f"{key} to export has shape {array.shape}, in the source {spec.shape}")
-        with np.errstate(over="ignore"):
-            converted = np.ascontiguousarray(array, _DTYPES.get(spec.dtype))
-        if spec.dtype == "F16" and np.isinf(converted).any() and not np.isinf(array).any():
-            raise UserError(f"export.precision=fp16 cannot hold {key}: it exceeds 65504; use bf16 or fp32")
+        converted = as_type(key, array, _DTYPES.get(spec.dtype))
         with self.path.open("r+b") as file:
             file.seek(self._start[key])
             file.write(converted.reshape(-1).view(np.uint8).data)
+
+
+def as_type(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+    """The array in another type; UserError if float16 cannot hold it."""
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(array, dtype)
+    if converted.dtype == np.float16 and np.isinf(converted).any() and not np.isinf(array).any():
+        raise UserError(f"export.precision=fp16 cannot hold {name}: it exceeds 65504; use bf16 or fp32")
+    return converted
 
 
 def _is_as_wanted(source: PipelineDir, component: str, code: str | None) -> bool:
@@ -310,6 +348,21 @@ def _complete_tokenizer(folder: Path, changes: dict[str, str]) -> None:
     if added:
         _write_json(folder / "added_tokens.json", added)
         changes["tokenizer/added_tokens.json"] = "made from tokenizer.json"
+
+
+def _add_tokens(source: PipelineDir, out: Path, added: Sequence[str], changes: dict[str, str]) -> None:
+    """Teaches an export's tokenizer new tokens, and its text encoder's config the size of the table."""
+    config = source.component_config("text_encoder")
+    first = config.get("vocab_size", 49408)
+    _write_json(out / "text_encoder" / "config.json", {**config, "vocab_size": first + len(added)})
+    Tokenizer(source.tokenizer_path, config["max_position_embeddings"], first, added).save(out / "tokenizer")
+    ids = {token: first + place for place, token in enumerate(added)}
+    path = out / "tokenizer" / "added_tokens.json"  # for transformers 4, which need not read tokenizer.json
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    _write_json(path, {**before, **ids})
+    for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
+        changes[f"tokenizer/{name}"] = "new tokens"
+    changes["text_encoder/config.json"] = "new tokens"
 
 
 def _write_model_index(source: PipelineDir, out: Path, absent: set[str], changes: dict[str, str]) -> None:

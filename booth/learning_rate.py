@@ -6,15 +6,19 @@ The shapes and their end points are those of `get_scheduler` in diffusers and tr
 import math
 from typing import Any
 
-from booth.config import trained_components
+from booth.config import rate_groups
 
 
 def learning_rates(config: Any, step: int) -> dict[str, float]:
-    """The rate of each trained component in update number `step` (0 for the first)."""
+    """The rate of each trained component, and of new tokens, in update number `step` (0 for the first)."""
     train = config.train
     factor = schedule_factor(config, step)
-    peak = {"unet": train.learning_rate, "text_encoder": train.text_encoder_learning_rate or train.learning_rate}
-    return {component: peak[component] * factor for component in trained_components(config)}
+    peak = {
+        "unet": train.learning_rate,
+        "text_encoder": train.text_encoder_learning_rate or train.learning_rate,
+        "tokens": config.tokens.learning_rate if step < config.tokens.fraction * train.steps else 0.0,
+    }
+    return {group: peak[group] * factor for group in rate_groups(config)}
 
 
 def schedule_factor(config: Any, step: int) -> float:

@@ -14,9 +14,9 @@ from booth import lora_file, space
 from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints, checkpoint_size
-from booth.config import is_remote, resolved, trained_components
+from booth.config import is_remote, resolved, trained_networks
 from booth.errors import UserError
-from booth.export import export, export_size, exported_step
+from booth.export import export, export_size, exported_step, finish_interrupted
 from booth.hosts import Hosts, Leader, feed, follow, leading
 from booth.lora_file import write_lora
 from booth.metrics import Recorder, read_metrics
@@ -25,6 +25,7 @@ from booth.previews import Previews
 from booth.rundir import RunDir, pinned_revision, recorded_config
 from booth.space import Need
 from booth.stopping import Stopped, StopRequest
+from booth.tokens import enlarged, keep_embeddings, new_tokens
 from booth.validation import validate
 
 log = logging.getLogger("booth")
@@ -63,20 +64,22 @@ def _train(
     backend_class.check(config)
     inputs = check_inputs(config, pinned_revision(workdir, config))
     config = backend_class.fit(config, inputs.pipeline, recorded_config(workdir))
+    adapter = adapter_of(config, inputs.pipeline)
     with RunDir.open(workdir, backend_class.name, config) as run:
+        finish_interrupted(run.pipeline)
         checkpoints = Checkpoints(run.checkpoints, run.id, checkpoint_size(config, inputs.pipeline))
         start = checkpoints.find(from_step) or 0
         log.info("%d photos, model %s: reading and hashing its weights", len(inputs.instances), config.model.source)
         run.check_manifest(inputs.fingerprint())
         run.record_origin(inputs.origin(config))
-        run.record_changes()
-        adapter = adapter_of(config, inputs.pipeline)
         exported = run.lora if adapter else run.pipeline
         if start >= config.train.steps and exported_step(exported, config.export.precision) == start:
+            run.record_changes()
             log.info("already at step %d of %d: nothing left to do", start, config.train.steps)
             return Run(run.path, exported, read_metrics(run.metrics))
 
         _require_space(config, inputs, run, checkpoints, start)
+        run.record_changes()
         backend: Backend = backend_class(config)
         if hosts:
             backend = Leader(backend, hosts, config, run.checkpoints)
@@ -106,12 +109,13 @@ def _train(
                 save = partial(checkpoints.save, backend, state, done, config.checkpoint.keep)
                 # Where one of several hosts cannot make its pictures, none can save any more.
                 previewed = _due(done, config.samples.every_steps) and hosts is not None
-                saved = _due(done, config.checkpoint.every_steps) or done == stop or previewed or request.number > 0
+                asked = request.number
+                saved = _due(done, config.checkpoint.every_steps) or done == stop or previewed or asked > 0
                 if saved:
                     with recorder.paused():
                         save()
-                if request.number and done < stop:
-                    raise Stopped(done, request.number)
+                if asked:
+                    raise Stopped(done, asked)
                 if _due(done, config.samples.every_steps):
                     pictures = nullcontext() if hosts else request.at_once()  # of several hosts all finish them
                     with recorder.paused(), _keeping(None if saved else save, done, request), pictures:
@@ -120,11 +124,14 @@ def _train(
         if config.samples.before_after:
             previews.write_before_after(backend.models(state), base_images, batches.views["instance"])
         last, precision = max(start, config.train.steps), config.export.precision
+        tensors, added = backend.tensors(state), new_tokens(config)
+        if added:
+            tensors = enlarged(inputs.pipeline, keep_embeddings(run.tokens, added, tensors))
         if adapter:
-            write_lora(exported, adapter, backend.tensors(state), precision, last)
+            write_lora(exported, adapter, tensors, precision, last)
             log.info("LoRA written to %s; `export` makes a pipeline of it", exported / lora_file.FILE)
         else:
-            export(inputs.pipeline, exported, backend.tensors(state), precision, step=last)
+            export(inputs.pipeline, exported, tensors, precision, last, added)
             log.info("pipeline written to %s", exported)
         return Run(run.path, exported, read_metrics(run.metrics))
 
@@ -144,7 +151,7 @@ def _keeping(save: Callable[[], None] | None, done: int, request: StopRequest) -
 
 def _require_space(config: Any, inputs: Inputs, run: RunDir, checkpoints: Checkpoints, start: int) -> None:
     """UserError if what the run has yet to write does not fit on its disks."""
-    exported = export_size(inputs.pipeline, config.export.precision, trained_components(config))
+    exported = export_size(inputs.pipeline, config.export.precision, trained_networks(config))
     if adapter := adapter_of(config, inputs.pipeline):
         exported = 4 * sum(map(math.prod, adapter.tensor_shapes().values()))
     needs = [*needed_space(config, inputs, run), Need("the LoRA" if adapter else "the pipeline", run.path, exported)]

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from booth.adapters import Adapter
-from booth.export import RECORD, Precision
+from booth.export import RECORD, Precision, as_type
 from booth.rundir import write_bytes, write_text
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -29,10 +29,12 @@ def write_lora(
 ) -> None:
     """Writes FILE and a record of the step into `folder`; `tensors` are (component, name, float32 array).
 
-    UserError if the disk is full.
+    UserError if the disk is full, or if fp16 cannot hold a number.
     """
     dtype: Any = _DTYPES.get(precision, np.float32)
-    content = {f"{component}.{name}": np.asarray(array, dtype) for component, name, array in tensors}
+    content = {
+        f"{component}.{name}": as_type(name, array, dtype) for component, name, array in tensors if ".lora_" in name
+    }
     assert content.keys() == adapter.tensor_shapes().keys(), "an adapter is exported whole"
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(_metadata(adapter), sort_keys=True)}
     write_bytes(folder / FILE, save(content, metadata))

@@ -1,7 +1,7 @@
 """What happens before the first update: inputs are checked, class images made, images and prompts encoded."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from booth import cache, data, prior
 from booth.backend import Backend
 from booth.batches import Batches
 from booth.captions import variants
+from booth.config import trains_text
 from booth.data import Example
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir, open_pipeline
@@ -23,6 +24,7 @@ from booth.sampling import Sampler, context_of, latent_shape, sampling_table
 from booth.schedule import noise_schedule
 from booth.solvers import is_guided
 from booth.space import Need
+from booth.tokens import initial_rows, new_tokens
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Inputs:
     pipeline: PipelineDir
     tokenizer: Tokenizer
     instances: list[Example]
+    captioned: bool = False  # whether photos have captions of their own
 
     def fingerprint(self) -> dict[str, dict[str, str]]:
         """sha256 of every photo, and of the model's weights and configs: what a resumed run must find unchanged."""
         captions = {example.path.name: example.caption for example in self.instances}
-        captioned = {"captions": captions} if len(set(captions.values())) > 1 else {}
-        return captioned | {
+        return ({"captions": captions} if self.captioned else {}) | {
             "instance images": {example.path.name: example.sha256 for example in self.instances},
             "model weights": {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks},
             "model configs": self.pipeline.config_hashes(),
@@ -94,7 +96,9 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
             data.read_examples(own, config.prior.prompt, "prior", "prior.images")
     if config.samples.every_steps or config.samples.before_after:
         _check_sampling(config, "samples", pipeline)
-    return Inputs(pipeline, load_tokenizer(pipeline), instances)
+    tokenizer = load_tokenizer(pipeline, new_tokens(config))
+    _check_tokens(config, pipeline, instances)
+    return Inputs(pipeline, tokenizer, instances, settings.captions != "none")
 
 
 def _check_sampling(config: Any, section: str, pipeline: PipelineDir) -> None:
@@ -122,10 +126,23 @@ def _naming(field: str) -> Iterator[None]:
         raise UserError(f"{field}: {error}") from error
 
 
-def load_tokenizer(pipeline: PipelineDir) -> Tokenizer:
-    """The pipeline's tokenizer, padding to the text encoder's window (77 tokens)."""
+def _check_tokens(config: Any, pipeline: PipelineDir, instances: Sequence[Example]) -> None:
+    """UserError for a new token that no prompt has, or whose initializer the model does not know as one token."""
+    if not pipeline.to_download:
+        initial_rows(config, pipeline)
+    for token in new_tokens(config):
+        if not any(token in example.caption for example in instances):
+            raise UserError(
+                f"tokens.add: {token} is in no prompt or caption of the photos; write it into instance.prompt"
+            )
+
+
+def load_tokenizer(pipeline: PipelineDir, added: Sequence[str] = ()) -> Tokenizer:
+    """The pipeline's tokenizer with new tokens, padding to the text encoder's window (77 tokens)."""
     encoder = pipeline.component_config("text_encoder")
-    return Tokenizer(pipeline.tokenizer_path, encoder["max_position_embeddings"], encoder.get("vocab_size", 49408))
+    return Tokenizer(
+        pipeline.tokenizer_path, encoder["max_position_embeddings"], encoder.get("vocab_size", 49408), added
+    )
 
 
 def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> Batches:
@@ -163,7 +180,7 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         weight=weight,
         prompts=(
             inputs.tokenizer(prompts)
-            if config.train.text_encoder
+            if trains_text(config)
             else np.stack(
                 [
                     context_of(backend, models, inputs.tokenizer, prompt)

@@ -5,11 +5,14 @@ are asked for, and making it takes nothing from training's randomness.
 """
 
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 from PIL import Image
 
 from booth import pictures, randomness
@@ -17,8 +20,10 @@ from booth.backend import Backend
 from booth.data import find_images
 from booth.errors import UserError
 from booth.progress import progress
-from booth.rundir import write_text
+from booth.rundir import STAGING_PREFIX, remove, write_text
 from booth.sampling import ImageRequest, Sampler
+
+log = logging.getLogger("booth")
 
 MANIFEST = "class_images.json"
 _OURS = re.compile(r"class-\d{5,}\.png$")
@@ -52,7 +57,10 @@ def class_images(
     missing = {index for index, file in enumerate(files) if not file.exists()}
     if len(missing) < len(files):
         _check_recipe(folder, recipe)
-    if missing:
+    if not missing:
+        return existing + files
+    with _alone(folder):
+        missing = {index for index, file in enumerate(files) if not file.exists()}
         write_text(folder / MANIFEST, json.dumps(recipe, indent=1) + "\n")
         requests = [
             ImageRequest(config.prior.prompt, randomness.derive_seed(config.prior.seed, "class image", index))
@@ -62,6 +70,24 @@ def class_images(
         for index, pixels in progress(made, desc="class images", total=len(missing), unit="image"):
             pictures.save(Image.fromarray(pixels), files[index])
     return existing + files
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which runs that share it wait for; then removes what a crash left there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        log.info("another run is making class images in %s: waiting for it", folder)
+        lock.acquire()
+    try:
+        for stale in folder.glob(STAGING_PREFIX + "*"):
+            remove(stale)
+        yield
+    finally:
+        lock.release()
 
 
 def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:

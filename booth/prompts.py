@@ -20,7 +20,8 @@ class Tokenizer:
     the text encoder's table.
     """
 
-    def __init__(self, path: Path, length: int, vocabulary: int = 2**31) -> None:
+    def __init__(self, path: Path, length: int, vocabulary: int = 2**31, added: Sequence[str] = ()) -> None:
+        """`added`: new tokens, which get the ids from `vocabulary` on."""
         # transformers takes over a second to import; CLIPTokenizer (unlike AutoTokenizer) does not import torch.
         from transformers import CLIPTokenizer
 
@@ -28,6 +29,8 @@ class Tokenizer:
         self._warned: set[str] = set()
         with self._explained():
             self._tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        if added:
+            self._add(added)
         self(["a photo"])
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
@@ -49,6 +52,26 @@ class Tokenizer:
             if ids.max(initial=0) >= self._vocabulary:
                 raise ValueError(f"it makes token {ids.max()}, and the text encoder has {self._vocabulary}")
             return ids.astype(np.int32)
+
+    def ids(self, text: str) -> list[int]:
+        """Those of a text alone, without begin and end."""
+        with self._explained():
+            return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _add(self, added: Sequence[str]) -> None:
+        if known := [token for token in added if token in self._tokenizer.get_vocab()]:
+            raise UserError(f"tokens.add: this model has {', '.join(known)} already; take another name")
+        if len(self._tokenizer) != self._vocabulary:
+            raise UserError(
+                f"tokens.add: the tokenizer {self._path} has {len(self._tokenizer)} tokens and the text encoder's table"
+                f" {self._vocabulary} rows; new ones need as many"
+            )
+        self._tokenizer.add_tokens(list(added))
+        self._vocabulary += len(added)
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, new tokens included, as this version of the library does."""
+        self._tokenizer.save_pretrained(folder)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -7,7 +7,8 @@
     RUN/checkpoints/step-000400/   (checkpoint.dir may point elsewhere: to a folder that carries this run's id)
     RUN/samples/step-000400.png    previews; before_after.png, and in base/ the base's pictures that it needs
     RUN/metrics.jsonl, RUN/tensorboard/
-    RUN/pipeline/              the exported diffusers pipeline; RUN/lora/ if an adapter was trained
+    RUN/pipeline/              the exported diffusers pipeline; RUN/lora/ if an adapter was trained,
+                               RUN/tokens/ has the embeddings of new tokens
 
 Whatever exists under its final name is complete: files are staged beside it, synced to disk, and renamed.
 """
@@ -123,6 +124,7 @@ class RunDir:
         self.tensorboard = path / "tensorboard"
         self.pipeline = path / "pipeline"
         self.lora = path / "lora"
+        self.tokens = path / "tokens"
         self._elsewhere = bool(config.checkpoint.dir)
         self.checkpoints = checkpoint_folder(path, config.checkpoint.dir)
 

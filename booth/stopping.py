@@ -5,18 +5,21 @@ them has the update at hand finished and saved, and a second one stops at once. 
 143.
 """
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_MOMENT_S = 0.3
 _DEAF_S = 5.0  # so long may Python be inside one call of a framework before a signal ends the process all the same
 
-_heard = threading.Event()  # Python has come to handle a signal
+_heard_at = -math.inf  # when Python last came to handle a signal
 _patient = threading.Event()  # the next signal may wait until the call at hand is over
 
 
@@ -67,7 +70,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        _heard.set()
+        _hear()
         first = not self.number
         self.number = self.number or number
         if self._at_once or not first:
@@ -89,7 +92,6 @@ def deafness_ends(name: str) -> Iterator[None]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = signal.signal(signal.SIGINT, _interrupt), signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    _heard.clear()
     threading.Thread(target=_listen, args=(reading, name), daemon=True).start()
     try:
         yield
@@ -100,18 +102,27 @@ def deafness_ends(name: str) -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    _heard.set()
+    _hear()
     raise KeyboardInterrupt
+
+
+def _hear() -> None:
+    global _heard_at
+    _heard_at = time.monotonic()
 
 
 def _listen(reading: int, name: str) -> None:
     """Handlers run between two of Python's instructions, but the number of a signal is written to a pipe at once."""
     while content := os.read(reading, 1):
-        number, patient = content[0], _patient.is_set()
+        number, patient, came = content[0], _patient.is_set(), time.monotonic()
         _patient.clear()
-        if number in _SIGNALS and not _heard.wait(_DEAF_S) and not patient:
+        if number not in _SIGNALS or patient:
+            continue
+        # A handler may have run a moment before this thread did.
+        while not (heard := _heard_at > came - _MOMENT_S) and time.monotonic() < came + _DEAF_S:
+            time.sleep(0.02)
+        if not heard:
             with suppress(OSError):
                 os.write(2, f"\n{name}: stopped inside a computation; the same command continues\n".encode())
             os._exit(128 + number)
-        _heard.clear()
     os.close(reading)

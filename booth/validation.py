@@ -5,7 +5,7 @@ import math
 from ml_collections import ConfigDict
 
 from booth.captions import PLACE
-from booth.config import FIELDS, default_of, get, is_remote, typed
+from booth.config import FIELDS, default_of, get, is_remote, trains_text, typed
 from booth.errors import UserError
 
 
@@ -119,6 +119,10 @@ def validate_updates(config: ConfigDict) -> None:
     if train.lr_schedule == "polynomial" and train.lr_end >= train.learning_rate:
         raise UserError(f"train.lr_end={train.lr_end} must be less than train.learning_rate={train.learning_rate}")
     _validate_memory(config)
+    if not (train.unet or trains_text(config)):
+        raise UserError("train.unet=false leaves nothing to train; set train.text_encoder=true, or give tokens.add")
+    if config.adapter.kind == "lora" and not (train.unet or train.text_encoder):
+        raise UserError("adapter.kind='lora' needs a network to train: train.unet=true or train.text_encoder=true")
     if train.text_encoder_learning_rate and not train.text_encoder:
         raise UserError(
             f"train.text_encoder_learning_rate={train.text_encoder_learning_rate} needs train.text_encoder=true;"

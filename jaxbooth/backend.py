@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from booth.backend import Batch, Metrics
-from booth.config import is_remote, trained_components
+from booth.config import is_remote, is_trained
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
@@ -86,11 +86,9 @@ class Backend:
         return sample.sample(models, self._mesh, noise, context, negative_context, table, guidance)
 
     def init(self, models: Models, *, training: bool = True) -> State:
-        components = trained_components(self._config)
+        trainable = {name: value for name, value in models.params.items() if is_trained(self._config, name)}
         if models.adapter:
-            trainable = place_parameters(self._mesh, networks.initial_adapters(models, self._config.train.seed))
-        else:
-            trainable = {name: value for name, value in models.params.items() if name.partition(".")[0] in components}
+            trainable |= place_parameters(self._mesh, networks.initial_adapters(models, self._config.train.seed))
         rest = {name: value for name, value in models.params.items() if name not in trainable}
         optimizer = step.init_optimizer(trainable, self._settings, self._mesh) if training else None
         return State(replace(models.with_adapter(), params=rest), trainable, optimizer)
@@ -106,11 +104,11 @@ class Backend:
             log.info("compiling the training step: minutes at full size, then kept for later runs")
             self._stepped = True
         placed = place_batch(self._mesh, batch, self._config.train.accumulation)
-        trained = {name.partition(".")[0] for name in state.trainable}
+        used = ("unet", "text_encoder") if batch.prompts.ndim == 2 else ("unet",)
         trainable, optimizer, metrics = step.train_step(
             state.trainable,
             state.optimizer,
-            {name: value for name, value in state.frozen.params.items() if name.partition(".")[0] in trained},
+            {name: value for name, value in state.frozen.params.items() if name.partition(".")[0] in used},
             placed,
             unet=state.frozen.unet,
             text_encoder=state.frozen.text_encoder,

@@ -66,6 +66,8 @@ def _on_cloud_tpu() -> bool:
 
 
 def _initialize(**processes: Any) -> None:
+    # JAX's own handler would take SIGTERM and do nothing; ours, and before them the system's, are to hear it.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**processes)
     except (RuntimeError, ValueError) as error:  # nobody came, or an address that is none

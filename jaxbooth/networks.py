@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from booth.adapters import Adapter, adapter_of
 from booth.pipeline_dir import PipelineDir
+from booth.tokens import ROWS, initial_rows
 from jaxbooth.models import kernels
 from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.unet import UNet2DConditionModel
@@ -74,7 +75,8 @@ def build(pipeline: PipelineDir, mesh: Mesh, config: Any, adapter: Adapter | Non
     options: dict[str, dict[str, Any]] = {
         "unet": {"dtype": dtype, "remat": recompute == "block", "kernel": kernel},
         "vae": {},
-        "text_encoder": {"remat": recompute == "block"},
+        "text_encoder": {"remat": recompute == "block"}
+        | ({"tokens": len(config.tokens.add)} if config.tokens.add else {}),
     }
     for component in _CLASSES:
         if adapter and (names := adapter.layers(component)):
@@ -92,10 +94,17 @@ def load(pipeline: PipelineDir, mesh: Mesh, config: Any) -> Models:
 
     Where an adapter trains instead of them, matrices and kernels are kept in the type that the network computes in.
     """
-    networks, adapter = build(pipeline, mesh, config), adapter_of(config, pipeline)
+    networks, adapter, rows = (
+        build(pipeline, mesh, config),
+        adapter_of(config, pipeline),
+        initial_rows(config, pipeline),
+    )
     params: dict[str, jax.Array] = {}
     for component, network in networks.items():
-        tensors = from_diffusers(network, pipeline.tensors(component), component)
+        tensors = pipeline.tensors(component)
+        if component == "text_encoder" and rows is not None:
+            tensors[ROWS] = rows
+        tensors = from_diffusers(network, tensors, component)
         if adapter:
             tensors = {
                 name: value.astype(network.dtype) if value.ndim > 1 else value for name, value in tensors.items()

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from booth.adapters import adapter_of
 from booth.backend import ROW_FIELDS, Batch
-from booth.config import trained_components
+from booth.config import is_trained, rate_groups, trained_networks, trains_text
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.sampling import latent_shape
@@ -31,7 +31,7 @@ from jaxbooth.cost import Cost, Flops, count_flops, program_cost
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.precision import exact_float32
 from jaxbooth.sharding import mesh_of, parameter_spec, row_spec, state_shardings
-from jaxbooth.weights import Network
+from jaxbooth.weights import Network, to_diffusers_shapes
 
 GIB = 2**30
 KERNEL_SPEED = 0.4  # of the peak: what kernels that the compiler cannot estimate are assumed to reach
@@ -206,8 +206,13 @@ def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], 
     made = Plan(
         topology, devices[0].device_kind, len(devices), rows_per_device, pieces, False, float("inf"), chip.hbm_gib
     )  # fmt: skip
-    parts = networks.build(pipeline, mesh, config, adapter_of(config, pipeline))
-    made.resident_gib = _resident_bytes(parts, trained_components(config), mesh) / GIB
+    plain = networks.build(pipeline, mesh, config)
+    shapes = {name: to_diffusers_shapes(network) for name, network in plain.items()}
+    parts = networks.build(pipeline, mesh, config, adapter_of(config, pipeline, shapes))
+    made.resident_gib = (
+        _resident_bytes(parts, (*trained_networks(config), *(["text_encoder"] if trains_text(config) else [])), mesh)
+        / GIB
+    )
     arguments = _arguments(config, pipeline, parts, mesh, rows_per_device // pieces)
     traced = step.train_step.trace(
         *arguments,
@@ -273,10 +278,10 @@ def _arguments(
 ) -> tuple[Any, Any, Any, Batch]:
     """Of the step, with shapes in place of arrays; `rows_per_device` of one piece."""
     trainable, frozen = {}, {}
-    for component in trained_components(config):
+    for component in ("unet", "text_encoder") if trains_text(config) else ("unet",):
         for name, shape in parts[component].shapes.items():
             spec = parameter_spec(name, shape.shape, mesh.shape["fsdp"])
-            if config.adapter.kind == "none" or ".lora_" in name:
+            if is_trained(config, f"{component}.{name}"):
                 trainable[f"{component}.{name}"] = _shape(mesh, shape.shape, spec)
             else:
                 dtype = parts[component].dtype if len(shape.shape) > 1 else jnp.float32
@@ -304,10 +309,10 @@ def _batch(config: Any, pipeline: PipelineDir, mesh: Mesh, rows: int) -> Batch:
         **per_row,
         prompts=(
             _shape(mesh, (prompts, tokens), P(), jnp.int32)
-            if config.train.text_encoder
+            if trains_text(config)
             else _shape(mesh, (prompts, tokens, width), P())
         ),
-        learning_rate={component: _shape(mesh, (), P()) for component in trained_components(config)},
+        learning_rate={component: _shape(mesh, (), P()) for component in rate_groups(config)},
         key=_shape(mesh, (), P(), jnp.int32),
     )
 

@@ -26,7 +26,7 @@ from booth.errors import UserError
 # are a multiple of every usual device count; biases and norms are too small to be worth a gather.
 RULES: tuple[tuple[str, P], ...] = (
     (r"norm[^.]*\.(weight|bias)$", P()),
-    (r"\.lora_[AB]\.weight$", P()),
+    (r"\.(lora_[AB]|added)\.weight$", P()),
     (r"\.bias$", P()),
     (r"\.weight$", P("fsdp")),
 )

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from booth.backend import ROW_FIELDS, Batch
+from booth.config import rate_group
 from booth.objective import dreambooth_loss, noisy_latents
 from jaxbooth.networks import Models, of
 from jaxbooth.optim import Settings, adamw, clip_by_global_norm
@@ -65,12 +66,10 @@ def train_step(
     """
     gradients, metrics = _gradients(trainable, frozen, batch, unet, text_encoder, mesh)
     gradients, metrics["grad_norm"] = clip_by_global_norm(gradients, settings.max_grad_norm)
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] ** 2)  # as moments will be
     metrics["skipped"] = 1.0 - finite
     updates, updated_optimizer = adamw(settings).update(gradients, optimizer, trainable)
-    updated = {
-        name: value - batch.learning_rate[name.partition(".")[0]] * updates[name] for name, value in trainable.items()
-    }
+    updated = {name: value - batch.learning_rate[rate_group(name)] * updates[name] for name, value in trainable.items()}
     state = jax.tree.map(partial(jnp.where, finite), (updated, updated_optimizer), (trainable, optimizer))
     trainable, optimizer = jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
     return trainable, optimizer, metrics

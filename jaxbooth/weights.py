@@ -55,22 +55,26 @@ class Network:
         adapted: Collection[str] = (),
         rank: int = 0,
         scale: float = 1.0,
+        tokens: int = 0,
         dtype: DTypeLike = jnp.float32,
         **kw: Any,
     ) -> "Network":
         """Builds `model(config, dtype=dtype, **kw)`; allocates nothing and compiles nothing.
 
-        The layers `adapted` get an adapter of this rank and scale, whose parameters are named as in PEFT.
+        The layers `adapted` get an adapter of this rank and scale, whose parameters are named as in PEFT; a text
+        encoder gets rows for so many new tokens.
 
         Raises:
             UserError: where the model does not support the config.
         """
-        built = model(config, dtype=dtype, **kw)  # type: ignore[call-arg]
+        built: Any = model(config, dtype=dtype, **kw)  # type: ignore[call-arg]
         for name in adapted:
             layer: Any = built
             for part in name.split("."):
                 layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)
             layer.add_adapter(rank, scale)
+        if tokens:
+            built.text_model.embeddings.token_embedding.add_rows(tokens)
         graphdef, state = nnx.split(built)
         network = cls({}, {}, dtype, {}, graphdef)
         for path, parameter in nnx.to_flat_state(state):
@@ -110,13 +114,18 @@ def from_diffusers(network: Network, tensors: Mapping[str, np.ndarray], componen
     Raises:
         UserError: where names are missing or left over, or a shape is not the expected one.
     """
-    shapes = {name: tuple(network.shapes[name].shape[axis] for axis in axes) for name, axes in network.axes.items()}
+    shapes = to_diffusers_shapes(network)
     return {name: to_flax(network, name, tensor) for name, tensor in fit_weights(component, tensors, shapes).items()}
 
 
 def to_flax(network: Network, name: str, array: np.ndarray) -> np.ndarray:
     """Converts one tensor, [...] in diffusers' layout, to Flax's."""
     return np.ascontiguousarray(array.transpose(np.argsort(network.axes[name])))
+
+
+def to_diffusers_shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    """The shape in diffusers' layout of each parameter."""
+    return {name: tuple(network.shapes[name].shape[axis] for axis in axes) for name, axes in network.axes.items()}
 
 
 def to_diffusers(network: Network, name: str, array: np.ndarray) -> np.ndarray:

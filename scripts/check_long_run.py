@@ -24,6 +24,7 @@ from make_pipeline import make_pipeline
 CONFIG = Path(__file__).parents[1] / "configs" / "smoke.py"
 MOST_KB_A_STEP = 1.0  # of a slope; a leak of one 64x64 picture a step would be 12
 MOST_SLOWER = 1.15
+MOST_LOG_A_STEP = 1000  # bytes
 
 
 def watch(command: list[str], out: Path, steps: int) -> tuple[int, np.ndarray]:
@@ -103,6 +104,7 @@ def main() -> int:
             "open files": np.median(files[late]) > np.median(files[early]),
             "threads": np.median(threads[late]) > np.median(threads[early]),
             "the time of a step": fast > MOST_SLOWER * slow,
+            "the logs": sum(map(size, logs.values())) > MOST_LOG_A_STEP * steps,
         }.items()
         if grows
     ]

@@ -5,8 +5,8 @@ python scripts/crash_test.py --kills 4 --backend jax
 
 Each kill is a new run of a tiny model, killed at a random moment and started again by the same command. Checked:
 
-- the run goes on from the newest checkpoint there was (every second time from the oldest, named by --from-step): so
-  every checkpoint that has its name is whole, and no update that was saved is lost;
+- the run goes on from the newest checkpoint there was (by a coin from the oldest, named by --from-step): so every
+  checkpoint that has its name is whole, and no update that was saved is lost;
 - exported weights, losses and pictures are those of an undisturbed run, to the bit;
 - no temporary file is left.
 """
@@ -54,6 +54,9 @@ BEGUN: dict[str, Callable[[Path, str], bool]] = {
     "export": lambda run, said: _any(run, "*new-pipeline"),
     "end": lambda run, said: "pipeline written to" in said,
 }
+# Before the first update, and after the last, SIGTERM does what it does to any process.
+CODES = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {143, -signal.SIGTERM}, signal.SIGINT: {130}}
+MISSED = "missed"
 PHASES = [*list(BEGUN)[:-1], "anywhere"]
 
 
@@ -66,6 +69,7 @@ class Lane:
     model: Path
     photos: Path
     seconds: dict[str, float] = field(default_factory=dict)  # from a phase's begin to the next one's
+    slowest: float = 0.0  # seconds from a signal to the end
 
     def start(self, name: str, *more: str, cache: str = "cache") -> tuple[subprocess.Popen[bytes], Path]:
         """(the process, the file of what it says)."""
@@ -106,8 +110,8 @@ class Lane:
             else:
                 time.sleep(0.002)
 
-    def kill(self, number: int, phase: str, seed: int) -> str:
-        """What went wrong; "" if nothing did."""
+    def kill(self, number: int, phase: str, seed: int, number_of_signal: int) -> str:
+        """What went wrong; "" if nothing did, MISSED if the run had ended before its signal."""
         name, draw = f"kill-{number:03d}", random.Random(f"{seed} {number}")
         # Where the step is compiled, there must be something to compile.
         cache = f"cache-{number}" if phase == "first update" else "cache"
@@ -115,13 +119,16 @@ class Lane:
         if phase not in ("starting", "anywhere"):
             next((begun for begun in self._phases(name, said, process) if begun == phase), None)
         time.sleep(draw.uniform(0, self.seconds.get(phase, 0.5)))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number_of_signal)
+        sent = time.monotonic()
+        if (code := process.wait()) not in CODES[number_of_signal]:
+            return f"{MISSED}: it had ended with {code}" if code == 0 else f"it ended with {code}"
+        self.slowest = max(self.slowest, time.monotonic() - sent)
         run = self.folder / name
         saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
-        chosen = saved[0 if number % 2 else -1] if saved else None
-        finished = (run / "pipeline").exists()
-        more = ["--from-step", str(int(chosen[5:]))] if chosen and number % 2 and not finished else []
+        oldest, finished = draw.random() < 0.5, (run / "pipeline").exists()
+        chosen = saved[0 if oldest else -1] if saved else None
+        more = ["--from-step", str(int(chosen[5:]))] if chosen and oldest and not finished else []
         before = len(said.read_bytes())
         process, _ = self.start(name, *more, cache=cache)
         code = process.wait()
@@ -154,6 +161,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="in all")
     parser.add_argument("--backend", nargs="+", choices=("torch", "jax"), default=["torch", "jax"])
+    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL", help="that ends them")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments; printed")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/crash-test"), help="a new folder")
@@ -173,14 +181,20 @@ def main() -> int:
             (lanes[number % len(lanes)], number, PHASES[number // len(lanes) % len(PHASES)])
             for number in range(options.kills)
         ]
-        failures, kills = 0, Counter[str]()
+        failures, missed, kills = 0, 0, Counter[str]()
+        ended_by = getattr(signal, f"SIG{options.signal}")
         for (lane, number, phase), failure in zip(
-            jobs, pool.map(lambda job: job[0].kill(*job[1:], options.seed), jobs), strict=True
+            jobs, pool.map(lambda job: job[0].kill(*job[1:], options.seed, ended_by), jobs), strict=True
         ):
-            kills[f"{lane.backend} {phase}"] += 1
-            failures += bool(failure)
+            missed += failure.startswith(MISSED)
+            failures += bool(failure) and not failure.startswith(MISSED)
+            kills[f"{lane.backend} {phase}"] += not failure.startswith(MISSED)
             print(f"{number:3d} {lane.backend:5s} {phase:17s} {failure or 'as if undisturbed'}", flush=True)
-    print(f"\n{options.kills} kills in {len(kills)} phases of {', '.join(options.backend)}: {failures} failures")
+    print(
+        f"\n{kills.total()} times SIG{options.signal} in {len(+kills)} phases of {', '.join(options.backend)}"
+        f" ({missed} more came too late): {failures} failures; at the latest"
+        f" {max(lane.slowest for lane in lanes):.1f} s from the signal to the end"
+    )
     return failures > 0
 
 

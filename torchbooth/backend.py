@@ -11,12 +11,13 @@ import torch
 
 from booth.adapters import adapter_of
 from booth.backend import Batch, Metrics
-from booth.config import get, trained_components
+from booth.config import get, is_trained, trains_text
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
 from booth.stored_messages import StoredMessages
-from torchbooth import checkpoint, lora, memory, models, optim, out_of_memory, sample, speed, step
+from booth.tokens import initial_rows
+from torchbooth import checkpoint, lora, memory, models, optim, out_of_memory, sample, speed, step, tokens
 from torchbooth.hosts import join, local_device
 from torchbooth.models import Models, diffusers_name
 from torchbooth.precision import check_precision, set_tf32, weights_dtype
@@ -74,6 +75,8 @@ class Backend:
 
     def load(self, pipeline: PipelineDir) -> Models:
         loaded = models.load(pipeline, weights_dtype(self._config), adapter_of(self._config, pipeline))
+        if (rows := initial_rows(self._config, pipeline)) is not None:
+            tokens.add(loaded.text_encoder, rows)
         if self._config.memory.vae_tiling:
             memory.use_tiles(loaded.vae)
         return loaded
@@ -107,13 +110,14 @@ class Backend:
 
     def init(self, models: Models, *, training: bool = True) -> State:
         trainable, config = {}, self._config
-        for component in trained_components(config):
-            network = models.networks[component].train()
-            if models.adapter:
+        for component in ("unet", "text_encoder") if trains_text(config) else ("unet",):
+            network = models.networks[component].train(training)
+            if models.adapter and (layers := models.adapter.layers(component)):
                 names = {diffusers_name(component, own): own for own, _ in network.named_modules()}
-                lora.add(network, [names[layer] for layer in models.adapter.layers(component)], models.adapter)
-            else:
-                network.requires_grad_(True)
+                lora.add(network, [names[layer] for layer in layers], models.adapter)
+            for name, parameter in network.named_parameters():
+                full_name = f"{component}.{diffusers_name(component, lora.plain_name(name))}"
+                parameter.requires_grad_(is_trained(config, full_name))
             if config.train.gradient_checkpointing == "block":
                 memory.recompute_activations(network, config.train.checkpointed_blocks if component == "unet" else ())
             if component == "unet" and config.mesh.fsdp > 1:
@@ -122,7 +126,8 @@ class Backend:
                 if parameter.requires_grad:
                     trainable[f"{component}.{diffusers_name(component, lora.plain_name(name))}"] = parameter
         if models.adapter:
-            lora.set_values(trainable, models.adapter.initial(config.train.seed))
+            for name, value in models.adapter.initial(config.train.seed).items():
+                trainable[name].data.copy_(torch.from_numpy(value))
         scaler = optim.make_loss_scaler(self._device, config)
         if not training:
             return State(models, trainable, None, scaler, GradientSum([]), models.unet)
@@ -137,6 +142,8 @@ class Backend:
         if self._config.memory.offload_optimizer == "sampling" and state.optimizer:
             self.placement.move_states(state.optimizer, away=True)
         self._sampled = state
+        for network in state.models.networks.values():
+            network.eval()  # pictures are made without dropout
         return state.models
 
     def own_rows(self, rows: int) -> Set[int] | None:
@@ -152,6 +159,8 @@ class Backend:
         with out_of_memory.named("training"):
             if self._sampled:
                 self.placement.place(state.models.networks, "training")
+                for network in state.models.networks.values():
+                    network.train(memory.trains(network))
                 if self._config.memory.offload_optimizer == "sampling" and state.optimizer:
                     self.placement.move_states(state.optimizer, away=False)
                 self._sampled = None

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
-from booth.config import default_of, get, may_change, memory_size, set_field, trained_components, typed
+from booth.config import default_of, get, may_change, memory_size, set_field, trained_networks, typed
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.validation import validate_updates
@@ -145,11 +145,14 @@ def _weaker(settings: Mapping[str, Any], config: Any) -> bool:
 
 
 def _trained_parameters(config: Any, pipeline: PipelineDir) -> dict[str, int]:
+    """By component; of adapters, which take next to nothing, none."""
+    if config.adapter.kind == "lora":
+        return {}
     with FakeTensorMode():
         networks = build(pipeline)
     return {
         component: sum(parameter.numel() for parameter in networks[component].parameters())
-        for component in trained_components(config)
+        for component in trained_networks(config)
     }
 
 

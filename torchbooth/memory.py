@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from booth.config import rate_group
 from booth.errors import UserError
 from torchbooth.optim import SHARED_STATES, by_component, make_optimizer
 
@@ -145,7 +146,7 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
         self, trainable: Mapping[str, torch.nn.Parameter], config: Any, wait: Callable[[], None] = lambda: None
     ) -> None:
         """`wait`: until gradients are those of all processes."""
-        groups = [{"params": [parameter], "component": name.partition(".")[0]} for name, parameter in trainable.items()]
+        groups = [{"params": [parameter], "rate_group": rate_group(name)} for name, parameter in trainable.items()]
         super().__init__(groups, {"lr": config.train.learning_rate})
         self._wait = wait
         self.fused, self._max_norm = config.memory.fused_backward, config.train.max_grad_norm

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
+from booth.config import rate_group
 from torchbooth.sharding import placed_as, whole
 
 EIGHT_BIT = ("adamw8bit", "lion8bit")
@@ -39,17 +41,17 @@ def make_optimizer(parameters: Iterable[Any], config: Any) -> torch.optim.Optimi
 
 
 def by_component(trainable: Mapping[str, torch.nn.Parameter]) -> list[dict[str, Any]]:
-    """Parameter groups of the parameters by `component.name`, one for each component."""
+    """Parameter groups of the parameters by `component.name`, one for each that has a learning rate."""
     groups: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in trainable.items():
-        groups.setdefault(name.partition(".")[0], []).append(parameter)
-    return [{"params": members, "component": component} for component, members in groups.items()]
+        groups.setdefault(rate_group(name), []).append(parameter)
+    return [{"params": members, "rate_group": group} for group, members in groups.items()]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: Mapping[str, Any]) -> None:
-    """Sets each component's learning rate."""
+    """Sets each group's learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = float(learning_rate[group["component"]])
+        group["lr"] = float(learning_rate[group["rate_group"]])
 
 
 def clip_by_global_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
@@ -75,13 +77,18 @@ def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
-    """An update, or none at all where `skipped`, a scalar, is 1."""
+    """An update, or none at all where `skipped`, a scalar, is 1; the host waits for it but with fused AdamW."""
     whole_tensors = not any(isinstance(p, DTensor) for group in optimizer.param_groups for p in group["params"])
     if optimizer.defaults.get("fused") and whole_tensors:
         optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as GradScaler does: the device need not be asked
         optimizer.step()
-    elif not skipped:
+    elif not is_true(skipped):
         optimizer.step()
+
+
+def is_true(flag: torch.Tensor) -> bool:
+    """What a scalar on the device says, for which the host waits; in a plan, which has no numbers, False."""
+    return not isinstance(flag, FakeTensor) and bool(flag)
 
 
 def make_loss_scaler(device: torch.device, config: Any) -> torch.amp.GradScaler:

@@ -18,16 +18,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from booth.adapters import adapter_of
 from booth.backend import ROW_FIELDS, Batch
-from booth.config import get, memory_size, trained_components
+from booth.config import get, memory_size, rate_groups, trains_text
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.preparation import preview_batch_size
 from booth.sampling import latent_shape
 from booth.solvers import SamplingStep, is_guided
-from torchbooth import memory, models, sample
+from torchbooth import memory, models, sample, tokens
 from torchbooth.memory import AT_WORK, HOST, movable, trains
-from torchbooth.models import Models
+from torchbooth.models import Models, diffusers_name
 from torchbooth.precision import weights_dtype
 from torchbooth.step import State
 
@@ -170,7 +171,15 @@ class _Rehearsal:
         self._backend.placement = self._tracker
         scale, shift = pipeline.latent_scaling
         with self._fake, torch.random.fork_rng(devices=[]):
-            self._models = Models(**models.build(pipeline, weights_dtype(config)), vae_scale=scale, vae_shift=shift)
+            networks = models.build(pipeline, weights_dtype(config))
+            shapes = {
+                component: {diffusers_name(component, name): tuple(p.shape) for name, p in network.named_parameters()}
+                for component, network in networks.items()
+            }
+            adapter = adapter_of(config, pipeline, shapes)
+            if config.tokens.add:
+                tokens.add(networks["text_encoder"], np.zeros((len(config.tokens.add), self._sizes.width), np.float32))
+            self._models = Models(**networks, vae_scale=scale, vae_shift=shift, adapter=adapter)
         if config.memory.vae_tiling:
             memory.use_tiles(self._models.vae)
         self._state: State | None = None
@@ -282,9 +291,9 @@ class Sizes:
         arrays |= {"latents": latents, "noise": latents}
         arrays |= {name: np.zeros(rows, np.int32) for name in ("timestep", "prompt_index")}
         prompts = np.zeros((self.prompts, self.tokens, self.width), np.float32)
-        if config.train.text_encoder:
+        if trains_text(config):
             prompts = np.zeros((self.prompts, self.tokens), np.int32)
-        rates = dict.fromkeys(trained_components(config), np.zeros((), np.float32))
+        rates = dict.fromkeys(rate_groups(config), np.zeros((), np.float32))
         return Batch(**arrays, prompts=prompts, learning_rate=rates)
 
 

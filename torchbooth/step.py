@@ -10,7 +10,7 @@ from booth.backend import ROW_FIELDS, Batch
 from booth.objective import dreambooth_loss, noisy_latents
 from torchbooth.memory import TensorwiseOptimizer
 from torchbooth.models import Models
-from torchbooth.optim import clip_by_global_norm, set_learning_rate, step_if_finite
+from torchbooth.optim import clip_by_global_norm, is_true, set_learning_rate, step_if_finite
 from torchbooth.precision import autocast
 from torchbooth.sharding import GradientSum, own_part, sum_metrics
 
@@ -58,7 +58,7 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
             )[0]
         loss, parts = dreambooth_loss(prediction_bchw.permute(0, 2, 3, 1).float(), piece)
         if fused:
-            fused.skips = not sum_metrics({"loss": loss.detach()})["loss"].isfinite()  # waits for the device
+            fused.skips = is_true(~sum_metrics({"loss": loss.detach()})["loss"].isfinite())
         state.scaler.scale(loss).backward()
         metrics = {name: metrics.get(name, 0) + value.detach() for name, value in parts.items()}
     if encoded.requires_grad:
@@ -85,8 +85,8 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
 
 
 def _skipped(metrics: dict[str, torch.Tensor]) -> torch.Tensor:
-    """1 where the loss or a gradient is not finite, so that nothing is to be updated; else 0."""
-    return (~(metrics["loss"].isfinite() & metrics["grad_norm"].isfinite())).float()
+    """1 where the loss, a gradient or its square is not finite, so that nothing is to be updated; else 0."""
+    return (~(metrics["loss"].isfinite() & metrics["grad_norm"].square().isfinite())).float()
 
 
 def encode_prompts(models: Models, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -190,9 +190,18 @@ class Embedding(nnx.Module):
         self.embedding = parameter(rows, features)
         self.dtype = dtype
 
+    def add_rows(self, count: int) -> None:
+        """New rows, a parameter of their own: the ids from the table's end on."""
+        self.added = Embedding(count, self.embedding.get_value().shape[1], dtype=self.dtype)
+
     def __call__(self, ids: jax.Array) -> jax.Array:
+        table = self.embedding[...]
         # Looked up before the cast, so that the table itself is never copied; an id past its end gives NaN.
-        return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+        if not hasattr(self, "added"):
+            return jnp.take(table, ids, axis=0).astype(self.dtype)
+        rows = len(table)
+        known = jnp.take(table, jnp.minimum(ids, rows - 1), axis=0).astype(self.dtype)
+        return jnp.where(ids[..., None] < rows, known, self.added(jnp.maximum(ids - rows, 0)))
 
 
 def sinusoidal_embedding(

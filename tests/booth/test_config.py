@@ -129,29 +129,22 @@ OUT_OF_RANGE = {
     "train.checkpointed_blocks": ("encoder",), "adapter.kind": "dora", "adapter.rank": 0, "adapter.alpha": -1.0,
     "adapter.dropout": 1.0, "adapter.targets": "attn2(", "instance.captions": "files",
     "instance.caption_dropout": -0.1, "instance.shuffled_captions": -1, "instance.kept_tags": -1,
+    "tokens.add": ("<x>",), "tokens.learning_rate": 0.0, "tokens.fraction": 0.0,
 }  # fmt: skip
-NOT_BUILT_YET = {"train.unet": False}
 FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
         "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
         "samples.before_after", "mesh.topology", "memory.fused_backward", "memory.vae_tiling", "train.channels_last",
-        "train.tf32", "instance.caption_column"}  # fmt: skip
+        "train.tf32", "train.unet", "instance.caption_column"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():
-    assert OUT_OF_RANGE.keys() | NOT_BUILT_YET.keys() | FREE == flatten(default_config()).keys()
+    assert OUT_OF_RANGE.keys() | FREE == flatten(default_config()).keys()
 
 
 @pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE.items())
 def test_out_of_range(valid, name, value):
     set_field(valid, name, value)
     assert refusal(check, valid).startswith(f"{name}={value!r} must be ")
-
-
-@pytest.mark.parametrize(("name", "value"), NOT_BUILT_YET.items())
-def test_what_is_not_built_yet_is_refused(valid, name, value):
-    set_field(valid, name, value)
-    message = refusal(check, valid)
-    assert message.startswith(f"{name}={value!r} must be ") and message.endswith("not available yet")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -309,7 +302,7 @@ def test_numbers_as_people_write_them_in_yaml(write):
     ("name", "meant"),
     {"train.step": "'train.steps'", "trian.steps": "'train.steps'", "train.precison": "'train.precision'",
      "instance.prompts": "'instance.prompt'", "train.resolution": "'data.resolution'",
-     "prior.weights": "'prior.weight'", "learning_rate": "'train.learning_rate'",
+     "prior.weights": "'prior.weight'", "learning_rate": "'train.learning_rate' or 'tokens.learning_rate'",
      "train.batchsize": "'train.batch_size'"}.items(),
 )  # fmt: skip
 def test_a_misspelt_field_is_refused_with_a_suggestion(write, name, meant):
@@ -390,7 +383,6 @@ def test_help_says_the_rules():
     lines = {line.split()[0]: line for line in settings.describe().splitlines()}
     assert lines["data.crop"].endswith("(one of 'center', 'random')")
     assert lines["train.steps"].endswith("(at least 1)")
-    assert lines["train.unet"].endswith("(True: training without the UNet is not available yet)")
     assert "anything" not in settings.describe()
 
 

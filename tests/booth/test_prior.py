@@ -72,7 +72,7 @@ def test_a_missing_folder_is_made_and_filled(make, tmp_path):
     with Image.open(folder / "class-00000.png") as image:
         assert image.size == (64, 64) and image.mode == "RGB", "at the training resolution"
     assert len(set(contents(folder).values())) == 3, "each has its own seed"
-    assert sorted(path.name for path in folder.iterdir()) == [*ours(0, 1, 2), MANIFEST]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", *ours(0, 1, 2), MANIFEST]
 
 
 def test_only_what_is_missing_is_made(make):

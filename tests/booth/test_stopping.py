@@ -75,6 +75,23 @@ def test_a_first_signal_waits_for_the_update_a_second_does_not(start, number):
     assert process.returncode == 128 + number
 
 
+def test_a_second_signal_after_a_slow_update(start):
+    """The first was heard late; that says nothing of the second."""
+    process = start("""\
+import threading
+request.arm()
+print("computing", flush=True)
+hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)
+print("noted", request.number, flush=True)
+hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)""")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "noted 2\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 130
+
+
 def test_a_first_signal_is_noted(start):
     process = start("""\
 request.arm()

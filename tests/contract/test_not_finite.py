@@ -50,6 +50,15 @@ def test_the_update_is_left_out(job, value, first):
     assert not math.isfinite(metrics[len(before)]["loss"]) and math.isfinite(metrics[-1]["loss"])
 
 
+def test_gradients_that_overflow_where_the_loss_does_not(job):
+    backend, pipeline, batch = job
+    huge = replace(batch(1), weight=batch(1).weight * np.float32(1e37))
+    _, weights, metrics = trained(backend, pipeline, [batch(0), huge, batch(2)])
+    _, wanted, _ = trained(backend, pipeline, [batch(0), batch(2)])
+    assert math.isfinite(metrics[1]["loss"]) and metrics[1]["skipped"] == 1
+    assert all(np.array_equal(weights[name], wanted[name]) for name in wanted)
+
+
 def test_weights_that_are_not_finite_are_not_saved(job, tmp_path):
     """They can only come from a learning rate beyond all reason."""
     backend, pipeline, batch = job

@@ -94,7 +94,7 @@ def test_each_prompt_is_encoded_once_an_update(backend_class, package, config, t
         mesh = make_mesh(1)
         placed = place_batch(mesh, batch, 2)
         jax.eval_shape(
-            lambda trainable: step._gradients(trainable, placed, models.unet, models.text_encoder, mesh),
+            lambda trainable: step._gradients(trainable, {}, placed, models.unet, models.text_encoder, mesh),
             state.trainable,
         )
     assert encoded == [(2, 77)], "two prompts, once, for eight rows in two pieces"

@@ -7,9 +7,10 @@ import pytest
 
 from booth import cache, checkpoints, export, pictures
 from booth.checkpoints import Checkpoints
-from booth.config import default_config
+from booth.config import default_config, load_config, resolved
 from booth.errors import UserError
 from booth.metrics import Recorder, read_metrics
+from booth.pipeline_dir import open_pipeline
 from booth.rundir import RunDir
 from booth.space import Need, free, readable, require
 
@@ -153,18 +154,29 @@ def test_while_sampling_and_exporting_by_command(disk, fill, full_at, job, main,
     assert not (disk / "pipeline").exists() and not half_made(disk)
 
 
-@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
-def test_the_size_of_a_checkpoint_is_foreseen(job, main, tmp_path, package):
-    from booth.config import load_config, resolved
-    from booth.pipeline_dir import open_pipeline
+SIZES = {
+    "torchbooth": ("torchbooth", {}),
+    "jaxbooth": ("jaxbooth", {}),
+    **{name: ("torchbooth", {"train__optimizer": name}) for name in ("adamw8bit", "lion8bit", "adafactor")},
+    "LoRA": ("torchbooth", {"adapter__kind": "lora"}),
+    "LoRA in 8 bits": ("torchbooth", {"adapter__kind": "lora", "train__optimizer": "adamw8bit"}),
+    "text encoder, rounded weights": (
+        "torchbooth", {"train__text_encoder": True, "train__precision": "bf16", "memory__weights": "bf16"},
+    ),
+}  # fmt: skip
 
-    arguments = job(tmp_path / "run", train__steps=1)
-    assert main(package, "train", *arguments).code == 0
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_size_of_a_checkpoint_is_foreseen(job, main, tmp_path, name):
+    package, fields = SIZES[name]
+    arguments = job(tmp_path / "run", train__steps=1, prior__weight=0, **fields)
+    outcome = main(package, "train", *arguments)
+    assert outcome.code == 0, outcome.err
     overrides = [tuple(text.removeprefix("--config.").split("=", 1)) for text in arguments if "config." in text]
     config = resolved(load_config(arguments[1], overrides))
     foreseen = checkpoints.checkpoint_size(config, open_pipeline(config.model.source))
     size = sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file())
-    assert 0.9 * foreseen < size < 1.01 * foreseen, "Orbax compresses a little"
+    assert 0.7 * foreseen < size < 1.01 * foreseen, "names and Orbax's compression make the difference"
 
 
 def test_needs_are_added_up_disk_by_disk(tmp_path, monkeypatch):

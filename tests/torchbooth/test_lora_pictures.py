@@ -1,0 +1,36 @@
+"""Dropout of adapters is for training: pictures are made without it, and a resumed run leaves out the same."""
+
+import numpy as np
+
+from booth import loop
+from booth.lora_file import FILE
+from booth.pipeline_dir import open_pipeline
+from booth.sampling import initial_noise, sampling_table
+from torchbooth.backend import Backend
+
+
+def test_pictures_know_no_dropout(tiny_config, tmp_path):
+    config = tiny_config
+    config.adapter.kind, config.adapter.dropout, config.train.learning_rate = "lora", 0.5, 1e-2
+    config.adapter.targets = "all"
+    run = loop.train(Backend, config, tmp_path / "run")
+    config.train.steps = 2
+    loop.train(Backend, config, tmp_path / "parts")
+    config.train.steps = 4
+    parts = loop.train(Backend, config, tmp_path / "parts")
+    assert (run.pipeline / FILE).read_bytes() == (parts.pipeline / FILE).read_bytes()
+    config.adapter.dropout = 0.0
+    without = loop.train(Backend, config, tmp_path / "without")
+    assert (run.pipeline / FILE).read_bytes() != (without.pipeline / FILE).read_bytes(), "it does something"
+
+    config.adapter.dropout = 0.9
+    pipeline = open_pipeline(config.model.source)
+    context = np.ones((1, 77, 64), np.float32)
+    job = (initial_noise(0, (8, 8, 4))[None], context, context, sampling_table(pipeline, "ddim", 2), 1.0)
+    backend = Backend(config)
+    for training in (False, True):
+        state = backend.init(backend.load(pipeline), training=training)
+        for name, parameter in state.trainable.items():
+            parameter.data.fill_(0.02 if ".lora_B." in name else 0.1)
+        one, two = (backend.sample(backend.models(state), *job) for _ in range(2))
+        assert np.array_equal(one, two)
