@@ -21,8 +21,10 @@ from booth import loop, pictures, space, tokens
 from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
+from booth.doctor import advice
 from booth.errors import UserError
 from booth.export import check_target, export, export_size
+from booth.numbers import with_numbers
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import load_tokenizer
 from booth.progress import progress
@@ -100,7 +102,7 @@ _OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=package, description="DreamBooth fine-tuning of Stable Diffusion")
-    commands = parser.add_subparsers(required=True, metavar="train|sample|export|plan")
+    commands = parser.add_subparsers(required=True, metavar="train|sample|export|doctor|plan")
 
     train = commands.add_parser(
         "train",
@@ -142,6 +144,10 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     write.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
     write.set_defaults(run=_export)
 
+    doctor = commands.add_parser("doctor", help="advice about photos and prompts, without training")
+    doctor.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
+    doctor.set_defaults(run=_doctor)
+
     hardware = "TPU" if package == "jaxbooth" else "GPU"
     plan = commands.add_parser("plan", help=f"what a run would need on a {hardware}, without one")
     plan.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
@@ -158,8 +164,8 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
         if override[2] is None:
             raise UserError(f"{override[0]} must be written {override[0]}=VALUE")
     options = parser.parse_args([argument for argument in arguments if not _OVERRIDE.match(argument)])
-    if overrides and options.run not in (_train, _plan):
-        raise UserError(f"{overrides[0][0]} belongs to train and plan; leave it out")
+    if overrides and options.run not in (_train, _plan, _doctor):
+        raise UserError(f"{overrides[0][0]} belongs to train, doctor and plan; leave it out")
     options.overrides = [(match[1], match[2]) for match in overrides]
     return options
 
@@ -196,7 +202,8 @@ def _train(package: str, options: argparse.Namespace) -> None:
         validate(config, backend_class.name, backend_class.capabilities)
         backend_class.check(config)
         revision = pinned_revision(options.workdir, config) if options.workdir else ""
-        pipeline = loop.check_inputs(config, revision).pipeline
+        inputs = loop.check_inputs(config, revision)
+        config, pipeline = with_numbers(config, len(inputs.instances)), inputs.pipeline
         recorded = recorded_config(options.workdir) if options.workdir else None
         config = backend_class.fit(config, pipeline, recorded)
         if pipeline.model and (files := pipeline.to_download):
@@ -211,10 +218,23 @@ def _train(package: str, options: argparse.Namespace) -> None:
     loop.train(backend_class, config, options.workdir, options.from_step)
 
 
+def _doctor(package: str, options: argparse.Namespace) -> None:
+    config = settings.resolved(settings.load_config(options.config, options.overrides))
+    backend_class = load_backend(package)
+    validate(config, backend_class.name, backend_class.capabilities)
+    inputs = loop.check_inputs(config)
+    lines = list(advice(config, inputs))
+    for line in lines:
+        print(line)
+    if not lines:
+        print(f"{len(inputs.instances)} photos: nothing to say against them")
+
+
 def _plan(package: str, options: argparse.Namespace) -> None:
     config = settings.resolved(settings.load_config(options.config, options.overrides))
     backend_class = load_backend(package)
     validate_plan(config, backend_class.name, backend_class.capabilities)
+    config = with_numbers(config, photos=5)  # how many there are hardly matters to memory
     pipeline = open_pipeline(config.model.source, config.model.variant, config.model.revision, weights=False)
     chosen = (options.gpu,) if package == "torchbooth" else (options.topology, options.find_batch)
     plans = importlib.import_module(f"{package}.plan").run(config, pipeline, *chosen)

@@ -107,17 +107,18 @@ FIELDS = (
     Field("prior.prompt", "", "prompt of the class, such as 'a photo of dog'"),
     Field("prior.images", "", "folder of class images, used first and filled up; empty: RUN/class_images",
           is_path=True),
-    Field("prior.count", 200, "class images to train with", at_least(1), may_change=True),
+    Field("prior.count", 200, "class images to train with; auto (0): 200", at_least(0), may_change=True),
     Field("prior.solver", "dpm++", "solver for class images", one_of(*SOLVERS)),
     Field("prior.inference_steps", 25, "denoising steps for a class image", at_least(1)),
     Field("prior.guidance", 7.5, "classifier-free guidance scale of class images", at_least(0)),
     Field("prior.seed", 0, "seed of class images; apart from train.seed, so that runs can share them", SEED),
     Field("prior.batch_size", 4, "class images sampled at once", at_least(1)),
-    Field("train.steps", 800, "optimizer updates", at_least(1), may_change=True),
+    Field("train.steps", 800, "optimizer updates; auto (0): 150 for each photo", at_least(0), may_change=True),
     Field("train.batch_size", 1, "instance images an update, over all devices; as many class images join", at_least(1)),
     Field("train.accumulation", 1, "pieces an update is computed in: less memory, the same result", at_least(1),
           may_change=True),
-    Field("train.learning_rate", 5e-6, "peak learning rate", above(0), may_change=True),
+    Field("train.learning_rate", 5e-6, "peak learning rate; auto (0): 5e-6, with LoRA 1e-4", at_least(0),
+          may_change=True),
     Field("train.lr_schedule", "constant", "shape of the learning rate after warmup",
           one_of("constant", "linear", "cosine", "polynomial"), may_change=True),
     Field("train.lr_warmup_steps", 0, "updates of linear warmup from 0", at_least(0), may_change=True),
@@ -209,6 +210,7 @@ FIELDS = (
     Field("mesh.topology", "", "jaxbooth plan: the TPU slice, such as v3:2x2; training takes the devices there are",
           may_change=True),
 )  # fmt: skip
+AUTO = ("train.steps", "train.learning_rate", "prior.count")  # may be "auto", which is kept as 0: see `booth.numbers`
 _BY_NAME = {field.name: field for field in FIELDS}
 _SECTIONS = {field.name.partition(".")[0] for field in FIELDS}
 
@@ -295,6 +297,8 @@ def typed(name: str, value: Any) -> Any:
     """
     field = _BY_NAME[name]
     kind = type(field.default)
+    if value == "auto" and name in AUTO:
+        return kind(0)
     if type(value) is int and abs(value) >= 2**64:
         raise UserError(f"{name} must be less than 2**64")
     if kind is float and type(value) is int:

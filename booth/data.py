@@ -84,7 +84,7 @@ def _is_image(path: Path) -> bool:
 def log_passed_over(folder: str | Path, field: str) -> None:
     """One line that names what in an image folder is neither an image nor known to lie beside images."""
     rest = sorted(
-        _printable(path.name)
+        printable(path.name)
         for path in _entries(folder, field) or ()
         if not (_is_image(path) or path.name.startswith(".") or path.suffix.lower() in _BESIDE_IMAGES)
     )
@@ -92,7 +92,7 @@ def log_passed_over(folder: str | Path, field: str) -> None:
         log.info("%s: passed over, not taken for images: %s", field, ", ".join(rest))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """For one line of a terminal: line ends, ESC, bytes that are no UTF-8 and their like become escapes."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
@@ -105,7 +105,7 @@ def read_examples(paths: Sequence[Path], caption: str, kind: Literal["instance",
     """Decodes every file once; UserError names all that cannot be read and lists the rest as fine."""
     examples, bad, fine = [], [], []
     for path in paths:
-        name = _printable(path.name)
+        name = printable(path.name)
         try:
             size = load_image(path).size
             with path.open("rb") as file:
@@ -128,7 +128,7 @@ def _reason(error: Exception) -> str:
     """What an error says of a file or folder, without its path, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "no image in a format that can be read here; convert it to JPEG"
-    words = _printable(" ".join((getattr(error, "strerror", None) or str(error)).split()))
+    words = printable(" ".join((getattr(error, "strerror", None) or str(error)).split()))
     if not words or isinstance(error, ArithmeticError | LookupError | TypeError):  # PIL stumbled over what is broken
         return f"cannot be decoded: {type(error).__name__} {words}".rstrip()
     return words
@@ -153,7 +153,7 @@ def instance_examples(folder: str, prompt: str, captions: str = "none", column: 
 
 def warn_if_small(examples: Sequence[Example], resolution: int) -> None:
     """One warning that names the images whose short side will be enlarged."""
-    small = [f"{_printable(e.path.name)} ({e.size[0]}x{e.size[1]})" for e in examples if min(e.size) < resolution]
+    small = [f"{printable(e.path.name)} ({e.size[0]}x{e.size[1]})" for e in examples if min(e.size) < resolution]
     if small:
         log.warning("smaller than data.resolution=%d and enlarged: %s", resolution, ", ".join(small))
 

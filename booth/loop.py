@@ -15,18 +15,20 @@ from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints, checkpoint_size
 from booth.config import is_remote, resolved, trained_networks
+from booth.doctor import advice
 from booth.errors import UserError
 from booth.export import export, export_size, exported_step, finish_interrupted
 from booth.hosts import Hosts, Leader, feed, follow, leading
 from booth.lora_file import write_lora
 from booth.metrics import Recorder, read_metrics
+from booth.numbers import with_numbers
 from booth.preparation import Inputs, check_inputs, needed_space, prepare
 from booth.previews import Previews
 from booth.rundir import RunDir, pinned_revision, recorded_config
 from booth.space import Need
 from booth.stopping import Stopped, StopRequest
 from booth.tokens import enlarged, keep_embeddings, new_tokens
-from booth.validation import validate
+from booth.validation import validate, validate_updates
 
 log = logging.getLogger("booth")
 
@@ -63,6 +65,10 @@ def _train(
     validate(config, backend_class.name, backend_class.capabilities)
     backend_class.check(config)
     inputs = check_inputs(config, pinned_revision(workdir, config))
+    config = with_numbers(config, len(inputs.instances))
+    validate_updates(config)
+    for line in advice(config, inputs):
+        log.info("advice: %s", line)
     config = backend_class.fit(config, inputs.pipeline, recorded_config(workdir))
     adapter = adapter_of(config, inputs.pipeline)
     with RunDir.open(workdir, backend_class.name, config) as run:

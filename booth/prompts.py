@@ -53,6 +53,11 @@ class Tokenizer:
                 raise ValueError(f"it makes token {ids.max()}, and the text encoder has {self._vocabulary}")
             return ids.astype(np.int32)
 
+    @property
+    def size(self) -> int:
+        """How many tokens it knows."""
+        return len(self._tokenizer)
+
     def ids(self, text: str) -> list[int]:
         """Those of a text alone, without begin and end."""
         with self._explained():

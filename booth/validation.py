@@ -114,9 +114,9 @@ def validate_updates(config: ConfigDict) -> None:
             " instance images of the whole update: what older scripts call batch 1 with accumulation 4 is batch_size=4"
             " with accumulation=4 here"
         )
-    if train.lr_warmup_steps >= train.steps:
+    if train.steps and train.lr_warmup_steps >= train.steps:
         raise UserError(f"train.lr_warmup_steps={train.lr_warmup_steps} must be less than train.steps={train.steps}")
-    if train.lr_schedule == "polynomial" and train.lr_end >= train.learning_rate:
+    if train.lr_schedule == "polynomial" and 0 < train.learning_rate <= train.lr_end:
         raise UserError(f"train.lr_end={train.lr_end} must be less than train.learning_rate={train.learning_rate}")
     _validate_memory(config)
     if not (train.unet or trains_text(config)):

@@ -181,3 +181,24 @@ def test_newer_checkpoints_are_set_aside_not_deleted(checkpoints, caplog):
     checkpoints.set_aside_after(1)
     assert names(checkpoints) == ["step-000001", "superseded-000002", "superseded-000002-2", "superseded-000003"]
     assert (checkpoints.folder / "superseded-000002" / "state").read_text() == "state 2"
+
+
+@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
+def test_a_flipped_bit_is_noticed(tiny_config, tmp_path, package):
+    """In any file of a checkpoint; safetensors alone would not notice."""
+    import importlib
+
+    from booth import loop
+
+    backend_class = importlib.import_module(f"{package}.backend").Backend
+    tiny_config.train.steps, tiny_config.checkpoint.every_steps = 2, 1
+    run = loop.train(backend_class, tiny_config, tmp_path / "run")
+    tiny_config.train.steps = 3
+    newest = run.path / "checkpoints" / "step-000002"
+    file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"step-000002 is damaged \(.*: not what was saved\); go on .* --from-step 1"):
+        loop.train(backend_class, tiny_config, run.path)
+    assert len(loop.train(backend_class, tiny_config, run.path, from_step=1).metrics) == 3

@@ -112,9 +112,9 @@ def test_locked():
 
 # Each value breaks its field's rule; NaN and infinity break every rule of a number.
 OUT_OF_RANGE = {
-    "prior.weight": -0.1, "prior.count": 0, "prior.solver": "euler", "prior.inference_steps": 0,
-    "prior.guidance": -1.0, "prior.seed": -1, "prior.batch_size": 0, "train.steps": 0,
-    "train.batch_size": 0, "train.learning_rate": 0.0, "train.precision": "fp8",
+    "prior.weight": -0.1, "prior.count": -1, "prior.solver": "euler", "prior.inference_steps": 0,
+    "prior.guidance": -1.0, "prior.seed": -1, "prior.batch_size": 0, "train.steps": -1,
+    "train.batch_size": 0, "train.learning_rate": -1.0, "train.precision": "fp8",
     "train.adam_b1": 1.0, "train.adam_b2": -0.1, "train.adam_eps": 0.0,
     "train.weight_decay": -1e-9, "train.max_grad_norm": -1.0, "train.seed": 2**63, "data.resolution": 7,
     "train.accumulation": 0, "train.lr_schedule": "warm",
@@ -382,7 +382,7 @@ def test_a_broken_list_is_no_prompt():
 def test_help_says_the_rules():
     lines = {line.split()[0]: line for line in settings.describe().splitlines()}
     assert lines["data.crop"].endswith("(one of 'center', 'random')")
-    assert lines["train.steps"].endswith("(at least 1)")
+    assert lines["train.steps"].endswith("(at least 0)")
     assert "anything" not in settings.describe()
 
 

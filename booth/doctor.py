@@ -1,0 +1,132 @@
+"""The dataset doctor: advice about photos and prompts before a run, in plain words. It never stops one.
+
+Thresholds were set on 37 photos of seven DreamBench subjects (`docs/LOG.md`): sharpness there is 14 to 41, and 2 at
+most after a Gaussian blur of 3 pixels; two photos of a subject differ in 11 bits at least, two drawings in 3.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from booth import data, prior
+from booth.data import Example, load_image
+from booth.preparation import Inputs
+from booth.progress import progress
+from booth.prompts import Tokenizer
+
+FEW, MANY = 3, 30  # photos of one subject under one prompt
+ALIKE = 2  # of 64 bits in which the hashes of two pictures differ
+BLURRED = 6.0  # standard deviation of the Laplacian at 256 pixels
+MOST_PIECES = 3
+COMMON = 20_000  # of CLIP's 49,408 tokens, ordered by how often they were met in its training texts
+_EXAMINED = 200  # pictures at most
+
+
+def advice(config: Any, inputs: Inputs) -> Iterator[str]:
+    """A line for each thing that people would do otherwise; none if there is nothing to say."""
+    photos = inputs.instances[:_EXAMINED]
+    shown = progress(photos, desc="looking at photos", disable=len(photos) < 20, leave=False)
+    small = {photo: _small(photo.path) for photo in shown}
+    yield from _count(config, inputs.instances)
+    yield from _size(config, inputs.instances)
+    yield from _duplicates(photos, small)
+    yield from _blur(small)
+    if config.instance.captions == "none":
+        yield from _prompts(config, inputs.tokenizer)
+    if config.prior.weight > 0 and config.prior.images:
+        yield from _class_images(config, small)
+
+
+def _count(config: Any, photos: Sequence[Example]) -> Iterator[str]:
+    if len(photos) < FEW:
+        yield f"{len(photos)} photo{'s' * (len(photos) != 1)}: {FEW} to 12 from several sides and places teach more"
+    if len(photos) > MANY and config.instance.captions == "none":
+        yield f"{len(photos)} photos with one prompt: captions (instance.captions) would tell what differs in them"
+
+
+def _size(config: Any, photos: Sequence[Example]) -> Iterator[str]:
+    half = [photo for photo in photos if 2 * min(photo.size) < config.data.resolution]
+    if half:
+        yield f"{_names(half)}: less than half of data.resolution={config.data.resolution}, so they will teach blur"
+    long = [photo for photo in photos if max(photo.size) > 2 * min(photo.size)]
+    if long and config.data.crop == "center":
+        yield f"{_names(long)}: more than twice as long as wide, and only the middle is seen; crop them yourself"
+
+
+def _duplicates(photos: Sequence[Example], small: dict[Example, np.ndarray]) -> Iterator[str]:
+    same: dict[str, list[Example]] = {}
+    for photo in photos:
+        same.setdefault(photo.sha256, []).append(photo)
+    for group in same.values():
+        if len(group) > 1:
+            yield f"{_names(group)}: the same file, which would count {len(group)} times"
+    firsts = [group[0] for group in same.values()]
+    for place, one in enumerate(firsts):
+        for other in firsts[place + 1 :]:
+            if difference(small[one], small[other]) <= ALIKE:
+                yield f"{_names([one, other])}: nearly the same picture; keep the better one"
+
+
+def _blur(small: dict[Example, np.ndarray]) -> Iterator[str]:
+    if blurred := [photo for photo, grey in small.items() if sharpness(grey) < BLURRED]:
+        yield f"{_names(blurred)}: blurred, and the model would learn that"
+
+
+def _prompts(config: Any, tokenizer: Tokenizer) -> Iterator[str]:
+    said, of_class = _words(config.instance.prompt), _words(config.prior.prompt)
+    if config.prior.weight > 0 and of_class and of_class[-1] not in said:
+        yield f"instance.prompt has no {of_class[-1]!r}, the class noun of prior.prompt: say what the subject is"
+    new = {entry.partition("=")[0] for entry in config.tokens.add}
+    for word in said:
+        if config.prior.weight == 0 or word in of_class or word in new:
+            continue
+        ids = tokenizer.ids(word)
+        if len(ids) > MOST_PIECES:
+            yield f"the identifier {word!r} is {len(ids)} tokens to this model: a short rare word is learned faster"
+        if len(ids) == 1 and tokenizer.size >= 2 * COMMON and ids[0] < COMMON:
+            yield f"the identifier {word!r} is a common word, whose meaning would be lost: take a rare one, such as sks"
+
+
+def _class_images(config: Any, small: dict[Example, np.ndarray]) -> Iterator[str]:
+    for path in prior.own_images(Path(config.prior.images))[:_EXAMINED]:
+        grey = _small(path)
+        if alike := [photo for photo, other in small.items() if difference(grey, other) <= ALIKE]:
+            yield f"class image {path.name} looks like {_names(alike)}: class images are to show others of the class"
+
+
+def _small(path: Path) -> np.ndarray:
+    """float32 [h, w], grey from 0 to 255, its short side 256 pixels at most."""
+    image = load_image(path).convert("L")
+    image.thumbnail((2048, 2048))
+    scale = min(1.0, 256 / min(image.size))
+    size = (max(8, round(image.size[0] * scale)), max(8, round(image.size[1] * scale)))
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS), np.float32)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> int:
+    """Bits of 64 in which the difference hashes of two grey pictures differ."""
+    return int(np.count_nonzero(_hash(one) != _hash(other)))
+
+
+def _hash(grey: np.ndarray) -> np.ndarray:
+    """Whether each of 8x8 places is darker than the next to its right."""
+    tiny = np.asarray(Image.fromarray(grey).resize((9, 8), Image.Resampling.BOX))
+    return tiny[:, :-1] < tiny[:, 1:]
+
+
+def sharpness(grey: np.ndarray) -> float:
+    """Standard deviation of the Laplacian: small where there are no edges."""
+    inner = grey[1:-1, 1:-1]
+    return float((4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]).std())
+
+
+def _words(prompt: str) -> list[str]:
+    return re.findall(r"[^\s,.;:!?]+", prompt.lower())
+
+
+def _names(photos: Sequence[Example]) -> str:
+    return ", ".join(data.printable(photo.path.name) for photo in photos)

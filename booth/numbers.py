@@ -1,0 +1,37 @@
+"""What `auto` stands for: steps, class images and learning rate, by the photos and by what trains.
+
+The rules of thumb for one object: 100 to 200 updates a photo (here 150, shared out over the rows of a batch), 200 to
+300 class images (here 200), a learning rate of 5e-6 for all weights and of 1e-4 for LoRA.
+"""
+
+import logging
+from typing import Any
+
+log = logging.getLogger("booth")
+
+STEPS_A_PHOTO, FEWEST_STEPS = 150, 100
+CLASS_IMAGES = 200
+RATES = {"none": 5e-6, "lora": 1e-4}
+
+
+def with_numbers(config: Any, photos: int) -> Any:
+    """A copy of the config in which no field is 0 for `auto` any more; says what was chosen and why."""
+    config = config.copy_and_resolve_references()
+    train = config.train
+    if train.steps == 0:
+        train.steps = max(FEWEST_STEPS, round(STEPS_A_PHOTO * photos / train.batch_size))
+        log.info(
+            "train.steps=%d: %d for each of %d photos, over %d in a batch",
+            train.steps, STEPS_A_PHOTO, photos, train.batch_size,
+        )  # fmt: skip
+    if config.prior.count == 0:
+        config.prior.count = CLASS_IMAGES
+        log.info("prior.count=%d: as many class images as the recipes use", CLASS_IMAGES)
+    if train.learning_rate == 0.0:
+        train.learning_rate = RATES[config.adapter.kind]
+        log.info(
+            "train.learning_rate=%g: as the recipes for adapter.kind=%s have it",
+            train.learning_rate,
+            config.adapter.kind,
+        )
+    return config
