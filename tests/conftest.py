@@ -100,7 +100,10 @@ def hub_env(hub, tmp_path):
     }
 
 
-SLOW_FIRST = ("test_learning.py", "test_two_hosts.py", "test_sharding.py", "test_plan.py", "test_training.py")
+SLOW_FIRST = (
+    "test_learning.py", "test_sharding.py", "test_plan.py", "test_training.py", "test_crash.py", "test_fit.py",
+    "test_lora.py", "test_run.py", "test_memory.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -96,6 +96,7 @@ def test_existing_class_images_train_as_generated_ones(backend_class, tiny_confi
     assert losses(given) == losses(made)
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_without_prior(backend_class, tiny_config, tmp_path):
     tiny_config.prior.weight, tiny_config.prior.prompt = 0.0, ""
     run = loop.train(backend_class, tiny_config, tmp_path / "run")
@@ -103,6 +104,7 @@ def test_without_prior(backend_class, tiny_config, tmp_path):
     assert not list((run.path / "class_images").iterdir()) if (run.path / "class_images").exists() else True
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_bf16(backend_class, tiny_config, tmp_path):
     reference = loop.train(backend_class, tiny_config, tmp_path / "plain")
     tiny_config.prior.images = str(reference.path / "class_images")

@@ -51,6 +51,7 @@ def sd2_config(tiny_config, tiny_sd2_pipeline):
     return tiny_config
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_from_photos_to_a_pipeline(backend_class, sd2_config, tiny_sd2_pipeline, tmp_path):
     run = loop.train(backend_class, sd2_config, tmp_path / "run")
     assert [line["step"] for line in run.metrics] == [1, 2, 3, 4]

@@ -31,6 +31,7 @@ def text_encoder(folder):
     return load_file(f"{folder}/text_encoder/model.safetensors")
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_from_photos_to_a_pipeline_resumed_to_the_bit(backend_class, config, tmp_path):
     whole = loop.train(backend_class, config, tmp_path / "whole")
     # Killed after the checkpoint of step 2: the schedule is that of the whole run.

@@ -102,7 +102,7 @@ SIGNALS = {"Ctrl-C": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 143)}
 
 @pytest.mark.parametrize(("package", "number", "code"), [
     ("torchbooth", *SIGNALS["Ctrl-C"]),
-    ("jaxbooth", *SIGNALS["SIGTERM"]),
+    pytest.param("jaxbooth", *SIGNALS["SIGTERM"], marks=pytest.mark.full),
     pytest.param("torchbooth", *SIGNALS["SIGTERM"], marks=pytest.mark.full),
     pytest.param("jaxbooth", *SIGNALS["Ctrl-C"], marks=pytest.mark.full),
 ])  # fmt: skip

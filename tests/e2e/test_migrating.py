@@ -110,7 +110,11 @@ def tiny(tiny_pipeline, photos):
     return tiny
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=[f"{n}-{words[0]}-{words[2]}" for n, words in enumerate(COMMANDS)])
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(words, marks=[pytest.mark.full] * ("jaxbooth.train" in words)) for words in COMMANDS],
+    ids=[f"{n}-{words[0]}-{words[2]}" for n, words in enumerate(COMMANDS)],
+)
 def test_our_commands(words, folder, tiny, main, monkeypatch):
     monkeypatch.chdir(folder)
     package, command = words[2].split(".") if words[0] == "python" else words[:2]

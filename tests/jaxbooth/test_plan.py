@@ -10,7 +10,7 @@ import pytest
 from make_pipeline import make_configs
 
 from booth import cli
-from booth.config import default_config, trained_components
+from booth.config import default_config, rate_groups
 from booth.errors import UserError
 from booth.pipeline_dir import open_pipeline
 from jaxbooth import plan as planning
@@ -187,7 +187,7 @@ def test_shapes_are_those_of_a_batch(tiny_config, tmp_path, text_encoder):
     from jaxbooth.sharding import make_mesh, place_batch
 
     tiny_config.train.text_encoder = text_encoder
-    rates = {name: jnp.float32(1e-4) for name in trained_components(tiny_config)}
+    rates = {name: jnp.float32(1e-4) for name in rate_groups(tiny_config)}
     inputs, backend, mesh = check_inputs(tiny_config), Backend(tiny_config), make_mesh(1)
     with RunDir.open(tmp_path / "run", "jax", tiny_config) as run:
         batches = prepare(tiny_config, inputs, run, backend, backend.load(inputs.pipeline))
