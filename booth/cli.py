@@ -113,6 +113,9 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     train.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
     train.add_argument("--workdir", type=_path, help="the run folder")
     train.add_argument("--from-step", type=int, help="continue from this checkpoint instead of the newest")
+    train.add_argument(
+        "--accept-changes", action="store_true", help="a resumed run may have other steps or rates than it began with"
+    )
     _add_verify(train)
     train.add_argument("--dry-run", action="store_true", help="check everything, print the resolved config, stop")
     if package == "jaxbooth":
@@ -215,7 +218,8 @@ def _train(package: str, options: argparse.Namespace) -> None:
         if None in named:
             raise UserError("--coordinator, --hosts and --host go together; give all three, on each host")
         importlib.import_module(f"{package}.hosts").start(*named)
-    loop.train(backend_class, config, options.workdir, options.from_step)
+    meant = None if options.accept_changes else [name for name, _ in options.overrides]
+    loop.train(backend_class, config, options.workdir, options.from_step, meant)
 
 
 def _doctor(package: str, options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -42,23 +42,35 @@ class Run:
     metrics: list[dict[str, Any]]  # one dict a step, as in metrics.jsonl; numbers, or None where none is finite
 
 
-def train(backend_class: type[Backend], config: Any, workdir: str | Path, from_step: int | None = None) -> Run:
+def train(
+    backend_class: type[Backend],
+    config: Any,
+    workdir: str | Path,
+    from_step: int | None = None,
+    meant: Collection[str] | None = None,
+) -> Run:
     """Runs or resumes the whole job in `workdir`; called again on a finished run it trains no further step.
 
-    `from_step` continues from that checkpoint instead of the newest. Where processes on several hosts were started
-    together, the first of them leads and has all files; the others have no metrics. Raises UserError for what the user
-    can mend, and Stopped, a KeyboardInterrupt, where a signal asked it to stop while it trained.
+    `from_step` continues from that checkpoint instead of the newest; `meant` is as in `RunDir.open`. Where processes on
+    several hosts were started together, the first of them leads and has all files; the others have no metrics. Raises
+    UserError for what the user can mend, and Stopped, a KeyboardInterrupt, where a signal asked it to stop while it
+    trained.
     """
     hosts = backend_class.hosts()
     if hosts and hosts.index:
         follow(backend_class, hosts)
         return Run(Path(workdir), Path(workdir) / "pipeline", [])
     with leading(hosts):
-        return _train(backend_class, hosts, config, workdir, from_step)
+        return _train(backend_class, hosts, config, workdir, from_step, meant)
 
 
 def _train(
-    backend_class: type[Backend], hosts: Hosts | None, config: Any, workdir: str | Path, from_step: int | None
+    backend_class: type[Backend],
+    hosts: Hosts | None,
+    config: Any,
+    workdir: str | Path,
+    from_step: int | None,
+    meant: Collection[str] | None,
 ) -> Run:
     began = time.perf_counter()
     config = resolved(config)
@@ -71,7 +83,7 @@ def _train(
         log.info("advice: %s", line)
     config = backend_class.fit(config, inputs.pipeline, recorded_config(workdir))
     adapter = adapter_of(config, inputs.pipeline)
-    with RunDir.open(workdir, backend_class.name, config) as run:
+    with RunDir.open(workdir, backend_class.name, config, meant) as run:
         finish_interrupted(run.pipeline)
         checkpoints = Checkpoints(run.checkpoints, run.id, checkpoint_size(config, inputs.pipeline))
         start = checkpoints.find(from_step) or 0

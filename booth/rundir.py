@@ -21,7 +21,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,10 +110,10 @@ def _sync(path: Path) -> None:
 class RunDir:
     """One run's folder, locked while it is open."""
 
-    def __init__(self, path: Path, backend: str, config: Any) -> None:
+    def __init__(self, path: Path, backend: str, config: Any, meant: Collection[str] | None) -> None:
         self.path = path
         self._flat = json.loads(json.dumps(settings.flatten(config)))  # tuples become lists, as they come back
-        self._before = _same_run(path, backend, self._flat)
+        self._before = _same_run(path, backend, self._flat, meant)
         self._backend = backend
         self.id = self._before.run_id if self._before else uuid.uuid4().hex
         self.class_images = path / "class_images"
@@ -130,9 +130,12 @@ class RunDir:
 
     @classmethod
     @contextmanager
-    def open(cls, workdir: str | Path, backend: str, config: Any) -> Iterator["RunDir"]:
+    def open(
+        cls, workdir: str | Path, backend: str, config: Any, meant: Collection[str] | None = None
+    ) -> Iterator["RunDir"]:
         """Creates the folder, or takes up the same run again; holds its lock until the block ends.
 
+        `meant`: the fields whose change is meant, of those that change what a run becomes; None: all that may change.
         UserError for a folder of another run, a folder that is no run, and a run that is training right now.
         """
         path = Path(workdir).expanduser()
@@ -141,7 +144,7 @@ class RunDir:
         try:
             # The operating system drops the lock with its process, so a crash leaves nothing to clean up.
             with filelock.FileLock(path / ".lock", timeout=0):
-                run = cls(path, backend, config)
+                run = cls(path, backend, config, meant)
                 run._check_owner()
                 if run._before is None:
                     run._write_config()
@@ -296,19 +299,28 @@ def _strangers(path: Path, *ours: str) -> bool:
     return any(name not in _JUNK.union(ours) and not name.startswith(".filelock-") for name in names)
 
 
-def _same_run(workdir: Path, backend: str, config: Mapping[str, Any]) -> Record | None:
+def _same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Collection[str] | None) -> Record | None:
     """The record of the run in a folder, if there is one; UserError if that is another run than this."""
     if not (workdir / "config.json").exists():
         return None
     before = read_record(workdir)
     if before.backend != backend:
         raise UserError(f"--workdir {workdir} is a run of {before.backend}booth; give {backend}booth another one")
-    changed = settings.changes(before.config, config)
+    # A field that came with a newer version had its default before.
+    defaults = json.loads(json.dumps(settings.flatten(settings.default_config())))
+    changed = settings.changes({**defaults, **before.config}, config)
     fixed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items() if not settings.may_change(name)]
     if fixed:
         raise UserError(
             f"--workdir {workdir} belongs to another run: {'; '.join(fixed)};"
             " restore these values, or choose another --workdir"
+        )
+    asked = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items()
+             if meant is not None and name not in meant and settings.must_be_meant(name)]  # fmt: skip
+    if asked:
+        raise UserError(
+            f"--workdir {workdir} began with other values: {'; '.join(asked)}; put them back, or say that the new ones"
+            " are meant, with --config.NAME=VALUE or for all of them with --accept-changes"
         )
     return before
 

@@ -267,10 +267,33 @@ def test_fields_that_may_change_are_accepted_and_reported(config, tmp_path, capl
     assert read_record(tmp_path).config["train.steps"] == 900
 
 
+def test_what_changes_the_run_must_be_meant(config, tmp_path):
+    """As where a command was given without the steps that it once had."""
+    open_run(tmp_path, config)
+    config.train.steps, config.train.learning_rate, config.log.every_steps = 900, 1e-5, 3
+    said = r"began with other values: train\.steps was 800, is 900; train\.learning_rate was 5e-06, is 1e-05; put them"
+    with pytest.raises(UserError, match=said), RunDir.open(tmp_path, "jax", config, []):
+        pass
+    said = r"began with other values: train\.learning_rate was 5e-06, is 1e-05; put"
+    with pytest.raises(UserError, match=said), RunDir.open(tmp_path, "jax", config, ["train.steps"]):
+        pass
+    assert read_record(tmp_path).config["train.steps"] == 800
+    for meant in (None, ["train.steps", "train.learning_rate"]):
+        with RunDir.open(tmp_path, "jax", config, meant):
+            pass
+
+
 def test_a_record_of_an_older_version(config, tmp_path):
     """A field that has gone since, and one that has come."""
     open_run(tmp_path, config)
     record = json.loads((tmp_path / "config.json").read_text())
+    del record["config"]["adapter.kind"], record["config"]["tokens.fraction"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with RunDir.open(tmp_path, "jax", config, []):
+        pass
+    config.adapter.kind = "lora"
+    assert "adapter.kind was 'none', is 'lora'" in refusal(tmp_path, config)
+    config.adapter.kind = "none"
     record["config"]["train.old_field"] = 1
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert "train.old_field was 1, is None" in refusal(tmp_path, config)

@@ -52,6 +52,14 @@ def test_train(finished, tiny_pipeline):
     assert source.keys() == trained.keys() and not np.array_equal(source["conv_in.bias"], trained["conv_in.bias"])
 
 
+def test_other_steps_must_be_meant(run_dir, job, main):
+    """Given as an override they are; else --accept-changes says so."""
+    arguments = [text for text in job(run_dir) if "train.steps" not in text]
+    said = refusal(main("torchbooth", "train", *arguments))
+    assert said.endswith("--config.NAME=VALUE or for all of them with --accept-changes")
+    assert "train.steps was 4, is 20" in said
+
+
 def test_the_same_command_again_has_nothing_to_do(run_dir, job, main):
     before = files(run_dir)
     outcome = main("torchbooth", "train", *job(run_dir))
@@ -147,7 +155,7 @@ def test_a_refusal_in_a_process_of_its_own(run, job, tmp_path):
      ("instance.images", "/nowhere", "instance.images='/nowhere' is not a folder"),
      ("model.source", "/nowhere", "model.source=/nowhere: no such folder"),
      ("train.steps", "many", "train.steps='many' must be of type int"),
-     ("train.learning_rate", "-1", "train.learning_rate=-1.0 must be greater than 0"),
+     ("train.learning_rate", "-1", "train.learning_rate=-1.0 must be at least 0"),
      ("train.learning_rate", "nan", "train.learning_rate=nan must be a finite number"),
      ("train.optimizer", "sgd", "train.optimizer='sgd' must be one of 'adamw', 'adamw8bit', 'lion'"),
      ("prior.prompt", "", "prior.weight=1.0 needs prior.prompt"),
