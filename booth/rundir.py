@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +308,8 @@ def _same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Col
         raise UserError(f"--workdir {workdir} is a run of {before.backend}booth; give {backend}booth another one")
     # A field that came with a newer version had its default before.
     defaults = json.loads(json.dumps(settings.flatten(settings.default_config())))
-    changed = settings.changes({**defaults, **before.config}, config)
+    before = replace(before, config={**defaults, **before.config})
+    changed = settings.changes(before.config, config)
     fixed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items() if not settings.may_change(name)]
     if fixed:
         raise UserError(
