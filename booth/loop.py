@@ -112,6 +112,8 @@ def _train(
             state = checkpoints.restore(backend, state, start)
             checkpoints.set_aside_after(start)
             log.info("resumed from step %d", start)
+            if _due(start, config.samples.every_steps) and not previews.grid_file(start).exists():
+                previews.write_grid(backend.models(state), start)  # it was saved, and then ended in the middle of them
 
         stop = config.train.steps
         with Recorder(run, start, stop, batches.rows, config.log.every_steps) as recorder, StopRequest() as request:

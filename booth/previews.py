@@ -52,7 +52,10 @@ class Previews:
         images = [image for _, image in self._sample(models, "preview")]
         captions = [f"{request.prompt} (seed {request.seed})" for request in self.requests]
         columns = self.config.samples.images_per_prompt
-        pictures.save(pictures.grid(images, captions, columns), self.run.samples / f"step-{done:06d}.png")
+        pictures.save(pictures.grid(images, captions, columns), self.grid_file(done))
+
+    def grid_file(self, done: int) -> Path:
+        return self.run.samples / f"step-{done:06d}.png"
 
     def base_images(self, models: Any) -> list[np.ndarray]:
         """What the untouched base makes of all requests, uint8 [h, w, 3] each.

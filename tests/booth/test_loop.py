@@ -138,6 +138,19 @@ def test_an_interrupted_step_is_done_again(config, tmp_path):
     assert np.array_equal(trained(again.path), trained(whole.path))
 
 
+def test_previews_that_were_interrupted_are_made_on_resume(config, tmp_path):
+    """Those of a step that was saved before: the others come again with their updates."""
+    config.samples.every_steps, config.samples.inference_steps, config.checkpoint.every_steps = 2, 2, 2
+    config.samples.images_per_prompt = 1
+    whole = loop.train(FakeBackend, config, tmp_path / "whole")
+    for sample in (2, 3):  # the first makes the class images, then come the previews of steps 2 and 4
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(watched(("sample", sample)), config, tmp_path / f"run{sample}")
+        again = loop.train(FakeBackend, config, tmp_path / f"run{sample}")
+        for name in ("step-000002.png", "step-000004.png"):
+            assert (again.path / "samples" / name).read_bytes() == (whole.path / "samples" / name).read_bytes()
+
+
 def test_damaged_files_of_a_run(config, tmp_path):
     """A cut checkpoint is named and the way it names works; what is cut in the cache is encoded again."""
     whole = loop.train(FakeBackend, config, tmp_path / "whole")
