@@ -146,11 +146,12 @@ def _train(
         last, precision = max(start, config.train.steps), config.export.precision
         tensors, added = backend.tensors(state), new_tokens(config)
         if added:
-            tensors = enlarged(inputs.pipeline, keep_embeddings(run.tokens, added, tensors))
+            tensors = keep_embeddings(run.tokens, added, tensors)
         if adapter:
             write_lora(exported, adapter, tensors, precision, last)
             log.info("LoRA written to %s; `export` makes a pipeline of it", exported / lora_file.FILE)
         else:
+            tensors = enlarged(inputs.pipeline, tensors) if added else tensors
             export(inputs.pipeline, exported, tensors, precision, last, added)
             log.info("pipeline written to %s", exported)
         return Run(run.path, exported, read_metrics(run.metrics))

@@ -56,6 +56,7 @@ def test_from_photos_to_a_pipeline_resumed_to_the_bit(backend_class, config, tmp
             assert torch.equal(value, torch.from_numpy(tuned[f"text_model.{key.removeprefix('text_model.')}"]))
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_a_checkpoint_is_exported_with_its_text_encoder(backend_class, package, config, tmp_path):
     config.samples.every_steps, config.checkpoint.every_steps = 0, 2
     run = loop.train(backend_class, config, tmp_path / "run")

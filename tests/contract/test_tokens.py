@@ -16,6 +16,7 @@ TOKENS = ("<saya_token>", "<its_colour>")
 ALONE = {"train.unet": False}
 PIVOTAL = {"adapter.kind": "lora", "adapter.rank": 4, "tokens.fraction": 0.5}
 WITH_ALL = {"train.text_encoder": True}
+WITH_BOTH_ADAPTED = {"train.text_encoder": True, "adapter.kind": "lora", "adapter.rank": 4}
 
 
 @pytest.fixture
@@ -75,7 +76,11 @@ def test_tokens_alone(package, configured, tmp_path):
         assert np.array_equal(plain.text_encoder.get_input_embeddings().weight[number].detach(), row)
 
 
-@pytest.mark.parametrize("fields", [PIVOTAL, pytest.param(WITH_ALL, marks=pytest.mark.full)], ids=["pivotal", "all"])
+@pytest.mark.parametrize(
+    "fields",
+    [PIVOTAL, pytest.param(WITH_ALL, marks=pytest.mark.full), pytest.param(WITH_BOTH_ADAPTED, marks=pytest.mark.full)],
+    ids=["pivotal", "all", "both adapted"],
+)
 def test_tokens_beside_what_else_trains(configured, tmp_path, fields):
     """Both backends alike, resumed to the bit, exported whole."""
     config = configured(fields)

@@ -70,7 +70,7 @@ def losses(run):
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()]
 
 
-@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_killed_twice_and_finished(start, run, arguments, environment, main, tmp_path, package):
     """`make crash-test` does the same at random moments of every phase."""
     assert main(package, "train", *arguments(tmp_path / "undisturbed")).code == 0

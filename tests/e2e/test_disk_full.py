@@ -166,7 +166,7 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.full] * (n == "jaxbooth")) for n in SIZES])
 def test_the_size_of_a_checkpoint_is_foreseen(job, main, tmp_path, name):
     package, fields = SIZES[name]
     arguments = job(tmp_path / "run", train__steps=1, prior__weight=0, **fields)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "quickstart.ipynb"
@@ -40,6 +41,7 @@ def test_kept_without_output():
             assert cell["cell_type"] == "markdown" and not {"outputs", "execution_count"} & set(cell)
 
 
+@pytest.mark.full
 def test_runs_from_top_to_bottom(tmp_path, environment):
     done = subprocess.run(
         [sys.executable, "-c", RUN, NOTEBOOK],

@@ -54,7 +54,7 @@ def config():
     [
         ("v3:2x2", 8, 0),
         pytest.param("v4:2x2x1", 4, 12, marks=pytest.mark.full),
-        ("v5e:2x4", 8, 12),
+        pytest.param("v5e:2x4", 8, 12, marks=pytest.mark.full),
         pytest.param("v6e:2x4", 8, 12, marks=pytest.mark.full),
     ],
 )

@@ -1,5 +1,7 @@
 """The compiled step."""
 
+import pytest
+
 from booth.objective import dreambooth_loss
 from booth.pipeline_dir import open_pipeline
 from booth.preparation import check_inputs, prepare
@@ -8,6 +10,7 @@ from jaxbooth import step
 from jaxbooth.backend import Backend
 
 
+@pytest.mark.full
 def test_the_step_is_compiled_once_for_all_steps_and_runs(tiny_config, tmp_path, monkeypatch):
     """A state whose placement changes from step to step would be compiled again, for minutes at full size."""
     traced = []

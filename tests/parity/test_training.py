@@ -73,7 +73,7 @@ def job_of(make_tiny_config, tmp_path_factory, request):
     return make
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=[pytest.param(case, marks=[pytest.mark.full] * (case == "sd1, two pieces")) for case in CASES])
 def job(request, job_of):
     return job_of(request.param)
 

@@ -258,6 +258,7 @@ def test_previews_without_memory_lose_no_update(tiny_config, tmp_path, monkeypat
     assert [line["step"] for line in run.metrics] == [1, 2, 3, 4]
 
 
+@pytest.mark.full
 def test_the_command(tiny_pipeline, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("train.precision: bf16\nsamples.before_after: true\ndata.resolution: 64\n", encoding="utf-8")

@@ -1,12 +1,18 @@
 """Dropout of adapters is for training: pictures are made without it, and a resumed run leaves out the same."""
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from booth import loop
 from booth.lora_file import FILE
 from booth.pipeline_dir import open_pipeline
 from booth.sampling import initial_noise, sampling_table
 from torchbooth.backend import Backend
+
+
+def same(*runs):
+    one, two = (load_file(run.pipeline / FILE) for run in runs)
+    return all(np.array_equal(one[name], two[name]) for name in one)
 
 
 def test_pictures_know_no_dropout(tiny_config, tmp_path):
@@ -18,10 +24,10 @@ def test_pictures_know_no_dropout(tiny_config, tmp_path):
     loop.train(Backend, config, tmp_path / "parts")
     config.train.steps = 4
     parts = loop.train(Backend, config, tmp_path / "parts")
-    assert (run.pipeline / FILE).read_bytes() == (parts.pipeline / FILE).read_bytes()
+    assert same(run, parts)
     config.adapter.dropout = 0.0
     without = loop.train(Backend, config, tmp_path / "without")
-    assert (run.pipeline / FILE).read_bytes() != (without.pipeline / FILE).read_bytes(), "it does something"
+    assert not same(run, without), "it does something"
 
     config.adapter.dropout = 0.9
     pipeline = open_pipeline(config.model.source)
