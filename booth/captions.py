@@ -66,14 +66,11 @@ def _beside(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
     stems = {path.stem for path in paths}
     if other := sorted(file.name for file in folder.glob("*.txt") if file.stem not in stems):
         log.warning("%s='text': %s belong to no image", _FIELD, _listed(other))
-    return {path.name: _text(path.with_suffix(".txt")) for path in paths if path.with_suffix(".txt").is_file()}
-
-
-def _text(path: Path) -> str:
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a caption ({error}); save it as UTF-8") from error
+    return {
+        path.name: " ".join(_text_of(path.with_suffix(".txt")).split())
+        for path in paths
+        if path.with_suffix(".txt").is_file()
+    }
 
 
 def _words(stem: str) -> str:

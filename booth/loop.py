@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from booth import lora_file, space
-from booth.adapters import adapter_of
+from booth.adapters import Adapter, adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints, checkpoint_size
 from booth.config import is_remote, resolved, trained_networks
@@ -96,7 +96,7 @@ def _train(
             log.info("already at step %d of %d: nothing left to do", start, config.train.steps)
             return Run(run.path, exported, read_metrics(run.metrics))
 
-        _require_space(config, inputs, run, checkpoints, start)
+        _require_space(config, inputs, run, checkpoints, start, adapter)
         run.record_changes()
         backend: Backend = backend_class(config)
         if hosts:
@@ -170,10 +170,12 @@ def _keeping(save: Callable[[], None] | None, done: int, request: StopRequest) -
         raise
 
 
-def _require_space(config: Any, inputs: Inputs, run: RunDir, checkpoints: Checkpoints, start: int) -> None:
+def _require_space(
+    config: Any, inputs: Inputs, run: RunDir, checkpoints: Checkpoints, start: int, adapter: Adapter | None
+) -> None:
     """UserError if what the run has yet to write does not fit on its disks."""
     exported = export_size(inputs.pipeline, config.export.precision, trained_networks(config))
-    if adapter := adapter_of(config, inputs.pipeline):
+    if adapter:
         exported = 4 * sum(map(math.prod, adapter.tensor_shapes().values()))
     needs = [*needed_space(config, inputs, run), Need("the LoRA" if adapter else "the pipeline", run.path, exported)]
     if not is_remote(str(run.checkpoints)) and start < config.train.steps:

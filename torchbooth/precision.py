@@ -12,7 +12,7 @@ _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def weights_dtype(config: Any) -> torch.dtype:
     """Type in which the UNet's weights are kept: where only an adapter trains, that in which they compute."""
     if config.adapter.kind == "lora":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
+        return _COMPUTE.get(config.train.precision, torch.float32)
     return torch.bfloat16 if config.memory.weights == "bf16" else torch.float32
 
 
