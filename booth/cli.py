@@ -24,6 +24,7 @@ from booth.checkpoints import Checkpoints
 from booth.doctor import advice
 from booth.errors import UserError
 from booth.export import check_target, export, export_size
+from booth.fields import SEED
 from booth.numbers import with_numbers
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.preparation import load_tokenizer
@@ -248,8 +249,8 @@ def _plan(package: str, options: argparse.Namespace) -> None:
 
 def _sample(package: str, options: argparse.Namespace) -> None:
     for seed in options.seeds:
-        if not settings.SEED.holds(seed):
-            raise UserError(f"--seeds {seed} must be {settings.SEED.text}")
+        if not SEED.holds(seed):
+            raise UserError(f"--seeds {seed} must be {SEED.text}")
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size} must be at least 1")
     if not 0 <= options.guidance < math.inf:

@@ -1,21 +1,18 @@
-"""Every setting of a run, once: its name, default, rule and meaning.
+"""Configs as ConfigDicts over `booth.fields`, from files and the command line.
 
 `default_config()` builds the locked ConfigDict, `load_config()` reads a file and command-line overrides onto it;
-`booth.validation` checks values and how they go together before any work is done. Nothing else in the project knows a
-default. The defaults are the recipe that is known to work for one object with Stable Diffusion 1.5.
+`booth.validation` checks values and how they go together before any work is done.
 """
 
 import difflib
 import importlib.util
 import json
-import math
 import os
 import re
 import reprlib
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,193 +21,11 @@ from ml_collections import ConfigDict
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from booth.captions import SOURCES
 from booth.embedded import EMBEDDED
 from booth.errors import UserError
+from booth.fields import ANY, AUTO, FIELDS
 from booth.hub import is_id
-from booth.solvers import SOLVERS
 
-
-@dataclass(frozen=True)
-class Rule:
-    """A check on one value; `text` completes the sentence "it must be ..."."""
-
-    text: str
-    holds: Callable[[Any], bool]
-
-
-def at_least(low: float) -> Rule:
-    return Rule(f"at least {low}", lambda value: value >= low)
-
-
-def above(low: float) -> Rule:
-    return Rule(f"greater than {low}", lambda value: value > low)
-
-
-def below_one() -> Rule:
-    return Rule("at least 0 and less than 1", lambda value: 0 <= value < 1)
-
-
-def one_of(*choices: Any) -> Rule:
-    return Rule("one of " + ", ".join(repr(choice) for choice in choices), lambda value: value in choices)
-
-
-def _are_tokens(entries: tuple[str, ...]) -> bool:
-    parts = [entry.partition("=") for entry in entries]
-    tokens = [token for token, _, _ in parts]
-    whole = all(
-        token and word and not re.search(r"\s", entry) for (token, _, word), entry in zip(parts, entries, strict=True)
-    )
-    return whole and len(set(tokens)) == len(tokens)
-
-
-def _is_regex(text: str) -> bool:
-    try:
-        re.compile(text)
-    except (re.error, OverflowError, RecursionError):
-        return False
-    return text != ""
-
-
-SEED = Rule("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
-ANY = Rule("anything", lambda value: True)
-
-
-@dataclass(frozen=True)
-class Field:
-    name: str
-    default: Any
-    meaning: str
-    rule: Rule = ANY
-    may_change: bool = False  # on resume: the run stays the same run, only longer, slower or more talkative
-    is_path: bool = False  # "~" is the home folder, and a run does not depend on where it was started
-
-
-FIELDS = (
-    # Model and photos may have moved: what is in them is compared through the manifest.
-    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, ...), hub id owner/name, or"
-          " 'embedded', the small base that comes with booth", may_change=True, is_path=True),
-    Field("model.revision", "", "branch, tag or commit of a hub model; empty: its default branch", may_change=True),
-    Field("model.variant", "", "weight file variant, such as fp16"),
-    Field("instance.images", "", "folder with the photos of the subject", may_change=True, is_path=True),
-    Field("instance.prompt", "", "prompt with identifier and class noun, such as 'a photo of sks dog'; with captions"
-          " empty, or what they are put in: 'a photo of sks car, {caption}'"),
-    Field("instance.captions", "none", "where each photo's caption is: none: instance.prompt for all; text: X.txt"
-          " beside X.jpg; names: the files' names; metadata: metadata.jsonl or metadata.csv in the folder",
-          one_of(*SOURCES)),
-    Field("instance.caption_column", "text", "column of the captions in that table, beside file_name"),
-    Field("instance.caption_dropout", 0.0, "share of photos shown without any caption", below_one()),
-    Field("instance.shuffled_captions", 0, "orders of a caption's comma-separated tags to train with; 0: as it is",
-          at_least(0)),
-    Field("instance.kept_tags", 1, "first tags that keep their place when captions are shuffled", at_least(0)),
-    Field("prior.weight", 1.0, "lambda, the weight of the class images in the loss; 0: without them", at_least(0)),
-    Field("prior.prompt", "", "prompt of the class, such as 'a photo of dog'"),
-    Field("prior.images", "", "folder of class images, used first and filled up; empty: RUN/class_images",
-          is_path=True),
-    Field("prior.count", 200, "class images to train with; auto (0): 200", at_least(0), may_change=True),
-    Field("prior.solver", "dpm++", "solver for class images", one_of(*SOLVERS)),
-    Field("prior.inference_steps", 25, "denoising steps for a class image", at_least(1)),
-    Field("prior.guidance", 7.5, "classifier-free guidance scale of class images", at_least(0)),
-    Field("prior.seed", 0, "seed of class images; apart from train.seed, so that runs can share them", SEED),
-    Field("prior.batch_size", 4, "class images sampled at once", at_least(1)),
-    Field("train.steps", 800, "optimizer updates; auto (0): 150 for each photo", at_least(0), may_change=True),
-    Field("train.batch_size", 1, "instance images an update, over all devices; as many class images join", at_least(1)),
-    Field("train.accumulation", 1, "pieces an update is computed in: less memory, the same result", at_least(1),
-          may_change=True),
-    Field("train.learning_rate", 5e-6, "peak learning rate; auto (0): 5e-6, with LoRA 1e-4", at_least(0),
-          may_change=True),
-    Field("train.lr_schedule", "constant", "shape of the learning rate after warmup",
-          one_of("constant", "linear", "cosine", "polynomial"), may_change=True),
-    Field("train.lr_warmup_steps", 0, "updates of linear warmup from 0", at_least(0), may_change=True),
-    Field("train.lr_power", 1.0, "exponent of the polynomial schedule", above(0), may_change=True),
-    Field("train.lr_end", 1e-7, "last learning rate of the polynomial schedule; the text encoder's ends in proportion",
-          at_least(0), may_change=True),
-    Field("train.precision", "fp32", "compute type: float32, bfloat16, or float16 with loss scaling (torchbooth)",
-          one_of("fp32", "bf16", "fp16")),
-    Field("train.unet", True, "train the UNet; false: only the text encoder or new tokens"),
-    Field("train.text_encoder", False, "train the text encoder too (in float32)"),
-    Field("train.text_encoder_learning_rate", 0.0, "its peak learning rate; 0: train.learning_rate", at_least(0),
-          may_change=True),
-    Field("train.optimizer", "adamw", "optimizer; torchbooth also has AdamW and Lion with moments in 8 bits, Lion (a"
-          " third to a tenth of the learning rate) and Adafactor",
-          one_of("adamw", "adamw8bit", "lion", "lion8bit", "adafactor")),
-    Field("train.adam_b1", 0.9, "decay of the first moment", below_one()),
-    Field("train.adam_b2", 0.999, "decay of the second moment", below_one()),
-    Field("train.adam_eps", 1e-8, "epsilon beside the root of the second moment", above(0)),
-    Field("train.weight_decay", 1e-2, "decoupled weight decay", at_least(0)),
-    Field("train.max_grad_norm", 1.0, "gradients are clipped jointly to this global norm; 0: not clipped", at_least(0)),
-    Field("train.min_snr_gamma", 0.0, "gamma of the min-SNR loss weights, usually 5; 0: all timesteps count alike",
-          at_least(0)),
-    Field("train.noise_offset", 0.0, "noise added to whole channels, such as 0.1, for very light or dark pictures",
-          at_least(0)),
-    Field("train.gradient_checkpointing", "none", "what the backward pass computes once more instead of keeping it: the"
-          " weights of attention (jaxbooth), or the inside of every block: less memory, slower",
-          one_of("none", "attention", "block"), may_change=True),
-    Field("train.checkpointed_blocks", (), "torchbooth: the UNet's blocks that gradient_checkpointing='block' is for,"
-          " such as down_blocks.0; empty: all", Rule("names such as 'down_blocks.0', 'mid_block' and 'up_blocks.3'",
-          lambda value: all(re.fullmatch(r"(down|up)_blocks\.\d+|mid_block", name) for name in value)),
-          may_change=True),
-    Field("train.attention", "auto", "how attention is computed; auto: by the device; jaxbooth has plain, chunked,"
-          " splash and cudnn, torchbooth has xformers",
-          one_of("auto", "plain", "chunked", "splash", "cudnn", "xformers"), may_change=True),
-    Field("train.channels_last", False, "torchbooth: convolutions with the channels innermost, which GPUs with tensor"
-          " cores may do faster"),
-    Field("train.compile", "none", "torchbooth: torch.compile of the UNet, by its mode, on a GPU; minutes at the start",
-          one_of("none", "default", "reduce-overhead", "max-autotune"), may_change=True),
-    Field("train.tf32", False, "torchbooth: float32 products in TF32 on GPUs that have it, faster and with 10 bits",
-          may_change=True),
-    Field("train.seed", 0, "seed of everything else that is random", SEED),
-    Field("adapter.kind", "none", "what trains: none: all weights of the networks; lora: low-rank adapters of their"
-          " layers, a few megabytes, with a learning rate of about 1e-4", one_of("none", "lora")),
-    Field("adapter.rank", 16, "rank of the adapters", at_least(1)),
-    Field("adapter.alpha", 0.0, "an adapter counts alpha / rank; 0: alpha is the rank", at_least(0)),
-    Field("adapter.dropout", 0.0, "torchbooth: share of what goes into an adapter that is left out", below_one()),
-    Field("adapter.targets", "attention", "layers that get one: attention, cross_attention, feed_forward (attention"
-          " too), all (convolutions too), or a regular expression for whole names",
-          Rule("attention, cross_attention, feed_forward, all or a regular expression", _is_regex)),
-    Field("tokens.add", (), "new tokens for prompts and captions, each with a word that it begins as, such as"
-          " '<saya_token>=girl'; only their embeddings train, beside whatever else does",
-          Rule("like '<saya_token>=girl', without spaces, each token once", _are_tokens)),
-    Field("tokens.learning_rate", 5e-4, "their peak learning rate", above(0), may_change=True),
-    Field("tokens.fraction", 1.0, "share of train.steps in which they train, from the first on",
-          Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1), may_change=True),
-    Field("data.resolution", 512, "side of the square training images, in pixels", at_least(8)),
-    Field("data.crop", "center", "crop after the short side is resized", one_of("center", "random")),
-    Field("data.crop_variants", 4, "crops kept of each image when crop is random", at_least(1)),
-    Field("data.flip", False, "also train on mirrored images (not for faces or lettering)"),
-    Field("data.encode_batch_size", 4, "images the VAE encodes at once", at_least(1)),
-    Field("checkpoint.every_steps", 200, "updates between checkpoints; 0: only the last", at_least(0), may_change=True),
-    Field("checkpoint.keep", 2, "newest checkpoints kept", at_least(1), may_change=True),
-    Field("checkpoint.dir", "", "folder of this run's checkpoints alone, with jaxbooth also gs://BUCKET/FOLDER; empty:"
-          " RUN/checkpoints", is_path=True),
-    Field("samples.every_steps", 0, "updates between previews; 0: none", at_least(0), may_change=True),
-    Field("samples.prompts", (), "prompts of the previews; empty: instance.prompt and prior.prompt", may_change=True),
-    Field("samples.images_per_prompt", 2, "images of each prompt, seeds 0, 1, ...", at_least(1), may_change=True),
-    Field("samples.solver", "dpm++", "solver for previews", one_of(*SOLVERS), may_change=True),
-    Field("samples.inference_steps", 25, "denoising steps of a preview", at_least(1), may_change=True),
-    Field("samples.guidance", 7.5, "guidance scale of previews", at_least(0), may_change=True),
-    Field("samples.before_after", False, "one picture at the end, RUN/samples/before_after.png: what the base makes"
-          " of the prompts and what the tuned model makes of them", may_change=True),
-    Field("export.precision", "source", "type of RUN/pipeline; source: trained float32, the rest as it was",
-          one_of("source", "fp32", "fp16", "bf16"), may_change=True),
-    Field("log.every_steps", 10, "updates whose metrics are read together", at_least(1), may_change=True),
-    Field("memory.fit", "", "torchbooth: a GPU's memory such as '8GB', or 'auto': what is free; techniques are chosen"
-          " so that the run fits", Rule("empty, 'auto' or a size such as '8GB'",
-          lambda value: value in ("", "auto") or memory_size(value) is not None), may_change=True),
-    Field("memory.weights", "fp32", "torchbooth: type in which the UNet's weights are kept and trained; bf16: no"
-          " float32 copy, updates are rounded up or down at random and right on average", one_of("fp32", "bf16")),
-    Field("memory.fused_backward", False, "torchbooth: each tensor is updated as soon as its gradient is there, which"
-          " is then freed; gradients are clipped by the norm of those so far and of the last update"),
-    Field("memory.offload_optimizer", "none", "torchbooth: optimizer states in the host's memory while previews are"
-          " made, or always but for each tensor's update", one_of("none", "sampling", "always"), may_change=True),
-    Field("memory.vae_tiling", False, "torchbooth: pictures are decoded in four tiles, with a quarter of the memory",
-          may_change=True),
-    Field("mesh.fsdp", 1, "devices that share one copy of weights and optimizer states (torchbooth: FSDP)", at_least(1),
-          may_change=True),
-    Field("mesh.topology", "", "jaxbooth plan: the TPU slice, such as v3:2x2; training takes the devices there are",
-          may_change=True),
-)  # fmt: skip
-AUTO = ("train.steps", "train.learning_rate", "prior.count")  # may be "auto", which is kept as 0: see `booth.numbers`
 _BY_NAME = {field.name: field for field in FIELDS}
 _SECTIONS = {field.name.partition(".")[0] for field in FIELDS}
 
@@ -240,12 +55,6 @@ def resolved(config: ConfigDict) -> ConfigDict:
             home = os.path.expanduser(value)  # noqa: PTH111 (Path's own raises for an unknown user)
             set_field(config, field.name, str(Path(home).absolute()))
     return config
-
-
-def memory_size(text: str) -> float | None:
-    """Bytes of a size such as 8GB (as graphics cards are sold: 2**30 each); None if it is none."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:GB|GiB|G)", text, re.IGNORECASE)
-    return float(match[1]) * 2**30 if match and 0 < float(match[1]) < math.inf else None
 
 
 def is_remote(path: str) -> bool:

@@ -5,8 +5,9 @@ import math
 from ml_collections import ConfigDict
 
 from booth.captions import PLACE
-from booth.config import FIELDS, default_of, get, is_remote, trains_text, typed
+from booth.config import default_of, get, is_remote, trains_text, typed
 from booth.errors import UserError
+from booth.fields import FIELDS
 
 
 def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
-from booth.config import default_of, get, may_change, memory_size, set_field, trained_networks, typed
+from booth.config import default_of, get, may_change, set_field, trained_networks, typed
 from booth.errors import UserError
+from booth.fields import memory_size
 from booth.pipeline_dir import PipelineDir
 from booth.validation import validate_updates
 from torchbooth.models import build

@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_map_only
 
 from booth.adapters import adapter_of
 from booth.backend import ROW_FIELDS, Batch
-from booth.config import get, memory_size, rate_groups, trains_text
+from booth.config import get, rate_groups, trains_text
 from booth.errors import UserError
+from booth.fields import memory_size
 from booth.pipeline_dir import PipelineDir
 from booth.preparation import preview_batch_size
 from booth.sampling import latent_shape

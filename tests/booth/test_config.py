@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from booth import config as settings
 from booth.config import default_config, flatten, load_config, parse_text, resolved, set_field
 from booth.errors import UserError
+from booth.fields import memory_size
 from booth.validation import validate
 
 FIELDS = """
@@ -221,7 +222,7 @@ def test_memory_techniques_that_do_not_go_together(valid, fields, said):
 
 @pytest.mark.parametrize(("text", "gib"), [("8GB", 8), ("6 GiB", 6), ("11.5g", 11.5), ("8", None), ("0GB", None)])
 def test_a_cards_memory(text, gib):
-    assert settings.memory_size(text) == (gib and gib * 2**30)
+    assert memory_size(text) == (gib and gib * 2**30)
 
 
 def test_accumulation_splits_the_batch_of_an_update(valid):

@@ -20,9 +20,10 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
 from safetensors.numpy import save
 
-from booth.config import FIELDS, flatten, load_config, parse_text, resolved, set_field
+from booth.config import flatten, load_config, parse_text, resolved, set_field
 from booth.data import pixels, read_examples, views
 from booth.errors import UserError
+from booth.fields import FIELDS
 from booth.pipeline_dir import Weights, _read_specs, canonical_name, open_pipeline
 from booth.prompts import Tokenizer
 from booth.validation import validate

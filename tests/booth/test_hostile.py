@@ -22,10 +22,11 @@ from PIL import Image
 from booth import cache, cli, loop
 from booth import config as settings
 from booth.checkpoints import Checkpoints
-from booth.config import FIELDS, load_config
+from booth.config import load_config
 from booth.data import View, read_examples
 from booth.errors import UserError
 from booth.export import export
+from booth.fields import FIELDS, memory_size
 from booth.pipeline_dir import open_pipeline
 from booth.prompts import Tokenizer
 from booth.validation import validate
@@ -656,4 +657,4 @@ def test_overrides_that_are_unreadable(tmp_path, text):
 
 
 def test_sizes_beyond_reason():
-    assert settings.memory_size("9" * 400 + "GB") is None and settings.memory_size("8GB") == 2**33
+    assert memory_size("9" * 400 + "GB") is None and settings.memory_size("8GB") == 2**33

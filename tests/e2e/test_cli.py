@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from booth.config import FIELDS
+from booth.fields import FIELDS
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from booth.config import FIELDS
+from booth.fields import FIELDS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "MIGRATING.md").read_text(encoding="utf-8")
