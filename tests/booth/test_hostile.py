@@ -20,7 +20,6 @@ from hub_server import files_of
 from PIL import Image
 
 from booth import cache, cli, loop
-from booth import config as settings
 from booth.checkpoints import Checkpoints
 from booth.config import load_config
 from booth.data import View, read_examples
@@ -657,4 +656,4 @@ def test_overrides_that_are_unreadable(tmp_path, text):
 
 
 def test_sizes_beyond_reason():
-    assert memory_size("9" * 400 + "GB") is None and settings.memory_size("8GB") == 2**33
+    assert memory_size("9" * 400 + "GB") is None and memory_size("8GB") == 2**33
