@@ -8,32 +8,53 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from booth import randomness
 from booth.backend import Batch
-from booth.data import View
 from booth.schedule import NoiseSchedule
+from booth.views import Size, View
 
 Kind = str  # "instance" or "prior"
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """One image as batches show it.
+
+    `views`: all of one size. `prompts`: what it may be trained with, places in the prompts of `Batches`. `weight`: of
+    its rows in the loss (lambda for a class image). `repeats`: how often it comes while others come once.
+    `caption_dropout`: how often nothing is said instead.
+    """
+
+    views: Sequence[View]
+    prompts: Sequence[int]
+    weight: float = 1.0
+    repeats: int = 1
+    caption_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The images of one size. `order`: for each kind their places, one as often as it is repeated."""
+
+    size: Size
+    order: Mapping[Kind, Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Batches:
     """What batches are made of.
 
-    views: for each kind, for each image, its views. moments: [2, h, w, c] of each view. weight: of each kind, spread
-    over its rows (lambda for the prior). prompts: of all captions, as in Batch; prompt_index: for each kind, for each
-    image, the captions it may get. caption_dropout: how often an instance row gets `no_prompt` in place of one.
+    images: of each kind, instance images first. moments: [2, h, w, c] of each view. prompts: of all captions, as in
+    Batch; no_prompt: the place of the empty one.
     """
 
-    views: Mapping[Kind, Sequence[Sequence[View]]]
+    images: Mapping[Kind, Sequence[TrainingImage]]
     moments: Mapping[View, np.ndarray]
-    weight: Mapping[Kind, float]
     prompts: np.ndarray
-    prompt_index: Mapping[Kind, Sequence[Sequence[int]]]
     schedule: NoiseSchedule
     latent_scale: float
     latent_shift: float
@@ -41,37 +62,50 @@ class Batches:
     seed: int
     min_snr_gamma: float = 0.0
     noise_offset: float = 0.0
-    caption_dropout: float = 0.0
     no_prompt: int = 0
 
     @property
     def rows(self) -> int:
         """Rows of a batch, instance and class rows alike."""
-        return len(self.views) * self.batch_size
+        return len(self.images) * self.batch_size
 
-    @property
-    def _latent_shape(self) -> tuple[int, ...]:
-        return next(iter(self.moments.values())).shape[1:]
+    @cached_property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """In the order in which their sizes are met among the instance images; all of them have images of each kind."""
+        places: dict[Size, dict[Kind, list[int]]] = {}
+        for image in self.images["instance"]:
+            places.setdefault(image.views[0].size, {kind: [] for kind in self.images})
+        for kind, images in self.images.items():
+            for place, image in enumerate(images):
+                places[image.views[0].size][kind] += [place] * image.repeats
+        return tuple(Bucket(size, order) for size, order in places.items())
 
     def __call__(self, step: int, learning_rate: Mapping[str, float], wanted: Set[int] | None = None) -> Batch:
         """The batch of update number `step` (0 for the first): batch_size rows of each kind, instances first.
 
         Latents and noise, which take the time, are made of the `wanted` rows only (None: all); the others' are 0.
         """
-        rows = [(kind, place) for kind in self.views for place in range(self.batch_size)]
-        latents = np.zeros((len(rows), *self._latent_shape), np.float32)
+        number, turn = self._bucket(step)
+        kinds = [kind for kind in self.images for _ in range(self.batch_size)]
+        rows = [
+            self.images[kind][self._place(number, kind, turn * self.batch_size + place)]
+            for kind in self.images
+            for place in range(self.batch_size)
+        ]
+        shape = self.moments[rows[0].views[0]].shape[1:]
+        latents = np.zeros((len(rows), *shape), np.float32)
         noise = np.zeros_like(latents)
-        for row, (kind, place) in enumerate(rows):
+        for row, image in enumerate(rows):
             if wanted is None or row in wanted:
-                latents[row] = self._latents(step, row, kind, place)
-                noise[row] = self._noise(step, row, self._latent_shape)
+                latents[row] = self._latents(step, row, image)
+                noise[row] = self._noise(step, row, shape)
         timestep = np.array([self._timestep(step, row) for row in range(len(rows))], np.int32)
         target_latent, target_noise = self.schedule.target(timestep)
         # Each row has its own timestep and so its own min-SNR weight, instance and class rows alike.
         row_weight = self.schedule.min_snr_weight(timestep, self.min_snr_gamma) / self.batch_size
-        is_prior = np.array([kind == "prior" for kind, _ in rows])
+        is_prior = np.array([kind == "prior" for kind in kinds])
         prompts = self.prompts
-        prompt_index = np.array([self._prompt(step, row, *kind_and_place) for row, kind_and_place in enumerate(rows)])
+        prompt_index = np.array([self._prompt(step, row, image) for row, image in enumerate(rows)])
         if len(prompts) > len(rows):  # no more are sent than there are rows, and always as many
             prompts, prompt_index = prompts[prompt_index], np.arange(len(rows))
         return Batch(
@@ -82,7 +116,7 @@ class Batches:
             sigma=self.schedule.sigma(timestep).astype(np.float32),
             target_latent=target_latent.astype(np.float32),
             target_noise=target_noise.astype(np.float32),
-            weight=(row_weight * [self.weight[kind] for kind, _ in rows]).astype(np.float32),
+            weight=(row_weight * [image.weight for image in rows]).astype(np.float32),
             instance_weight=(row_weight * ~is_prior).astype(np.float32),
             prior_weight=(row_weight * is_prior).astype(np.float32),
             prompt_index=prompt_index.astype(np.int32),
@@ -99,37 +133,54 @@ class Batches:
             noise = noise + np.float32(self.noise_offset) * offset
         return noise
 
-    def _latents(self, step: int, row: int, kind: Kind, place: int) -> np.ndarray:
+    def _latents(self, step: int, row: int, image: TrainingImage) -> np.ndarray:
         """A sample of the VAE posterior, shifted and scaled: float32 [h, w, c]."""
-        choices = self.views[kind][self._image(step, kind, place)]
+        choices = image.views
         view = choices[int(randomness.generator(self.seed, "view", step, row).integers(len(choices)))]
         mean, std = self.moments[view]
         # A stream of its own: the posterior sample and the diffusion noise must not be the same numbers.
         sample = mean + std * randomness.normal(self.seed, "posterior", step, row, mean.shape)
         return (sample - np.float32(self.latent_shift)) * np.float32(self.latent_scale)
 
-    def _image(self, step: int, kind: Kind, place: int) -> int:
-        """Which image of its kind a row shows."""
-        count = len(self.views[kind])
-        epoch, position = divmod(step * self.batch_size + place, count)
-        return int(_order(self.seed, kind, count, epoch)[position])
+    def _bucket(self, step: int) -> tuple[int, int]:
+        """(which bucket a batch is of, how many batches were of it before).
 
-    def _prompt(self, step: int, row: int, kind: Kind, place: int) -> int:
+        In as many steps as there are instance images each bucket has as many as it has images, so that all images are
+        shown equally often, whatever their size.
+        """
+        counts = tuple(len(bucket.order["instance"]) for bucket in self.buckets)
+        cycle, position = divmod(step, sum(counts))
+        order = _bucket_order(self.seed, counts, cycle)
+        number = int(order[position])
+        return number, cycle * counts[number] + int(np.count_nonzero(order[:position] == number))
+
+    def _place(self, bucket: int, kind: Kind, position: int) -> int:
+        """Which image of its kind is at a position of the endless row of a bucket's epochs."""
+        order = self.buckets[bucket].order[kind]
+        epoch, rest = divmod(position, len(order))
+        return order[int(_order(self.seed, kind, bucket, len(order), epoch)[rest])]
+
+    def _prompt(self, step: int, row: int, image: TrainingImage) -> int:
         """Which of `prompts` a row is trained with."""
-        choices = self.prompt_index[kind][self._image(step, kind, place)]
         draw = randomness.generator(self.seed, "caption", step, row)
-        if kind == "instance" and self.caption_dropout and draw.random() < self.caption_dropout:
+        if image.caption_dropout and draw.random() < image.caption_dropout:
             return self.no_prompt
-        return choices[int(draw.integers(len(choices)))]
+        return image.prompts[int(draw.integers(len(image.prompts)))]
 
     def _timestep(self, step: int, row: int) -> int:
         return int(randomness.generator(self.seed, "timestep", step, row).integers(self.schedule.timesteps))
 
 
+@lru_cache(maxsize=32)
+def _order(seed: int, kind: Kind, bucket: int, count: int, epoch: int) -> np.ndarray:
+    """The order of a bucket's images in an epoch; kinds of different sizes have epochs of different lengths."""
+    return randomness.generator(seed, f"{kind} order", epoch, bucket).permutation(count)
+
+
 @lru_cache(maxsize=8)
-def _order(seed: int, kind: Kind, count: int, epoch: int) -> np.ndarray:
-    """The order of the images in an epoch; kinds of different sizes have epochs of different lengths."""
-    return randomness.generator(seed, f"{kind} order", epoch).permutation(count)
+def _bucket_order(seed: int, counts: tuple[int, ...], cycle: int) -> np.ndarray:
+    """Which bucket each step of a cycle is of."""
+    return randomness.generator(seed, "bucket order", cycle).permutation(np.repeat(np.arange(len(counts)), counts))
 
 
 def made_ahead(make: Callable[[int], Batch], start: int, stop: int, depth: int = 3) -> Iterator[tuple[int, Batch]]:

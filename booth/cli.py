@@ -25,9 +25,9 @@ from booth.doctor import advice
 from booth.errors import UserError
 from booth.export import check_target, export, export_size
 from booth.fields import SEED
+from booth.inputs import load_tokenizer
 from booth.numbers import with_numbers
 from booth.pipeline_dir import PipelineDir, open_pipeline
-from booth.preparation import load_tokenizer
 from booth.progress import progress
 from booth.rundir import checkpoint_folder, pinned_revision, read_record, recorded_config, write_text
 from booth.sampling import ImageRequest, Sampler

@@ -26,6 +26,7 @@ from booth.errors import UserError
 from booth.fields import ANY, AUTO, FIELDS
 from booth.hub import is_id
 
+CONCEPTS = "concepts"  # the one field that is not in a section; `booth.concepts` reads it
 _BY_NAME = {field.name: field for field in FIELDS}
 _SECTIONS = {field.name.partition(".")[0] for field in FIELDS}
 
@@ -35,10 +36,13 @@ _short.maxstring = _short.maxother = 200
 
 def default_config() -> ConfigDict:
     """The locked ConfigDict with every field at its default."""
-    tree: dict[str, dict[str, Any]] = {}
+    tree: dict[str, Any] = {}
     for field in FIELDS:
         section, _, key = field.name.partition(".")
-        tree.setdefault(section, {})[key] = field.default
+        if key:
+            tree.setdefault(section, {})[key] = field.default
+        else:
+            tree[section] = field.default
     return ConfigDict(tree).lock()
 
 
@@ -48,13 +52,20 @@ def resolved(config: ConfigDict) -> ConfigDict:
     A hub id and "embedded" stay as they are.
     """
     config = config.copy_and_resolve_references()
-    for field in FIELDS:
-        value = get(config, field.name)
-        local = field.is_path and isinstance(value, str) and value and not is_remote(value)
-        if local and not (field.name == "model.source" and (value == EMBEDDED or is_id(value))):
-            home = os.path.expanduser(value)  # noqa: PTH111 (Path's own raises for an unknown user)
-            set_field(config, field.name, str(Path(home).absolute()))
+    for name in (field.name for field in FIELDS if field.is_path):
+        set_field(config, name, _absolute(name, get(config, name)))
+    config.concepts = tuple(
+        {name: _absolute(name, value) for name, value in entry.items()} for entry in typed(CONCEPTS, config.concepts)
+    )
     return config
+
+
+def _absolute(name: str, value: Any) -> Any:
+    """A field's value; if it is a local path, from the root."""
+    local = name in _BY_NAME and _BY_NAME[name].is_path and isinstance(value, str) and value and not is_remote(value)
+    if not local or (name == "model.source" and (value == EMBEDDED or is_id(value))):
+        return value
+    return str(Path(os.path.expanduser(value)).absolute())  # noqa: PTH111 (Path's own raises for an unknown user)
 
 
 def is_remote(path: str) -> bool:
@@ -69,7 +80,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 def get(config: ConfigDict, name: str) -> Any:
     section, _, key = name.partition(".")
-    return config[section][key]
+    return config[section][key] if key else config[section]
 
 
 def default_of(name: str) -> Any:
@@ -82,7 +93,10 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
     if name not in _BY_NAME:
         raise UserError(f"config field {_short.repr(name)} does not exist{_suggestion(name)}")
     section, _, key = name.partition(".")
-    config[section][key] = typed(name, value)
+    if key:
+        config[section][key] = typed(name, value)
+    else:
+        config[section] = typed(name, value)
 
 
 def _suggestion(name: str) -> str:
@@ -112,12 +126,17 @@ def typed(name: str, value: Any) -> Any:
         raise UserError(f"{name} must be less than 2**64")
     if kind is float and type(value) is int:
         return float(value)
-    if kind is tuple and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        value = tuple(value)
-    if type(value) is not kind:
-        wanted = {tuple: "a list of strings", bool: "true or false"}.get(kind, f"of type {kind.__name__}")
+    of = Mapping if name == CONCEPTS else str
+    fits = type(value) is kind
+    if kind is tuple and isinstance(value, list | tuple):
+        fits = all(isinstance(item, of) for item in value)
+        value = tuple(flat(item) if of is Mapping else item for item in value) if fits else value
+    if not fits:
+        wanted = {tuple: f"a list of {'fields' if of is Mapping else 'strings'}", bool: "true or false"}.get(
+            kind, f"of type {kind.__name__}"
+        )
         raise UserError(f"{name}={_short.repr(value)} must be {wanted}, as its default {field.default!r} is")
-    for text in value if kind is tuple else (value,) if kind is str else ():
+    for text in value if kind is tuple and of is str else (value,) if kind is str else ():
         if field.is_path and "\0" in text:
             raise UserError(f"{name}={text!r} must be a path, and no path has a NUL character in it")
         if not field.is_path and re.search(r"[\ud800-\udfff]", text):  # a path may be any bytes
@@ -179,7 +198,7 @@ def _run_config_file(path: Path) -> ConfigDict:
     if not isinstance(loaded, ConfigDict):
         raise UserError(f"--config {path}: get_config() gave {loaded!r}; it must return the config")
     config = default_config()
-    for name, value in _flat(loaded.to_dict()).items():
+    for name, value in flat(loaded.to_dict()).items():
         set_field(config, name, value)
     return config
 
@@ -202,7 +221,7 @@ def _read_data_file(path: Path) -> dict[str, Any]:
         if not isinstance(tree, dict):
             raise UserError(f"--config {path} must hold sections such as 'train:' with fields in them")
         tree = {name: value for name, value in tree.items() if value is not None or name not in _SECTIONS}  # left empty
-        return {name: _as_number(name, value) for name, value in _flat(tree).items()}
+        return {name: _as_number(name, value) for name, value in flat(tree).items()}
     except (OSError, UserError):
         raise
     except Exception as error:  # PyYAML raises what it likes; what is nested too deep is a RecursionError
@@ -245,12 +264,13 @@ def _as_number(name: str, value: Any) -> Any:
     return value
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train.steps": 800}` of `{"train": {"steps": 800}}`; names with dots stay as they are."""
+    fields: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
+        fields |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return fields
 
 
 def trained_networks(config: ConfigDict) -> tuple[str, ...]:
@@ -282,13 +302,22 @@ def rate_groups(config: ConfigDict) -> tuple[str, ...]:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Fields whose values differ between two flat configs: {name: (before, after)}."""
+    """Fields whose values differ between two flat configs: {name: (before, after)}; of each concept its own."""
+    before, after = _with_concepts(before), _with_concepts(after)
     names = [*after, *(name for name in before if name not in after)]
     return {n: (before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)}
 
 
+def _with_concepts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config with names such as `concepts[0].instance.images` in place of the list."""
+    entries = {f"{CONCEPTS}[{place}].{name}": value
+               for place, entry in enumerate(fields.get(CONCEPTS, ())) for name, value in entry.items()}  # fmt: skip
+    return {name: value for name, value in fields.items() if name != CONCEPTS} | entries
+
+
 def may_change(name: str) -> bool:
     """Whether a resumed run may have another value of this field than the run began with."""
+    name = re.sub(rf"^{CONCEPTS}\[\d+\]\.", "", name)
     return name in _BY_NAME and _BY_NAME[name].may_change
 
 

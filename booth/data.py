@@ -1,4 +1,4 @@
-"""Image folders -> Examples, and an Example -> the pixels the VAE encodes. Bad files are refused by name."""
+"""Image folders -> Examples. Bad files are refused by name. How an image is shown is in `booth.views`."""
 
 import hashlib
 import logging
@@ -8,13 +8,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
-from booth import randomness
 from booth.captions import read_captions
 from booth.errors import UserError
 
@@ -33,24 +31,25 @@ MOST_BYTES = 2**29
 
 @dataclass(frozen=True)
 class Example:
-    """One training image with its caption. `size` is (width, height) in pixels after EXIF orientation."""
+    """One training image with its caption. `size` is (width, height) in pixels after EXIF orientation.
+
+    `repeats`: how often it is shown while others are shown once; `concept`: which of a run's concepts it belongs to;
+    `folder`: what tells it apart from images of the same name, empty where all are in one folder.
+    """
 
     path: Path
     caption: str
     kind: Literal["instance", "prior"]
     sha256: str
     size: tuple[int, int]
+    repeats: int = 1
+    concept: int = 0
+    folder: str = ""
 
-
-@dataclass(frozen=True)
-class View:
-    """One way an image is shown: `left`, `top` of the crop after the short side became `resolution`, and a flip."""
-
-    example: Example
-    resolution: int
-    left: int
-    top: int
-    flip: bool
+    @property
+    def name(self) -> str:
+        """The file's, after its folder's where that is needed."""
+        return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
 
 
 def find_images(folder: str | Path, field: str) -> list[Path]:
@@ -101,8 +100,13 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name.lower())]
 
 
-def read_examples(paths: Sequence[Path], caption: str, kind: Literal["instance", "prior"], field: str) -> list[Example]:
-    """Decodes every file once; UserError names all that cannot be read and lists the rest as fine."""
+def read_examples(
+    paths: Sequence[Path], caption: str, kind: Literal["instance", "prior"], field: str, **known: Any
+) -> list[Example]:
+    """Decodes every file once; UserError names all that cannot be read and lists the rest as fine.
+
+    `known`: further fields of the examples.
+    """
     examples, bad, fine = [], [], []
     for path in paths:
         name = printable(path.name)
@@ -113,7 +117,7 @@ def read_examples(paths: Sequence[Path], caption: str, kind: Literal["instance",
         except Exception as error:  # PIL raises many types, SyntaxError and struct.error among them
             bad.append(f"{name} ({_reason(error)})")
         else:
-            examples.append(Example(path, caption, kind, sha256, size))
+            examples.append(Example(path, caption, kind, sha256, size, **known))
             fine.append(name)
     if bad:
         rest = f"the other {len(fine)} are fine: {', '.join(fine)}" if fine else "no file is readable"
@@ -149,13 +153,6 @@ def instance_examples(folder: str, prompt: str, captions: str = "none", column: 
     said = read_captions(Path(folder), paths, captions, column, prompt)
     examples = read_examples(paths, prompt, "instance", "instance.images")
     return [replace(example, caption=caption) for example, caption in zip(examples, said, strict=True)]
-
-
-def warn_if_small(examples: Sequence[Example], resolution: int) -> None:
-    """One warning that names the images whose short side will be enlarged."""
-    small = [f"{printable(e.path.name)} ({e.size[0]}x{e.size[1]})" for e in examples if min(e.size) < resolution]
-    if small:
-        log.warning("smaller than data.resolution=%d and enlarged: %s", resolution, ", ".join(small))
 
 
 def load_image(path: Path) -> Image.Image:
@@ -212,39 +209,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if clear is not None:
         grey.putalpha(deep.point([255 * (value != clear) for value in range(65536)], "L"))
     return grey
-
-
-def views(example: Example, resolution: int, crop: str, variants: int, flip: bool, seed: int) -> list[View]:
-    """The fixed set of views of one image; a step picks one.
-
-    Random crops are drawn from the image's own content, so other files in the folder do not change them.
-    """
-    width, height = resized(example.size, resolution)
-    spare_x, spare_y = width - resolution, height - resolution
-    if crop == "center" or not (spare_x or spare_y):
-        corners = [(spare_x // 2, spare_y // 2)]
-    else:
-        draw = randomness.generator(seed, "crop", row=int(example.sha256[:16], 16))
-        corners = [(int(draw.integers(spare_x + 1)), int(draw.integers(spare_y + 1))) for _ in range(variants)]
-    return [
-        View(example, resolution, x, y, mirror) for x, y in corners for mirror in ((False, True) if flip else (False,))
-    ]
-
-
-def resized(size: tuple[int, int], resolution: int) -> tuple[int, int]:
-    """(width, height) after the short side became `resolution`."""
-    short = min(size)
-    return (round(size[0] * resolution / short), round(size[1] * resolution / short))
-
-
-def pixels(view: View) -> np.ndarray:
-    """float32 [resolution, resolution, 3] in [-1, 1]."""
-    image = load_image(view.example.path)
-    whole, side = resized(image.size, view.resolution), view.resolution
-    x, y = image.size[0] / whole[0], image.size[1] / whole[1]
-    # Only the crop is computed: the whole of a very long image may not fit into memory once its short side is enlarged.
-    right, bottom = min((view.left + side) * x, image.size[0]), min((view.top + side) * y, image.size[1])
-    image = image.resize((side, side), Image.Resampling.LANCZOS, (view.left * x, view.top * y, right, bottom))
-    if view.flip:
-        image = ImageOps.mirror(image)
-    return np.asarray(image, np.float32) / np.float32(127.5) - np.float32(1.0)

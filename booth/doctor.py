@@ -14,7 +14,7 @@ from PIL import Image
 
 from booth import data, prior
 from booth.data import Example, load_image
-from booth.preparation import Inputs
+from booth.inputs import Inputs
 from booth.progress import progress
 from booth.prompts import Tokenizer
 
@@ -28,15 +28,23 @@ _EXAMINED = 200  # pictures at most
 
 def advice(config: Any, inputs: Inputs) -> Iterator[str]:
     """A line for each thing that people would do otherwise; none if there is nothing to say."""
-    photos = inputs.instances[:_EXAMINED]
+    for place, concept in enumerate(inputs.concepts):
+        photos = [photo for photo in inputs.instances if photo.concept == place]
+        for line in _about(concept.config, photos, inputs.tokenizer):
+            yield f"{concept.name}: {line}" if concept.name else line
+
+
+def _about(config: Any, instances: Sequence[Example], tokenizer: Tokenizer) -> Iterator[str]:
+    """The same of one concept."""
+    photos = instances[:_EXAMINED]
     shown = progress(photos, desc="looking at photos", disable=len(photos) < 20, leave=False)
     small = {photo: _small(photo.path) for photo in shown}
-    yield from _count(config, inputs.instances)
-    yield from _size(config, inputs.instances)
+    yield from _count(config, instances)
+    yield from _size(config, instances)
     yield from _duplicates(photos, small)
     yield from _blur(small)
     if config.instance.captions == "none":
-        yield from _prompts(config, inputs.tokenizer)
+        yield from _prompts(config, tokenizer)
     if config.prior.weight > 0 and config.prior.images:
         yield from _class_images(config, small)
 
@@ -53,8 +61,11 @@ def _size(config: Any, photos: Sequence[Example]) -> Iterator[str]:
     if half:
         yield f"{_names(half)}: less than half of data.resolution={config.data.resolution}, so they will teach blur"
     long = [photo for photo in photos if max(photo.size) > 2 * min(photo.size)]
-    if long and config.data.crop == "center":
-        yield f"{_names(long)}: more than twice as long as wide, and only the middle is seen; crop them yourself"
+    if long and config.data.crop == "center" and not config.data.buckets:
+        yield (
+            f"{_names(long)}: more than twice as long as wide, and only the middle is seen; set data.buckets=auto, or"
+            " crop them yourself"
+        )
 
 
 def _duplicates(photos: Sequence[Example], small: dict[Example, np.ndarray]) -> Iterator[str]:
@@ -129,4 +140,4 @@ def _words(prompt: str) -> list[str]:
 
 
 def _names(photos: Sequence[Example]) -> str:
-    return ", ".join(data.printable(photo.path.name) for photo in photos)
+    return ", ".join(data.printable(photo.name) for photo in photos)

@@ -1,5 +1,8 @@
 """The one exception that is meant for the person at the keyboard."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Something the user can mend: one line that gives the value, the rule and the fix.
@@ -9,6 +12,15 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # a path may have a line break in it
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Says what a UserError from the depths is about, such as a field; nothing for an empty name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}" if what else str(error)) from error
 
 
 def not_finite(name: str) -> UserError:

@@ -81,6 +81,8 @@ FIELDS = (
           " 'embedded', the small base that comes with booth", may_change=True, is_path=True),
     Field("model.revision", "", "branch, tag or commit of a hub model; empty: its default branch", may_change=True),
     Field("model.variant", "", "weight file variant, such as fp16"),
+    Field("concepts", (), "several subjects in one run: for each its own fields of instance and prior, such as"
+          " {instance.images: ..., instance.prompt: ..., prior.prompt: ...}, and weight, how much it counts"),
     Field("instance.images", "", "folder with the photos of the subject", may_change=True, is_path=True),
     Field("instance.prompt", "", "prompt with identifier and class noun, such as 'a photo of sks dog'; with captions"
           " empty, or what they are put in: 'a photo of sks car, {caption}'"),
@@ -92,6 +94,8 @@ FIELDS = (
     Field("instance.shuffled_captions", 0, "orders of a caption's comma-separated tags to train with; 0: as it is",
           at_least(0)),
     Field("instance.kept_tags", 1, "first tags that keep their place when captions are shuffled", at_least(0)),
+    Field("instance.repeats", 1, "how often each photo is shown while photos of other concepts are shown once",
+          at_least(1)),
     Field("prior.weight", 1.0, "lambda, the weight of the class images in the loss; 0: without them", at_least(0)),
     Field("prior.prompt", "", "prompt of the class, such as 'a photo of dog'"),
     Field("prior.images", "", "folder of class images, used first and filled up; empty: RUN/class_images",
@@ -164,7 +168,12 @@ FIELDS = (
     Field("tokens.fraction", 1.0, "share of train.steps in which they train, from the first on",
           Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1), may_change=True),
     Field("data.resolution", 512, "side of the square training images, in pixels", at_least(8)),
-    Field("data.crop", "center", "crop after the short side is resized", one_of("center", "random")),
+    Field("data.buckets", (), "sizes that images are brought to, each to that of the nearest aspect ratio, such as"
+          " 512x512 and 448x576; auto: all of the resolution's area; empty: squares",
+          Rule("'auto', or sizes such as '448x576'",
+          lambda value: all(re.fullmatch(r"auto|[1-9]\d{0,4}x[1-9]\d{0,4}", size) for size in value))),
+    Field("data.crop", "center", "crop of an image that just covers its size; focal: where most stands out",
+          one_of("center", "random", "focal")),
     Field("data.crop_variants", 4, "crops kept of each image when crop is random", at_least(1)),
     Field("data.flip", False, "also train on mirrored images (not for faces or lettering)"),
     Field("data.encode_batch_size", 4, "images the VAE encodes at once", at_least(1)),

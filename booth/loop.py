@@ -19,10 +19,11 @@ from booth.doctor import advice
 from booth.errors import UserError
 from booth.export import export, export_size, exported_step, finish_interrupted
 from booth.hosts import Hosts, Leader, feed, follow, leading
+from booth.inputs import Inputs, check_inputs
 from booth.lora_file import write_lora
 from booth.metrics import Recorder, read_metrics
 from booth.numbers import with_numbers
-from booth.preparation import Inputs, check_inputs, needed_space, prepare
+from booth.preparation import needed_space, prepare
 from booth.previews import Previews
 from booth.rundir import RunDir, pinned_revision, recorded_config
 from booth.space import Need
@@ -142,7 +143,9 @@ def _train(
                         previews.write_grid(backend.models(state), done)
 
         if config.samples.before_after:
-            previews.write_before_after(backend.models(state), base_images, batches.views["instance"])
+            previews.write_before_after(
+                backend.models(state), base_images, [image.views for image in batches.images["instance"]]
+            )
         last, precision = max(start, config.train.steps), config.export.precision
         tensors, added = backend.tensors(state), new_tokens(config)
         if added:

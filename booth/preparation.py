@@ -1,9 +1,8 @@
-"""What happens before the first update: inputs are checked, class images made, images and prompts encoded."""
+"""What happens before the first update: class images are made, images and prompts encoded."""
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,173 +10,53 @@ import numpy as np
 
 from booth import cache, data, prior
 from booth.backend import Backend
-from booth.batches import Batches
+from booth.batches import Batches, TrainingImage
 from booth.captions import variants
 from booth.config import trains_text
 from booth.data import Example
-from booth.errors import UserError
-from booth.pipeline_dir import PipelineDir, open_pipeline
+from booth.inputs import Inputs
 from booth.progress import progress
-from booth.prompts import Tokenizer
 from booth.rundir import RunDir
-from booth.sampling import Sampler, context_of, latent_shape, sampling_table
+from booth.sampling import context_of, latent_shape
 from booth.schedule import noise_schedule
-from booth.solvers import is_guided
 from booth.space import Need
-from booth.tokens import initial_rows, new_tokens
+from booth.views import Size, View, covering, views
 
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the user gave, read and found usable."""
-
-    pipeline: PipelineDir
-    tokenizer: Tokenizer
-    instances: list[Example]
-    captioned: bool = False  # whether photos have captions of their own
-
-    def fingerprint(self) -> dict[str, dict[str, str]]:
-        """sha256 of every photo, and of the model's weights and configs: what a resumed run must find unchanged."""
-        captions = {example.path.name: example.caption for example in self.instances}
-        return ({"captions": captions} if self.captioned else {}) | {
-            "instance images": {example.path.name: example.sha256 for example in self.instances},
-            "model weights": {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks},
-            "model configs": self.pipeline.config_hashes(),
-        }
-
-    def origin(self, config: Any) -> dict[str, str]:
-        """Where a hub model came from; {} for a local folder."""
-        if not (model := self.pipeline.model):
-            return {}
-        return {
-            "source": config.model.source, "revision": config.model.revision, "id": model.id, "commit": model.commit,
-        }  # fmt: skip
-
-    def sampler(self, config: Any, section: str) -> Sampler:
-        """The sampler that `prior` or `samples` of the config describes, at the training resolution."""
-        settings, side = config[section], config.data.resolution
-        return Sampler(
-            self.pipeline,
-            self.tokenizer,
-            (side, side),
-            settings.solver,
-            settings.inference_steps,
-            settings.guidance,
-            preview_batch_size(config) if section == "samples" else settings.batch_size,
-        )
-
-
-def preview_batch_size(config: Any) -> int:
-    """Images of a preview that are denoised together: the UNet gets no more rows than in a training pass, if that is
-    possible (one guided image is two rows)."""
-    kinds = 2 if config.prior.weight > 0 else 1
-    rows = kinds * config.train.batch_size // config.train.accumulation
-    return max(1, rows // 2 if is_guided(config.samples.guidance) else rows)
-
-
-def check_inputs(config: Any, revision: str = "") -> Inputs:
-    """Looks at everything that can be refused, before anything is written and before a device starts. UserError.
-
-    `revision` is the commit that a run keeps to, if it has one already.
-    """
-    pipeline = open_pipeline(config.model.source, config.model.variant, revision or config.model.revision)
-    noise_schedule(pipeline.component_config("scheduler"))
-    with _naming("data.resolution"):
-        latent_shape(pipeline, config.data.resolution, config.data.resolution)
-    settings = config.instance
-    instances = data.instance_examples(settings.images, settings.prompt, settings.captions, settings.caption_column)
-    data.warn_if_small(instances, config.data.resolution)
-    if config.prior.weight > 0:
-        _check_sampling(config, "prior", pipeline)
-        if config.prior.images:
-            _check_apart(config.instance.images, config.prior.images)
-            data.log_passed_over(config.prior.images, "prior.images")
-            own = prior.own_images(Path(config.prior.images))
-            data.read_examples(own, config.prior.prompt, "prior", "prior.images")
-    if config.samples.every_steps or config.samples.before_after:
-        _check_sampling(config, "samples", pipeline)
-    tokenizer = load_tokenizer(pipeline, new_tokens(config))
-    _check_tokens(config, pipeline, instances)
-    return Inputs(pipeline, tokenizer, instances, settings.captions != "none")
-
-
-def _check_sampling(config: Any, section: str, pipeline: PipelineDir) -> None:
-    settings = config[section]
-    with _naming(f"{section}.solver"):
-        sampling_table(pipeline, settings.solver, 1)
-    with _naming(f"{section}.inference_steps"):
-        sampling_table(pipeline, settings.solver, settings.inference_steps)
-
-
-def _check_apart(photos: str, class_images: str) -> None:
-    """UserError if class images would lie among the photos; subfolders are never looked into, so they may be nested."""
-    if Path(photos).resolve() == Path(class_images).resolve():
-        raise UserError(
-            f"prior.images={class_images!r} is instance.images too; give class images a folder of their own"
-        )
-
-
-@contextmanager
-def _naming(field: str) -> Iterator[None]:
-    """Says which field a UserError from the depths is about."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{field}: {error}") from error
-
-
-def _check_tokens(config: Any, pipeline: PipelineDir, instances: Sequence[Example]) -> None:
-    """UserError for a new token that no prompt has, or whose initializer the model does not know as one token."""
-    if not pipeline.to_download:
-        initial_rows(config, pipeline)
-    for token in new_tokens(config):
-        if not any(token in example.caption for example in instances):
-            raise UserError(
-                f"tokens.add: {token} is in no prompt or caption of the photos; write it into instance.prompt"
-            )
-
-
-def load_tokenizer(pipeline: PipelineDir, added: Sequence[str] = ()) -> Tokenizer:
-    """The pipeline's tokenizer with new tokens, padding to the text encoder's window (77 tokens)."""
-    encoder = pipeline.component_config("text_encoder")
-    return Tokenizer(
-        pipeline.tokenizer_path, encoder["max_position_embeddings"], encoder.get("vocab_size", 49408), added
-    )
+log = logging.getLogger("booth")
 
 
 def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> Batches:
     """Class images, VAE moments and prompt contexts, all from the untouched base: step -> Batch is ready then."""
     examples = {"instance": inputs.instances}
-    weight = {"instance": 1.0}
-    if config.prior.weight > 0:
-        files = prior.class_images(
-            Path(config.prior.images) if config.prior.images else run.class_images,
-            config,
-            inputs.sampler(config, "prior"),
-            backend,
-            models,
-            inputs.fingerprint()["model weights"],
-        )
-        examples["prior"] = data.read_examples(files, config.prior.prompt, "prior", "prior.images")
-        hashes = {example.path.name: example.sha256 for example in examples["prior"]}
+    if any(concept.has_prior for concept in inputs.concepts):
+        examples["prior"] = _class_examples(inputs, run, backend, models)
+        hashes = {example.name: example.sha256 for example in examples["prior"]}
         run.check_manifest({"class images": hashes}, may_grow=True)
-        data.warn_if_small(examples["prior"], config.data.resolution)
-        weight["prior"] = config.prior.weight
+    for of_kind in examples.values():
+        _warn_if_small(of_kind, inputs)
 
-    shown = {kind: [_views(config, example) for example in images] for kind, images in examples.items()}
-    every_view = [view for images in shown.values() for views in images for view in views]
-    scale, shift = inputs.pipeline.latent_scaling
-    captions = {kind: [_captions(config, example) for example in images] for kind, images in examples.items()}
-    dropout = config.instance.caption_dropout
-    used = [text for images in captions.values() for choices in images for text in choices]
-    prompts = list(dict.fromkeys([*used, *([""] if dropout else [])]))
+    shown = {
+        kind: [_views(config, example, inputs.size_of(example)) for example in examples[kind]] for kind in examples
+    }
+    said = {kind: [_captions(inputs, example) for example in examples[kind]] for kind in examples}
+    dropped = any(concept.config.instance.caption_dropout for concept in inputs.concepts)
+    prompts = list(dict.fromkeys(text for kind in said for texts in said[kind] for text in texts))
+    prompts += [""] if dropped and "" not in prompts else []
     place = {text: index for index, text in enumerate(prompts)}
+    images = {
+        kind: [
+            _training_image(inputs, example, seen, [place[text] for text in texts])
+            for example, seen, texts in zip(examples[kind], shown[kind], said[kind], strict=True)
+        ]
+        for kind in examples
+    }
+    every_view = [view for kind in shown for seen in shown[kind] for view in seen]
+    scale, shift = inputs.pipeline.latent_scaling
     return Batches(
-        views=shown,
+        images=images,
         moments=cache.moments(
             run.cache, backend, models, every_view, inputs.pipeline.weights_hash("vae"), config.data.encode_batch_size
         ),
-        weight=weight,
         prompts=(
             inputs.tokenizer(prompts)
             if trains_text(config)
@@ -188,7 +67,6 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
                 ]
             )
         ),
-        prompt_index={kind: [[place[text] for text in choices] for choices in captions[kind]] for kind in captions},
         schedule=noise_schedule(inputs.pipeline.component_config("scheduler")),
         latent_scale=scale,
         latent_shift=shift,
@@ -196,36 +74,88 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         seed=config.train.seed,
         min_snr_gamma=config.train.min_snr_gamma,
         noise_offset=config.train.noise_offset,
-        caption_dropout=dropout,
         no_prompt=place.get("", 0),
     )
 
 
 def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
     """What class images and VAE moments will take, as far as they are not there yet; at most."""
-    folder = Path(config.prior.images) if config.prior.images else run.class_images
-    count = config.prior.count if config.prior.weight > 0 else 0
-    there = len(data.find_images(folder, "prior.images")) if count and folder.is_dir() else 0
-    missing = max(0, count - there)
-    settings, shape = config.data, latent_shape(inputs.pipeline, config.data.resolution, config.data.resolution)
+    settings, needs, images = config.data, [], len(inputs.instances)
+    pixels = max(width * height for width, height in inputs.used_sizes)
+    for place, concept in enumerate(inputs.concepts):
+        if concept.has_prior:
+            folder, count = _class_folder(inputs, run, place), concept.config.prior.count
+            there = len(data.find_images(folder, "prior.images")) if folder.is_dir() else 0
+            needs.append(Need("class images", folder, max(0, count - there) * 3 * pixels))
+            images += count
+    largest = max(math.prod(latent_shape(inputs.pipeline, *size)) for size in inputs.used_sizes)
     shown = (settings.crop_variants if settings.crop == "random" else 1) * (2 if settings.flip else 1)
     encoded = len(list(run.cache.iterdir())) if run.cache.is_dir() else 0
-    views = max(0, (len(inputs.instances) + count) * shown - encoded)
-    return [
-        Need("class images", folder, missing * 3 * settings.resolution**2),
-        Need("encoded images", run.cache, views * (2 * 4 * math.prod(shape) + 500)),
+    missing = max(0, images * shown - encoded)
+    return [*needs, Need("encoded images", run.cache, missing * (2 * 4 * largest + 500))]
+
+
+def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> list[Example]:
+    """The class images of all concepts, made where they are missing."""
+    examples = []
+    for place, concept in enumerate(inputs.concepts):
+        if concept.has_prior:
+            settings = concept.config.prior
+            files = prior.class_images(
+                _class_folder(inputs, run, place),
+                concept.config,
+                {size: inputs.sampler(concept.config, "prior", size) for size in inputs.used_sizes},
+                inputs.used_sizes,
+                backend,
+                models,
+                inputs.fingerprint()["model weights"],
+            )
+            examples += data.read_examples(
+                files, settings.prompt, "prior", "prior.images", concept=place, folder=concept.name and str(place)
+            )
+    return examples
+
+
+def _class_folder(inputs: Inputs, run: RunDir, place: int) -> Path:
+    """Where a concept's class images are; concepts with the same `prior` share them."""
+    settings = inputs.concepts[place].config.prior
+    if settings.images:
+        return Path(settings.images)
+    same = [other for other, concept in enumerate(inputs.concepts) if concept.config.prior == settings]
+    return run.class_images / str(same[0]) if len(inputs.concepts) > 1 else run.class_images
+
+
+def _warn_if_small(examples: Sequence[Example], inputs: Inputs) -> None:
+    """One warning that names the images which will be enlarged."""
+    small = [
+        f"{data.printable(example.name)} ({example.size[0]}x{example.size[1]})"
+        for example in examples
+        if covering(example.size, inputs.size_of(example)) > example.size
     ]
+    if small:
+        sizes = " or ".join(f"{width}x{height}" for width, height in inputs.used_sizes)
+        log.warning("smaller than %s, to which they are enlarged: %s", sizes, ", ".join(small))
 
 
-def _captions(config: Any, example: Example) -> list[str]:
-    """All that an image may be trained with."""
-    settings = config.instance
-    shuffled = settings.shuffled_captions if example.kind == "instance" else 0
-    return variants(example.caption, shuffled, settings.kept_tags, config.train.seed, example.sha256)
-
-
-def _views(config: Any, example: Example) -> list[data.View]:
-    settings = config.data
-    return data.views(
-        example, settings.resolution, settings.crop, settings.crop_variants, settings.flip, config.train.seed
+def _training_image(inputs: Inputs, example: Example, seen: list[View], prompts: list[int]) -> TrainingImage:
+    concept = inputs.concepts[example.concept]
+    of_class = example.kind == "prior"
+    return TrainingImage(
+        seen,
+        prompts,
+        weight=concept.weight * (concept.config.prior.weight if of_class else 1.0),
+        repeats=example.repeats,
+        caption_dropout=0.0 if of_class else concept.config.instance.caption_dropout,
     )
+
+
+def _captions(inputs: Inputs, example: Example) -> list[str]:
+    """All that an image may be trained with."""
+    config = inputs.concepts[example.concept].config
+    shuffled = config.instance.shuffled_captions if example.kind == "instance" else 0
+    return variants(example.caption, shuffled, config.instance.kept_tags, config.train.seed, example.sha256)
+
+
+def _views(config: Any, example: Example, size: Size) -> list[View]:
+    settings = config.data
+    return views(example, size, settings.crop, settings.crop_variants, settings.flip, config.train.seed)

@@ -16,11 +16,11 @@ from PIL import Image
 
 from booth import data, pictures
 from booth.backend import Backend
-from booth.data import View
-from booth.preparation import Inputs
+from booth.inputs import Inputs
 from booth.progress import progress
 from booth.rundir import RunDir
 from booth.sampling import ImageRequest, to_uint8
+from booth.views import View, pixels, views
 
 log = logging.getLogger("booth")
 
@@ -39,7 +39,12 @@ class Previews:
     @property
     def prompts(self) -> tuple[str, ...]:
         config = self.config
-        return config.samples.prompts or tuple(filter(None, (self.inputs.instances[0].caption, config.prior.prompt)))
+        if config.samples.prompts:
+            return tuple(config.samples.prompts)
+        firsts = {example.concept: example.caption for example in reversed(self.inputs.instances)}
+        of_classes = [concept.config.prior.prompt for concept in self.inputs.concepts]
+        both = zip([firsts[place] for place in sorted(firsts)], of_classes, strict=True)
+        return tuple(dict.fromkeys(prompt for prompts in both for prompt in prompts if prompt))
 
     @property
     def requests(self) -> list[ImageRequest]:
@@ -76,7 +81,8 @@ class Previews:
         nothing left to do and makes none; with more `train.steps` it does.
         """
         tuned = [image for _, image in self._sample(models, "tuned pictures")]
-        rows = [("instance pictures", [to_uint8(data.pixels(views[0])) for views in instances[:MOST_INSTANCES]])]
+        shown = [self._square(seen[0]) for seen in instances[:MOST_INSTANCES]]
+        rows = [("instance pictures", [to_uint8(pixels(view)) for view in shown])]
         count = self.config.samples.images_per_prompt
         for number, prompt in enumerate(self.prompts):
             row = slice(number * count, (number + 1) * count)
@@ -84,6 +90,11 @@ class Previews:
         path = self.run.samples / "before_after.png"
         pictures.save(pictures.labelled_rows(rows), path)
         log.info("before and after written to %s", path)
+
+    def _square(self, view: View) -> View:
+        """The view if it has the size of the other pictures, else the middle of its image."""
+        square = (self.config.data.resolution, self.config.data.resolution)
+        return view if view.size == square else views(view.example, square, "center", 1, flip=False, seed=0)[0]
 
     def _sample(
         self, models: Any, description: str, wanted: Set[int] | None = None

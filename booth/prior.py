@@ -7,7 +7,7 @@ are asked for, and making it takes nothing from training's randomness.
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ from PIL import Image
 
 from booth import pictures, randomness
 from booth.backend import Backend
-from booth.data import find_images
+from booth.data import find_images, load_image
 from booth.errors import UserError
 from booth.progress import progress
 from booth.rundir import STAGING_PREFIX, remove, write_text
 from booth.sampling import ImageRequest, Sampler
+from booth.views import Size, nearest
 
 log = logging.getLogger("booth")
 
 MANIFEST = "class_images.json"
-_OURS = re.compile(r"class-\d{5,}\.png$")
+_OURS = re.compile(r"class-(\d+x\d+-)?\d{5,}\.png$")
 
 
 def own_images(folder: Path) -> list[Path]:
@@ -36,12 +37,19 @@ def own_images(folder: Path) -> list[Path]:
 
 
 def class_images(
-    folder: Path, config: Any, sampler: Sampler, backend: Backend, models: Any, weights: Mapping[str, str]
+    folder: Path,
+    config: Any,
+    samplers: Mapping[Size, Sampler],
+    shares: Mapping[Size, int],
+    backend: Backend,
+    models: Any,
+    weights: Mapping[str, str],
 ) -> list[Path]:
     """The `prior.count` images to train on, generated as far as they are missing: existing ones are used first.
 
-    `models` must be the untouched base, `weights` has the sha256 of each of its networks.
-    UserError if the folder's images were made for another prompt, base or size.
+    `shares`: how many instance images there are of each size; class images come in the same proportions, at least one
+    of each size. `models` must be the untouched base, `weights` has the sha256 of each of its networks.
+    UserError if the folder's images were made for another prompt, base or size, or are too few for all sizes.
     """
     recipe = {
         "prompt": config.prior.prompt,
@@ -53,23 +61,62 @@ def class_images(
         **{f"{network}_sha256": sha256 for network, sha256 in weights.items()},
     }
     existing = own_images(folder)[: config.prior.count]
-    files = [folder / f"class-{index:05d}.png" for index in range(config.prior.count - len(existing))]
-    missing = {index for index, file in enumerate(files) if not file.exists()}
-    if len(missing) < len(files):
+    counts = to_make(config.prior.count, shares, [load_image(path).size for path in existing])
+    square = (config.data.resolution, config.data.resolution)
+    files = {size: [folder / _name(size, square, index) for index in range(count)] for size, count in counts.items()}
+    every = [file for of_size in files.values() for file in of_size]
+    missing = [file for file in every if not file.exists()]
+    if len(missing) < len(every):
         _check_recipe(folder, recipe)
     if not missing:
-        return existing + files
+        return existing + every
     with _alone(folder):
-        missing = {index for index, file in enumerate(files) if not file.exists()}
         write_text(folder / MANIFEST, json.dumps(recipe, indent=1) + "\n")
-        requests = [
-            ImageRequest(config.prior.prompt, randomness.derive_seed(config.prior.seed, "class image", index))
-            for index in range(len(files))
-        ]
-        made = sampler.images(backend, models, requests, missing)
-        for index, pixels in progress(made, desc="class images", total=len(missing), unit="image"):
-            pictures.save(Image.fromarray(pixels), files[index])
-    return existing + files
+        made = (
+            (of_size[index], pixels)
+            for size, of_size in files.items()
+            for index, pixels in samplers[size].images(backend, models, _requests(config, of_size), _missing(of_size))
+        )
+        for file, pixels in progress(made, desc="class images", total=len(missing), unit="image"):
+            pictures.save(Image.fromarray(pixels), file)
+    return existing + every
+
+
+def to_make(count: int, shares: Mapping[Size, int], existing: Sequence[Size]) -> dict[Size, int]:
+    """How many images of each size are to be made, so that with the existing ones there are `count` in the proportions
+    of `shares`. UserError if a size gets none."""
+    have = dict.fromkeys(shares, 0)
+    for size in existing:
+        have[nearest(size, tuple(shares))] += 1
+    made = dict.fromkeys(shares, 0)
+    for _ in range(count - len(existing)):
+        wanted = {size: (have[size] == 0, share * count / sum(shares.values()) - have[size])
+                  for size, share in shares.items()}  # fmt: skip
+        size = max(wanted, key=lambda size: wanted[size])
+        made[size] += 1
+        have[size] += 1
+    if empty := [f"{width}x{height}" for (width, height), number in have.items() if number == 0]:
+        raise UserError(
+            f"prior.count={count} must be at least {count + len(empty)}: photos are in buckets of {len(shares)} sizes,"
+            f" and there is no class image for {', '.join(empty)}"
+        )
+    return made
+
+
+def _name(size: Size, square: Size, index: int) -> str:
+    return f"class-{index:05d}.png" if size == square else f"class-{size[0]}x{size[1]}-{index:05d}.png"
+
+
+def _requests(config: Any, files: Sequence[Path]) -> list[ImageRequest]:
+    return [
+        ImageRequest(config.prior.prompt, randomness.derive_seed(config.prior.seed, "class image", index))
+        for index in range(len(files))
+    ]
+
+
+def _missing(files: Sequence[Path]) -> set[int]:
+    """Looked for once no other run makes any."""
+    return {index for index, file in enumerate(files) if not file.exists()}
 
 
 @contextmanager

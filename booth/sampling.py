@@ -4,7 +4,7 @@ Image i always sits in slot i % batch_size of a full batch (the last one filled 
 do: a result then does not depend on which images were already there, and nothing is compiled twice.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,10 +106,20 @@ def latent_shape(pipeline: PipelineDir, width: int, height: int) -> tuple[int, i
     Raises UserError for a size that is not made of whole latents: nothing is cropped.
     """
     vae = pipeline.component_config("vae")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    factor = _halvings(vae)
     if width % factor or height % factor or min(width, height) < factor:
         raise UserError(f"image size {width}x{height} must be a multiple of {factor} in both directions for this model")
     return height // factor, width // factor, vae["latent_channels"]
+
+
+def side_multiple(pipeline: PipelineDir) -> int:
+    """What image sides should be a multiple of, so that no level of the UNet halves an odd number: 64 pixels for SD."""
+    return _halvings(pipeline.component_config("vae")) * _halvings(pipeline.component_config("unet"))
+
+
+def _halvings(config: Mapping[str, Any]) -> int:
+    """How many times fewer rows a network's lowest level has than its highest."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:

@@ -1,19 +1,21 @@
 """Checks of a whole config before any work is done: each value, how they go together, what a backend has."""
 
 import math
+from collections import Counter
 
 from ml_collections import ConfigDict
 
 from booth.captions import PLACE
+from booth.concepts import concepts_of
 from booth.config import default_of, get, is_remote, trains_text, typed
-from booth.errors import UserError
+from booth.errors import UserError, naming
 from booth.fields import FIELDS
 
 
 def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
     """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
     _validate_values(config)
-    _validate_inputs(config)
+    _validate_concepts(config)
     validate_updates(config)
     check_capabilities(config, backend, capabilities)
 
@@ -40,6 +42,21 @@ def _validate_values(config: ConfigDict) -> None:
                 raise UserError(f"{field.name}={value!r} must be a local folder")
             if not value.startswith("gs://"):
                 raise UserError(f"{field.name}={value!r} must be a folder, or gs://BUCKET/FOLDER")
+
+
+def _validate_concepts(config: ConfigDict) -> None:
+    """What the user must name, of each concept."""
+    concepts = concepts_of(config)
+    for concept in concepts:
+        with naming(concept.name):
+            _validate_values(concept.config)
+            _validate_inputs(concept.config)
+    folders = Counter(concept.config.instance.images for concept in concepts)
+    folder, times = folders.most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"instance.images={folder!r} is what {times} concepts have; give each a folder of its own, or make them one"
+        )
 
 
 def _validate_inputs(config: ConfigDict) -> None:

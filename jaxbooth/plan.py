@@ -22,8 +22,10 @@ from tqdm import tqdm
 
 from booth.adapters import adapter_of
 from booth.backend import ROW_FIELDS, Batch
+from booth.concepts import has_prior
 from booth.config import is_trained, rate_groups, trained_networks, trains_text
 from booth.errors import UserError
+from booth.inputs import largest_size
 from booth.pipeline_dir import PipelineDir
 from booth.sampling import latent_shape
 from jaxbooth import networks, optim, step
@@ -145,7 +147,7 @@ def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bo
         raise UserError("--topology is missing and mesh.topology is empty; name a slice such as v3:2x2")
     devices = devices_of(topology)
     exact_float32()
-    pieces, kinds = config.train.accumulation, 2 if config.prior.weight > 0 else 1
+    pieces, kinds = config.train.accumulation, 2 if has_prior(config) else 1
     # So many rows more on each device make whole pieces, with as many class rows as instance rows.
     more = pieces * (kinds if len(devices) % kinds else 1)
     own = -(-kinds * config.train.batch_size // pieces // len(devices)) * pieces
@@ -296,13 +298,12 @@ def _arguments(
 
 
 def _batch(config: Any, pipeline: PipelineDir, mesh: Mesh, rows: int) -> Batch:
-    pieces, side = config.train.accumulation, config.data.resolution
-    latents = latent_shape(pipeline, side, side)
+    pieces, latents = config.train.accumulation, latent_shape(pipeline, *largest_size(config, pipeline))
     spec = P(None, *row_spec())
     per_row: Any = {name: _shape(mesh, (pieces, rows), spec) for name in ROW_FIELDS}
     per_row |= {name: _shape(mesh, (pieces, rows, *latents), spec) for name in ("latents", "noise")}
     per_row |= {name: _shape(mesh, (pieces, rows), spec, jnp.int32) for name in ("timestep", "prompt_index")}
-    prompts = 2 if config.prior.weight > 0 else 1
+    prompts = 2 if has_prior(config) else 1
     tokens = pipeline.component_config("text_encoder")["max_position_embeddings"]
     width = pipeline.component_config("unet")["cross_attention_dim"]
     return Batch(

@@ -25,11 +25,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from booth import loop
 from booth.batches import Batches
 from booth.config import default_config
-from booth.data import find_images, read_examples, views
-from booth.data import pixels as pixels_of
+from booth.data import find_images, read_examples
+from booth.inputs import check_inputs
 from booth.learning_rate import learning_rates
-from booth.preparation import check_inputs, prepare
+from booth.preparation import prepare
 from booth.rundir import RunDir
+from booth.views import pixels as pixels_of
+from booth.views import views
 
 
 def make_config(folder: Path):
@@ -55,7 +57,7 @@ def reference_steps(config, class_images: Path) -> Callable[[int], None]:
     ids = tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
 
     def images(paths, kind):
-        shown = [views(example, 64, "center", 1, False, 0)[0] for example in read_examples(paths, "", kind, kind)]
+        shown = [views(example, (64, 64), "center", 1, False, 0)[0] for example in read_examples(paths, "", kind, kind)]
         return [torch.from_numpy(pixels_of(view)).permute(2, 0, 1) for view in shown]
 
     instance = images(find_images(config.instance.images, "instance.images"), "instance")

@@ -19,8 +19,8 @@ from make_pipeline import make_pipeline
 from booth import loop
 from booth.cli import load_backend
 from booth.config import default_config
+from booth.inputs import load_tokenizer
 from booth.pipeline_dir import open_pipeline
-from booth.preparation import load_tokenizer
 from booth.sampling import ImageRequest, Sampler, initial_noise
 
 # solver -> diffusers' class and the number of steps

@@ -22,8 +22,8 @@ import torch
 from make_pipeline import SIZES, make_pipeline
 
 from booth.config import default_config, set_field
+from booth.inputs import preview_batch_size
 from booth.pipeline_dir import PipelineDir, open_pipeline
-from booth.preparation import preview_batch_size
 from torchbooth.backend import Backend
 from torchbooth.memory import AT_WORK, movable, trains
 from torchbooth.optim import BITSANDBYTES

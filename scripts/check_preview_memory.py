@@ -17,7 +17,7 @@ from make_pipeline import SIZES
 
 from booth.backend import ROW_FIELDS, Batch
 from booth.config import default_config
-from booth.preparation import preview_batch_size
+from booth.inputs import preview_batch_size
 from booth.solvers import SamplingTable, solver_table
 
 TOKENS = 77

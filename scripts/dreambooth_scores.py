@@ -17,8 +17,8 @@ from booth import evaluate
 from booth.config import default_config
 from booth.data import load_image
 from booth.embedded import subject_path
+from booth.inputs import load_tokenizer
 from booth.pipeline_dir import open_pipeline
-from booth.preparation import load_tokenizer
 from booth.sampling import ImageRequest, Sampler
 from booth.yardstick import Looks, look
 

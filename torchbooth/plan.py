@@ -20,11 +20,12 @@ from torch.utils._pytree import tree_map_only
 
 from booth.adapters import adapter_of
 from booth.backend import ROW_FIELDS, Batch
+from booth.concepts import has_prior
 from booth.config import get, rate_groups, trains_text
 from booth.errors import UserError
 from booth.fields import memory_size
+from booth.inputs import largest_size, preview_batch_size
 from booth.pipeline_dir import PipelineDir
-from booth.preparation import preview_batch_size
 from booth.sampling import latent_shape
 from booth.solvers import SamplingStep, is_guided
 from torchbooth import memory, models, sample, tokens
@@ -188,7 +189,7 @@ class _Rehearsal:
     def has(self, phase: str) -> bool:
         config = self._config
         return {
-            "class images": config.prior.weight > 0,
+            "class images": has_prior(config),
             "previews": config.samples.every_steps > 0 or config.samples.before_after,
         }.get(phase, True)
 
@@ -257,7 +258,7 @@ def _bytes(state: Mapping[str, Any]) -> int:
 class Sizes:
     """Shapes of what goes through the networks."""
 
-    side: int  # of an image, in pixels
+    size: tuple[int, int]  # of the largest training images, in pixels
     latents: tuple[int, int, int]  # h, w, c
     tokens: int
     width: int  # of a context
@@ -265,13 +266,13 @@ class Sizes:
 
     @staticmethod
     def of(config: Any, pipeline: PipelineDir) -> "Sizes":
-        side = config.data.resolution
+        size = largest_size(config, pipeline)
         return Sizes(
-            side,
-            latent_shape(pipeline, side, side),
+            size,
+            latent_shape(pipeline, *size),
             pipeline.component_config("text_encoder")["max_position_embeddings"],
             pipeline.component_config("unet")["cross_attention_dim"],
-            2 if config.prior.weight > 0 else 1,
+            2 if has_prior(config) else 1,
         )
 
     def noise(self, images: int) -> torch.Tensor:
@@ -282,7 +283,7 @@ class Sizes:
         return torch.zeros(rows, self.tokens, self.width)
 
     def pixels(self, images: int) -> torch.Tensor:
-        return torch.zeros(images, 3, self.side, self.side)
+        return torch.zeros(images, 3, *self.size[::-1])
 
     def batch(self, config: Any) -> Batch:
         """A batch of zeros: only shapes and types matter."""

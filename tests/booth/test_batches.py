@@ -4,19 +4,20 @@ import numpy as np
 import pytest
 
 from booth import randomness
-from booth.batches import Batches
-from booth.data import Example, View
+from booth.batches import Batches, TrainingImage
+from booth.data import Example
 from booth.schedule import noise_schedule
+from booth.views import View
 
 
 @pytest.fixture
 def make(tmp_path):
-    view = View(Example(tmp_path / "a.png", "a photo", "instance", "sha", (64, 64)), 64, 0, 0, False)
+    view = View(Example(tmp_path / "a.png", "a photo", "instance", "sha", (64, 64)), (64, 64), 0, 0, False)
     moments = {view: np.zeros((2, 8, 8, 4), np.float32)}
 
     def make(**fields):
-        return Batches({"instance": [[view]]}, moments, {"instance": 1.0}, np.zeros((1, 77, 8), np.float32),
-                       {"instance": [[0]]}, noise_schedule({}), 1.0, 0.0, 64, 0, **fields)  # fmt: skip
+        return Batches({"instance": [TrainingImage([view], [0])]}, moments, np.zeros((1, 77, 8), np.float32),
+                       noise_schedule({}), 1.0, 0.0, 64, 0, **fields)  # fmt: skip
 
     return make
 

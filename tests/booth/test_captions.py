@@ -12,7 +12,8 @@ from PIL import Image
 from booth import loop
 from booth.captions import read_captions, variants
 from booth.errors import UserError
-from booth.preparation import check_inputs, prepare
+from booth.inputs import check_inputs
+from booth.preparation import prepare
 from booth.rundir import RunDir
 
 COLOURS = {"red car.png": "red", "blue car.png": "blue", "green_car-2.png": "green"}

@@ -131,11 +131,13 @@ OUT_OF_RANGE = {
     "adapter.dropout": 1.0, "adapter.targets": "attn2(", "instance.captions": "files",
     "instance.caption_dropout": -0.1, "instance.shuffled_captions": -1, "instance.kept_tags": -1,
     "tokens.add": ("<x>",), "tokens.learning_rate": 0.0, "tokens.fraction": 0.0,
+    "instance.repeats": 0, "data.buckets": ("448 x 576",),
 }  # fmt: skip
 FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
         "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
         "samples.before_after", "mesh.topology", "memory.fused_backward", "memory.vae_tiling", "train.channels_last",
-        "train.tf32", "train.unet", "instance.caption_column"}  # fmt: skip
+        "train.tf32", "train.unet", "instance.caption_column",
+        "concepts"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():
@@ -320,7 +322,7 @@ def test_a_misspelt_field_is_refused_with_a_suggestion(write, name, meant):
 
 
 def test_without_a_similar_field_the_section_is_listed():
-    assert refusal(parse_text, "data.size", "3").endswith("data has: resolution, crop, crop_variants, flip, "
+    assert refusal(parse_text, "data.size", "3").endswith("data has: resolution, buckets, crop, crop_variants, flip, "
                                                           "encode_batch_size")  # fmt: skip
     assert refusal(parse_text, "foo.bar", "3").endswith("does not exist; --help lists the fields")
     assert "did you mean 'prior.seed' or 'train.seed'?" in refusal(parse_text, "random.seed", "3")
@@ -382,7 +384,7 @@ def test_a_broken_list_is_no_prompt():
 
 def test_help_says_the_rules():
     lines = {line.split()[0]: line for line in settings.describe().splitlines()}
-    assert lines["data.crop"].endswith("(one of 'center', 'random')")
+    assert lines["data.crop"].endswith("(one of 'center', 'random', 'focal')")
     assert lines["train.steps"].endswith("(at least 0)")
     assert "anything" not in settings.describe()
 

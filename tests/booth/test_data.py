@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from booth import data
 from booth.data import (
-    Example,
-    View,
     find_images,
     instance_examples,
     load_image,
-    pixels,
     read_examples,
-    resized,
-    warn_if_small,
 )
 from booth.errors import UserError
 
@@ -40,10 +34,6 @@ def picture(width=60, height=40):
     x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
     waves = 25 + 20 * np.sin(np.arange(width) * 1.5) + 5 * np.sin(np.arange(height) * 1.5)[:, None]
     return Image.fromarray((np.stack([x, y, 200 - x / 2 - y / 2], axis=-1) + waves[..., None]).round().astype(np.uint8))
-
-
-def example(path, size=None):
-    return Example(path, "a photo", "instance", "0" * 64, size or load_image(path).size)
 
 
 def array(path):
@@ -128,84 +118,6 @@ def test_the_first_frame_of_an_animation(save, suffix):
     options = {"lossless": True} if suffix == "webp" else {}
     path = save(f"moving.{suffix}", frames[0], save_all=True, append_images=frames[1:], **options)
     assert (array(path) == [255, 0, 0]).all()
-
-
-def test_the_range_is_minus_one_to_one(save):
-    black_and_white = Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 8, axis=0).repeat(8, axis=1))
-    got = pixels(View(example(save("bw.png", black_and_white)), 8, 4, 0, False))
-    assert got.dtype == np.float32 and got.shape == (8, 8, 3)
-    assert got.min() == -1.0 and got.max() == 1.0
-    assert (got[:, :4] == -1).all() and (got[:, 4:] == 1).all()
-
-
-@pytest.mark.parametrize("size", [(200, 100), (100, 200), (64, 64), (90, 64), (33, 57), (640, 641)])
-@pytest.mark.parametrize("crop", ["center", "random"])
-def test_views_show_what_resizing_and_cropping_would(save, size, crop):
-    path = save("photo.png", picture(*size))
-    whole = np.asarray(picture(*size).resize(resized(size, 64), Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
-    for view in data.views(one_example(path), 64, crop, 3, True, 0):
-        shown = whole[view.top : view.top + 64, view.left : view.left + 64]
-        assert shown.shape == (64, 64, 3), "the crop lies inside the picture"
-        shown = shown[:, ::-1] if view.flip else shown
-        assert np.abs(pixels(view) - shown).max() < 2.01 / 127.5, "but for the rounding of the passes"
-
-
-def test_the_centre_crop(save):
-    (view,) = data.views(one_example(save("wide.png", picture(200, 100))), 50, "center", 4, False, 0)
-    assert (view.left, view.top, view.flip) == (25, 0, False)
-    (view,) = data.views(one_example(save("tall.png", picture(100, 201))), 50, "center", 4, False, 0)
-    assert (view.left, view.top) == (0, 25)
-
-
-def test_resized_keeps_the_aspect_ratio():
-    assert resized((200, 100), 64) == (128, 64)
-    assert resized((100, 300), 64) == (64, 192)
-    assert resized((3, 3), 64) == (64, 64)
-    assert resized((101, 67), 64) == (96, 64)
-
-
-def test_random_crops_come_from_a_fixed_set_of_the_image_itself(save, tmp_path):
-    def crops(path, seed=0):
-        return [(view.left, view.top) for view in data.views(one_example(path), 64, "random", 6, False, seed)]
-
-    one = crops(save("one.png", picture(300, 64)))
-    assert len(one) == 6 and len(set(one)) > 3 and all(0 <= left <= 236 and top == 0 for left, top in one)
-    other = crops(save("other.png", picture(301, 64)))
-    (tmp_path / "one.png").rename(tmp_path / "renamed.png")
-    assert crops(tmp_path / "renamed.png") == one, "neither the name nor other files in the folder matter"
-    assert other != one and crops(tmp_path / "renamed.png", seed=1) != one
-
-
-def test_random_crops_of_a_square_are_one_view(save):
-    assert len(data.views(one_example(save("square.png", picture(80, 80))), 64, "random", 6, False, 0)) == 1
-
-
-def test_a_flip_doubles_the_views(save):
-    shown = data.views(one_example(save("photo.png", picture(90, 64))), 64, "center", 1, True, 0)
-    assert [view.flip for view in shown] == [False, True]
-    assert np.array_equal(pixels(shown[1]), pixels(shown[0])[:, ::-1])
-    assert not np.array_equal(pixels(shown[1]), pixels(shown[0]))
-
-
-@pytest.mark.parametrize("size", [(4000, 1), (1, 4000), (2, 1999), (1, 1)])
-@pytest.mark.parametrize("crop", ["center", "random"])
-def test_extreme_aspect_ratios(save, size, crop):
-    """Enlarged as a whole, the first would have 400 million pixels."""
-    for view in data.views(one_example(save("strip.png", Image.new("RGB", size, (9, 90, 200)))), 320, crop, 3, True, 5):
-        got = pixels(view)
-        assert got.shape == (320, 320, 3)
-        assert np.abs((got + 1) * 127.5 - [9, 90, 200]).max() < 0.01
-
-
-def test_small_images_are_enlarged_with_a_warning_that_names_them(save, caplog):
-    examples = [one_example(save(name, picture(*size))) for name, size in
-                {"small.png": (63, 200), "fine.png": (64, 64), "tiny.png": (9, 9)}.items()]  # fmt: skip
-    with caplog.at_level(logging.WARNING, logger="booth"):
-        warn_if_small(examples, 64)
-        assert len(caplog.records) == 1
-        assert caplog.messages[0] == "smaller than data.resolution=64 and enlarged: small.png (63x200), tiny.png (9x9)"
-        warn_if_small(examples[1:2], 64)
-        assert len(caplog.records) == 1
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_listed_as_fine(save, tmp_path):

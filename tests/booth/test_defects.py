@@ -14,12 +14,13 @@ from safetensors.numpy import load_file
 
 from booth import config as settings
 from booth import hosts, loop
-from booth.batches import Batches, _order, made_ahead
+from booth.batches import Batches, TrainingImage, _order, made_ahead
 from booth.checkpoints import Checkpoints
-from booth.data import find_images, read_examples, views
+from booth.data import find_images, read_examples
 from booth.errors import UserError
 from booth.objective import dreambooth_loss
 from booth.schedule import noise_schedule
+from booth.views import views
 
 
 def trained_bias(run):
@@ -39,16 +40,17 @@ def make_batches(tmp_path):
 
     def make(scheduler=SD15, batch_size=2, seed=0, std=1.0, **more):
         shown = {
-            kind: [views(example, 64, "center", 1, False, seed)
+            kind: [views(example, (64, 64), "center", 1, False, seed)
                    for example in read_examples(find_images(tmp_path / kind, kind), kind, kind, kind)]
             for kind in ("instance", "prior")
         }  # fmt: skip
         every = [view for images in shown.values() for choices in images for view in choices]
         moments = {view: np.stack([np.full((8, 8, 4), n, np.float32), np.full((8, 8, 4), std, np.float32)])
                    for n, view in enumerate(every)}  # fmt: skip
-        captions = {"instance": [[0]] * 5, "prior": [[1]] * 3}
-        return Batches(shown, moments, {"instance": 1.0, "prior": 0.3}, np.zeros((2, 77, 8), np.float32), captions,
-                       noise_schedule(scheduler), 1.0, 0.0, batch_size, seed, **more)  # fmt: skip
+        images = {"instance": [TrainingImage(seen, [0]) for seen in shown["instance"]],
+                  "prior": [TrainingImage(seen, [1], weight=0.3) for seen in shown["prior"]]}  # fmt: skip
+        return Batches(images, moments, np.zeros((2, 77, 8), np.float32), noise_schedule(scheduler), 1.0, 0.0,
+                       batch_size, seed, **more)  # fmt: skip
 
     return make
 
@@ -167,7 +169,7 @@ def test_resuming_inside_an_epoch_as_the_script_does():
         return order[skipped : skipped + stop - start]
 
     def ours(start, stop, photos=5):
-        return [int(_order(0, "instance", photos, step // photos)[step % photos]) for step in range(start, stop)]
+        return [int(_order(0, "instance", 0, photos, step // photos)[step % photos]) for step in range(start, stop)]
 
     def resumes_exactly(shown):
         return shown(0, 8) + shown(8, 20) == shown(0, 20)

@@ -1,14 +1,14 @@
 """The dataset doctor: each piece of advice where it is due, and none where it is not."""
 
 import shutil
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
 from booth.doctor import advice
-from booth.preparation import check_inputs
+from booth.inputs import check_inputs
 
 
 def picture(seed, size=(300, 260)):
@@ -42,7 +42,7 @@ class Words:
 
 def said(config, tokenizer=None):
     inputs = check_inputs(config)
-    return list(advice(config, SimpleNamespace(instances=inputs.instances, tokenizer=tokenizer or Words())))
+    return list(advice(config, replace(inputs, tokenizer=tokenizer or Words())))
 
 
 def test_nothing_to_say(config):

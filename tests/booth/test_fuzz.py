@@ -21,12 +21,13 @@ from PIL import Image
 from safetensors.numpy import save
 
 from booth.config import flatten, load_config, parse_text, resolved, set_field
-from booth.data import pixels, read_examples, views
+from booth.data import read_examples
 from booth.errors import UserError
 from booth.fields import FIELDS
 from booth.pipeline_dir import Weights, _read_specs, canonical_name, open_pipeline
 from booth.prompts import Tokenizer
 from booth.validation import validate
+from booth.views import pixels, views
 
 set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache" / "hypothesis")
 
@@ -228,7 +229,7 @@ def test_photos(fuzz, tmp_path, suffix):
     def check(content):
         path.write_bytes(content)
         (example,) = read_examples([path], "a photo", "instance", "instance.images")
-        for view in views(example, 8, "random", 1, True, 0):
+        for view in views(example, (8, 8), "random", 1, True, 0):
             shown = pixels(view)
             assert shown.shape == (8, 8, 3) and np.isfinite(shown).all()
 

@@ -22,13 +22,14 @@ from PIL import Image
 from booth import cache, cli, loop
 from booth.checkpoints import Checkpoints
 from booth.config import load_config
-from booth.data import View, read_examples
+from booth.data import read_examples
 from booth.errors import UserError
 from booth.export import export
 from booth.fields import FIELDS, memory_size
 from booth.pipeline_dir import open_pipeline
 from booth.prompts import Tokenizer
 from booth.validation import validate
+from booth.views import View
 
 ID = "owner/tiny"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -182,7 +183,7 @@ def test_vocabularies_that_the_text_encoder_has_not(tiny_pipeline, tmp_path, num
 @pytest.mark.parametrize("kind", KINDS)
 def test_cached_moments_that_are_pickles(photos, tmp_path, canary, kind):
     (example, *_) = read_examples(sorted(photos.iterdir()), "a photo", "instance", "instance.images")
-    views = [View(example, 64, 0, 0, False)]
+    views = [View(example, (64, 64), 0, 0, False)]
     arguments = tmp_path / "cache", FakeBackend(None), None, views, "hash", 1
     right = cache.moments(*arguments)[views[0]]
     (file,) = (tmp_path / "cache").iterdir()

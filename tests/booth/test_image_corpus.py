@@ -14,8 +14,9 @@ import pytest
 from make_image_corpus import AVIF, SIZE, THEMES, TURNS, make_image_corpus, picture
 
 from booth import data
-from booth.data import Example, find_images, instance_examples, load_image, log_passed_over, pixels, read_examples
+from booth.data import Example, find_images, instance_examples, load_image, log_passed_over, read_examples
 from booth.errors import UserError
+from booth.views import pixels, views
 
 FIELD = "instance.images"
 NOT_AN_IMAGE = "no image in a format that can be read here; convert it to JPEG"
@@ -82,7 +83,7 @@ def reason(name, error):
 
 def centre(example, resolution, flip=False):
     """The pixels of the middle of an image, turned round or not."""
-    return pixels(data.views(example, resolution, "center", 1, flip, 0)[-1])
+    return pixels(views(example, (resolution, resolution), "center", 1, flip, 0)[-1])
 
 
 def test_the_corpus_has_at_least_200_files_and_every_theme(folder, expected):
@@ -224,7 +225,7 @@ def test_what_is_readable_becomes_tensors(examples):
     for example in examples:
         largest = max(example.size) > 1000
         crop, variants = ("center", 1) if largest else ("random", 2)
-        for view in data.views(example, 24, crop, variants, not largest, 7):
+        for view in views(example, (24, 24), crop, variants, not largest, 7):
             got = pixels(view)
             assert got.dtype == np.float32 and got.shape == (24, 24, 3), example.path
             assert -1 <= got.min() <= got.max() <= 1, example.path
@@ -332,6 +333,7 @@ READ_ALL = """
 import sys
 from booth import data
 from booth.errors import UserError
+from booth.views import pixels, views
 
 def peak():  # MiB. Of ru_maxrss a process inherits its parent's, which may be anything in the middle of tests
     with open("/proc/self/status") as file:
@@ -344,7 +346,7 @@ def read(paths):
         except UserError:
             continue
         if max(example.size) < 1000:
-            data.pixels(data.views(example, 24, "center", 1, False, 0)[0])
+            pixels(views(example, (24, 24), "center", 1, False, 0)[0])
 
 paths = data.find_images(sys.argv[1], "instance.images")
 huge = [path for path in paths if path.name.startswith("huge")]

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 
 from booth import loop
 from booth.errors import UserError
+from booth.inputs import preview_batch_size
 from booth.objective import dreambooth_loss, noisy_latents
-from booth.preparation import preview_batch_size
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

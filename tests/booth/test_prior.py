@@ -10,8 +10,8 @@ from PIL import Image
 from booth import prior
 from booth.config import default_config
 from booth.errors import UserError
+from booth.inputs import load_tokenizer
 from booth.pipeline_dir import open_pipeline
-from booth.preparation import load_tokenizer
 from booth.prior import MANIFEST, class_images
 from booth.sampling import Sampler
 
@@ -44,7 +44,9 @@ def make(tmp_path, pipeline, tokenizer):
         steps = config.prior.inference_steps
         sampler = Sampler(pipeline, tokenizer, (side, side), config.prior.solver, steps, 3.0, batch_size)
         backend = backend_class(config)
-        files = class_images(folder, config, sampler, backend, backend.load(pipeline), {"unet": weights, "vae": vae})
+        square, models = (side, side), backend.load(pipeline)
+        hashes = {"unet": weights, "vae": vae}
+        files = class_images(folder, config, {square: sampler}, {square: 5}, backend, models, hashes)
         assert all(file.parent == folder for file in files)
         return [file.name for file in files]
 

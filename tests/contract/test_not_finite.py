@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from booth.errors import UserError
+from booth.inputs import check_inputs
 from booth.learning_rate import learning_rates
-from booth.preparation import check_inputs, prepare
+from booth.preparation import prepare
 from booth.rundir import RunDir
 
 

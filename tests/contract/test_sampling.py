@@ -8,8 +8,8 @@ from PIL import Image
 
 from booth import loop
 from booth.config import default_config
+from booth.inputs import load_tokenizer
 from booth.pipeline_dir import open_pipeline
-from booth.preparation import load_tokenizer
 from booth.sampling import ImageRequest, Sampler, initial_noise
 
 SCHEDULERS = {"dpm++": DPMSolverMultistepScheduler, "ddim": DDIMScheduler}

@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 
 from booth import loop
 from booth.config import default_config
+from booth.inputs import load_tokenizer
 from booth.pipeline_dir import open_pipeline
-from booth.preparation import load_tokenizer
 from booth.sampling import ImageRequest, Sampler, initial_noise
 
 REQUEST = ImageRequest("a photo of sks robot on the beach", 3, "blurry")

@@ -7,8 +7,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.numpy import load_file
 
 from booth import cli, loop
+from booth.inputs import check_inputs
 from booth.learning_rate import learning_rates
-from booth.preparation import check_inputs, prepare
+from booth.preparation import prepare
 from booth.rundir import RunDir
 
 

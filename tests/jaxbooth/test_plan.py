@@ -181,7 +181,8 @@ def test_every_chip_has_the_clock_of_its_flops():
 @pytest.mark.parametrize("text_encoder", [False, True])
 def test_shapes_are_those_of_a_batch(tiny_config, tmp_path, text_encoder):
     """The plan compiles for the very shapes that training has."""
-    from booth.preparation import check_inputs, prepare
+    from booth.inputs import check_inputs
+    from booth.preparation import prepare
     from booth.rundir import RunDir
     from jaxbooth.backend import Backend
     from jaxbooth.sharding import make_mesh, place_batch

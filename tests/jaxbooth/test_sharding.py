@@ -7,9 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from booth.config import set_field
+from booth.inputs import check_inputs
 from booth.learning_rate import learning_rates
-from booth.preparation import check_inputs, prepare
+from booth.preparation import prepare
 from booth.rundir import RunDir
 from booth.sampling import initial_noise, sampling_table, to_uint8
 from jaxbooth.backend import Backend
@@ -21,7 +24,7 @@ STEPS = 20
 WORKER = """
 import pathlib, pickle, sys
 import jax, numpy as np
-from booth.preparation import check_inputs
+from booth.inputs import check_inputs
 from jaxbooth.backend import Backend
 
 jobs, images, saved, out = sys.argv[1:]
@@ -59,13 +62,15 @@ def on_eight_devices(make_tiny_config, tmp_path):
     Gives (the pipeline; of each mesh: losses, shapes of the parts of conv_in's weight, weights; pictures if fsdp=2).
     """
 
-    def on_eight_devices(*meshes, adapter="none"):
+    def on_eight_devices(*meshes, adapter="none", **fields):
         jobs, expected = [], []
         for batch_size, fsdp in meshes:
             config = make_tiny_config()
             config.train.learning_rate, config.train.batch_size, config.prior.weight = 3e-4, batch_size, 0.5
             config.train.accumulation, config.train.text_encoder = batch_size, batch_size == 2
             config.adapter.kind, config.adapter.targets = adapter, "all"
+            for name, value in fields.items():
+                set_field(config, name, value)
             inputs = check_inputs(config)
             backend = Backend(config)
             models = backend.load(inputs.pipeline)
@@ -106,6 +111,21 @@ def on_eight_devices(make_tiny_config, tmp_path):
 def test_adapters_on_eight_devices(on_eight_devices):
     """Beside split weights that do not train."""
     on_eight_devices((2, 4), adapter="lora")
+
+
+@pytest.mark.full
+def test_buckets_and_concepts_on_eight_devices(on_eight_devices, tmp_path):
+    concepts = []
+    for name, size in (("dog", (64, 64)), ("cat", (48, 64))):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            grey = np.random.default_rng(number).integers(0, 255, (*size[::-1], 3), np.uint8)
+            Image.fromarray(grey).save(tmp_path / name / f"{number}.png")
+        concepts.append({"instance.images": str(tmp_path / name), "instance.prompt": f"a photo of sks {name}",
+                         "prior.prompt": f"a photo of {name}"})  # fmt: skip
+    fields = {"concepts": concepts, "data.buckets": ["64x64", "48x64"]}
+    _, ((_, shards, _),) = on_eight_devices((1, 4), **fields)
+    assert shards == {(3, 3, 4, 16)}
 
 
 def test_eight_devices_train_as_one(on_eight_devices, make_tiny_config, tmp_path):

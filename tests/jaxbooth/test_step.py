@@ -2,9 +2,10 @@
 
 import pytest
 
+from booth.inputs import check_inputs
 from booth.objective import dreambooth_loss
 from booth.pipeline_dir import open_pipeline
-from booth.preparation import check_inputs, prepare
+from booth.preparation import prepare
 from booth.rundir import RunDir
 from jaxbooth import step
 from jaxbooth.backend import Backend

@@ -17,8 +17,9 @@ from diffusers.training_utils import compute_snr
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from booth import randomness
+from booth.inputs import check_inputs
 from booth.learning_rate import learning_rates
-from booth.preparation import check_inputs, prepare
+from booth.preparation import prepare
 from booth.rundir import RunDir
 
 STEPS, LEARNING_RATE, PRIOR_WEIGHT = 20, 3e-4, 0.5

@@ -14,9 +14,10 @@ from booth import loop
 from booth.config import set_field
 from booth.embedded import BASE, subject_path
 from booth.errors import UserError
+from booth.inputs import check_inputs
 from booth.learning_rate import learning_rates
 from booth.pipeline_dir import open_pipeline
-from booth.preparation import check_inputs, prepare
+from booth.preparation import prepare
 from booth.rundir import RunDir
 from booth.validation import validate
 from torchbooth import checkpoint, memory, sample

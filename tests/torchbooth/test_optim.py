@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 
 from booth import loop
 from booth.errors import UserError
+from booth.inputs import check_inputs
 from booth.learning_rate import learning_rates
-from booth.preparation import check_inputs, prepare
+from booth.preparation import prepare
 from booth.rundir import RunDir
 from torchbooth import checkpoint
 from torchbooth.backend import Backend

@@ -1,0 +1,170 @@
+"""What the user gave, looked at before anything is written and before a device starts."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from booth import data, prior
+from booth.concepts import Concept, concepts_of, has_prior
+from booth.data import Example
+from booth.errors import UserError, naming
+from booth.pipeline_dir import PipelineDir, open_pipeline
+from booth.prompts import Tokenizer
+from booth.sampling import Sampler, latent_shape, sampling_table, side_multiple
+from booth.schedule import noise_schedule
+from booth.solvers import is_guided
+from booth.tokens import initial_rows, new_tokens
+from booth.views import Size, bucket_sizes, nearest
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is made from, found usable. `sizes`: those that images may be brought to."""
+
+    pipeline: PipelineDir
+    tokenizer: Tokenizer
+    instances: list[Example]
+    concepts: tuple[Concept, ...]
+    sizes: tuple[Size, ...]
+
+    @cached_property
+    def used_sizes(self) -> Counter[Size]:
+        """The sizes that instance images are brought to, and how many are shown of each in an epoch."""
+        used: Counter[Size] = Counter()
+        for example in self.instances:
+            used[nearest(example.size, self.sizes)] += example.repeats
+        return used
+
+    def size_of(self, example: Example) -> Size:
+        """What an image is brought to; a class image to a size that instance images have too."""
+        return nearest(example.size, self.sizes if example.kind == "instance" else tuple(self.used_sizes))
+
+    def fingerprint(self) -> dict[str, dict[str, str]]:
+        """sha256 of every photo, and of the model's weights and configs: what a resumed run must find unchanged."""
+        captioned = any(concept.config.instance.captions != "none" for concept in self.concepts)
+        captions = {example.name: example.caption for example in self.instances}
+        return ({"captions": captions} if captioned else {}) | {
+            "instance images": {example.name: example.sha256 for example in self.instances},
+            "model weights": {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks},
+            "model configs": self.pipeline.config_hashes(),
+        }
+
+    def origin(self, config: Any) -> dict[str, str]:
+        """Where a hub model came from; {} for a local folder."""
+        if not (model := self.pipeline.model):
+            return {}
+        return {
+            "source": config.model.source, "revision": config.model.revision, "id": model.id, "commit": model.commit,
+        }  # fmt: skip
+
+    def sampler(self, config: Any, section: str, size: Size | None = None) -> Sampler:
+        """The sampler that `prior` or `samples` of the config describes, by default at the training resolution."""
+        settings, side = config[section], config.data.resolution
+        return Sampler(
+            self.pipeline,
+            self.tokenizer,
+            size or (side, side),
+            settings.solver,
+            settings.inference_steps,
+            settings.guidance,
+            preview_batch_size(config) if section == "samples" else settings.batch_size,
+        )
+
+
+def largest_size(config: Any, pipeline: PipelineDir) -> Size:
+    """Of all that training images may be brought to, the one with the most pixels: what memory must do for."""
+    sizes = bucket_sizes(config.data.buckets, config.data.resolution, side_multiple(pipeline))
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def preview_batch_size(config: Any) -> int:
+    """Images of a preview that are denoised together: the UNet gets no more rows than in a training pass, if that is
+    possible (one guided image is two rows)."""
+    kinds = 2 if has_prior(config) else 1
+    rows = kinds * config.train.batch_size // config.train.accumulation
+    return max(1, rows // 2 if is_guided(config.samples.guidance) else rows)
+
+
+def check_inputs(config: Any, revision: str = "") -> Inputs:
+    """Looks at everything that can be refused, before anything is written and before a device starts. UserError.
+
+    `revision` is the commit that a run keeps to, if it has one already.
+    """
+    pipeline = open_pipeline(config.model.source, config.model.variant, revision or config.model.revision)
+    noise_schedule(pipeline.component_config("scheduler"))
+    with naming("data.resolution"):
+        latent_shape(pipeline, config.data.resolution, config.data.resolution)
+    sizes = bucket_sizes(config.data.buckets, config.data.resolution, side_multiple(pipeline))
+    with naming("data.buckets"):
+        for size in sizes:
+            latent_shape(pipeline, *size)
+    concepts = concepts_of(config)
+    instances = [example for place, concept in enumerate(concepts) for example in _instances(concept, place)]
+    for concept in concepts:
+        if concept.has_prior:
+            with naming(concept.name):
+                _check_prior(concept.config, pipeline, [other.config.instance.images for other in concepts])
+    if config.samples.every_steps or config.samples.before_after:
+        _check_sampling(config, "samples", pipeline)
+    tokenizer = load_tokenizer(pipeline, new_tokens(config))
+    _check_tokens(config, pipeline, instances)
+    return Inputs(pipeline, tokenizer, instances, concepts, sizes)
+
+
+def _instances(concept: Concept, place: int) -> list[Example]:
+    settings = concept.config.instance
+    with naming(concept.name):
+        examples = data.instance_examples(settings.images, settings.prompt, settings.captions, settings.caption_column)
+    return [
+        replace(
+            example, repeats=settings.repeats * example.repeats, concept=place,
+            folder="/".join(filter(None, (concept.name and str(place), example.folder))),
+        )
+        for example in examples
+    ]  # fmt: skip
+
+
+def _check_prior(config: Any, pipeline: PipelineDir, photos: Sequence[str]) -> None:
+    _check_sampling(config, "prior", pipeline)
+    if folder := config.prior.images:
+        _check_apart(photos, folder)
+        data.log_passed_over(folder, "prior.images")
+        data.read_examples(prior.own_images(Path(folder)), config.prior.prompt, "prior", "prior.images")
+
+
+def _check_sampling(config: Any, section: str, pipeline: PipelineDir) -> None:
+    settings = config[section]
+    with naming(f"{section}.solver"):
+        sampling_table(pipeline, settings.solver, 1)
+    with naming(f"{section}.inference_steps"):
+        sampling_table(pipeline, settings.solver, settings.inference_steps)
+
+
+def _check_apart(photos: Sequence[str], class_images: str) -> None:
+    """UserError if class images would lie among photos; subfolders are never looked into, so they may be nested."""
+    if Path(class_images).resolve() in {Path(folder).resolve() for folder in photos}:
+        raise UserError(
+            f"prior.images={class_images!r} is instance.images too; give class images a folder of their own"
+        )
+
+
+def _check_tokens(config: Any, pipeline: PipelineDir, instances: Sequence[Example]) -> None:
+    """UserError for a new token that no prompt has, or whose initializer the model does not know as one token."""
+    if not pipeline.to_download:
+        initial_rows(config, pipeline)
+    for token in new_tokens(config):
+        if not any(token in example.caption for example in instances):
+            raise UserError(
+                f"tokens.add: {token} is in no prompt or caption of the photos; write it into instance.prompt"
+            )
+
+
+def load_tokenizer(pipeline: PipelineDir, added: Sequence[str] = ()) -> Tokenizer:
+    """The pipeline's tokenizer with new tokens, padding to the text encoder's window (77 tokens)."""
+    encoder = pipeline.component_config("text_encoder")
+    return Tokenizer(
+        pipeline.tokenizer_path, encoder["max_position_embeddings"], encoder.get("vocab_size", 49408), added
+    )
