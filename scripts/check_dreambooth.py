@@ -17,27 +17,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dreambooth_scores import FIRST_SEED, GUIDANCE, STEPS, Pictures, instance_prompt, likenesses, sample_for, scores
+from dreambooth_scores import (
+    FIRST_SEED,
+    GUIDANCE,
+    IDENTIFIER,
+    STEPS,
+    Pictures,
+    instance_prompt,
+    likenesses,
+    sample_for,
+    scores,
+)
 from picture_world.captions import caption
 from picture_world.subjects import SUBJECTS
 from PIL import Image
 
 from booth import loop, pictures
-from booth.adapters import adapter_of
-from booth.cli import load_backend
-from booth.config import flatten, load_config
+from booth.cli import load_backend, main
+from booth.config import flatten, load_config, trained_networks
 from booth.data import load_image
 from booth.embedded import base_path, subject_path
-from booth.export import export
-from booth.lora_file import read_lora
 from booth.pipeline_dir import open_pipeline
 from booth.rundir import publish, write_text
+from booth.tokens import new_tokens
 from booth.yardstick import WEIGHTS
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.py"
 COLUMNS = ("learned", "learned_new", "fidelity", "base_fidelity", "real_fidelity", "setting_right")
 COLUMNS += ("prior_kept", "diversity_kept", "class_drift", "class_right", "base_class_right")
-COLUMNS += ("in_own_settings", "base_in_own_settings")
+COLUMNS += ("in_own_settings", "base_in_own_settings", "seconds", "megabytes")
 
 
 def claim(out: Path, overrides: list[tuple[str, str]]) -> None:
@@ -64,8 +72,9 @@ def check(out: Path, backend: str, subject: str, seed: int, prior: bool, overrid
     backend_class = load_backend(f"{backend}booth")
     config = load_config(DEMO, overrides)
     config.instance.images = str(subject_path(subject))
-    config.instance.prompt, config.prior.prompt = instance_prompt(subject), caption(subject)
-    config.prior.images = str(out / f"class-images-{subject}-{backend}")
+    identifier = next(iter(new_tokens(config)), IDENTIFIER)
+    config.instance.prompt, config.prior.prompt = instance_prompt(subject, identifier), caption(subject)
+    config.prior.images = config.prior.images or str(out / f"class-images-{subject}-{backend}")
     config.train.seed = seed
     config.samples.before_after, config.samples.every_steps = False, 0
     if not prior:
@@ -73,12 +82,27 @@ def check(out: Path, backend: str, subject: str, seed: int, prior: bool, overrid
     run = loop.train(backend_class, config, out / "runs" / name)
     untouched = _base_pictures(out, subject)
     exported = run.pipeline
-    if adapter := adapter_of(config, base := open_pipeline(base_path())):
+    if config.adapter.kind != "none":
         exported = run.path / "merged"
-        export(base, exported, adapter.merged(base, read_lora(run.pipeline)))
-    tuned = sample_for(backend_class, exported, subject)
+        command = ["export", "--run", str(run.path), "--out", str(exported)]
+        assert main(f"{backend}booth", command) == 0
+    tuned = sample_for(backend_class, exported, subject, identifier=identifier)
     _save(tuned, out, name)
-    write_text(out / f"{name}.json", json.dumps(scores(untouched, tuned, subject), indent=1) + "\n")
+    rows = (2 if prior else 1) * config.train.batch_size
+    cost = {
+        "seconds": sum(rows / line["samples_per_s"] for line in run.metrics),
+        "megabytes": result_bytes(config, run.path) / 1e6,
+    }
+    write_text(out / f"{name}.json", json.dumps(scores(untouched, tuned, subject) | cost, indent=1) + "\n")
+
+
+def result_bytes(config: Any, run: Path) -> int:
+    """What is to be kept of a run: LoRA and tokens, or the pipeline where whole networks were trained."""
+    networks = trained_networks(config)
+    folders = ["tokens"] * bool(config.tokens.add) + (
+        ["lora" if config.adapter.kind == "lora" else "pipeline"] if networks else []
+    )
+    return sum(file.stat().st_size for name in folders for file in (run / name).rglob("*.safetensors"))
 
 
 def _base_pictures(out: Path, subject: str) -> Pictures:

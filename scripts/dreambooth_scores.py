@@ -37,9 +37,9 @@ class Pictures:
     class_prompt: np.ndarray
 
 
-def instance_prompt(subject: str) -> str:
+def instance_prompt(subject: str, identifier: str = IDENTIFIER) -> str:
     """What the subject's pictures are trained with."""
-    return f"a photo of a {IDENTIFIER} {subject}"
+    return f"a photo of a {identifier} {subject}"
 
 
 def new_settings(subject: str) -> list[str]:
@@ -64,10 +64,19 @@ def sample(
 
 
 def sample_for(
-    backend_class: Any, source: Path | str, subject: str, asked: int = 24, per_setting: int = 6, of_class: int = 48
+    backend_class: Any,
+    source: Path | str,
+    subject: str,
+    asked: int = 24,
+    per_setting: int = 6,
+    of_class: int = 48,
+    identifier: str = IDENTIFIER,
 ) -> Pictures:
     """The instance prompt `asked` times, each new setting `per_setting` and the class prompt `of_class` times."""
-    prompt, settings = instance_prompt(subject), [name for name in new_settings(subject) for _ in range(per_setting)]
+    prompt, settings = (
+        instance_prompt(subject, identifier),
+        [name for name in new_settings(subject) for _ in range(per_setting)],
+    )
     in_settings = [f"{prompt} {SETTINGS[setting].phrase}" for setting in settings]
     prompts = [prompt] * asked + in_settings + [caption(subject)] * of_class
     made = sample(backend_class, source, [ImageRequest(text, FIRST_SEED + seed) for seed, text in enumerate(prompts)])
