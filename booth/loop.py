@@ -22,7 +22,7 @@ from booth.hosts import Hosts, Leader, feed, follow, leading
 from booth.lora_file import write_lora
 from booth.metrics import Recorder, read_metrics
 from booth.numbers import with_numbers
-from booth.preparation import Inputs, check_inputs, needed_space, prepare
+from booth.preparation import Inputs, as_trained, check_inputs, needed_space, prepare
 from booth.previews import Previews
 from booth.rundir import RunDir, pinned_revision, recorded_config
 from booth.space import Need
@@ -150,9 +150,11 @@ def _train(
         if adapter:
             write_lora(exported, adapter, tensors, precision, last)
             log.info("LoRA written to %s; `export` makes a pipeline of it", exported / lora_file.FILE)
+            if config.train.zero_terminal_snr:
+                log.info("it goes with a scheduler that has rescale_betas_zero_snr=true, timestep_spacing='trailing'")
         else:
             tensors = enlarged(inputs.pipeline, tensors) if added else tensors
-            export(inputs.pipeline, exported, tensors, precision, last, added)
+            export(as_trained(inputs.pipeline, config), exported, tensors, precision, last, added)
             log.info("pipeline written to %s", exported)
         return Run(run.path, exported, read_metrics(run.metrics))
 

@@ -21,7 +21,7 @@ from booth.progress import progress
 from booth.prompts import Tokenizer
 from booth.rundir import RunDir
 from booth.sampling import Sampler, context_of, latent_shape, sampling_table
-from booth.schedule import noise_schedule
+from booth.schedule import noise_schedule, zero_terminal_snr
 from booth.solvers import is_guided
 from booth.space import Need
 from booth.tokens import initial_rows, new_tokens
@@ -53,11 +53,14 @@ class Inputs:
             "source": config.model.source, "revision": config.model.revision, "id": model.id, "commit": model.commit,
         }  # fmt: skip
 
-    def sampler(self, config: Any, section: str) -> Sampler:
-        """The sampler that `prior` or `samples` of the config describes, at the training resolution."""
+    def sampler(self, config: Any, section: str, *, tuned: bool = False) -> Sampler:
+        """The sampler that `prior` or `samples` of the config describes, at the training resolution.
+
+        `tuned`: of what the run trains, which may have another noise schedule than the base.
+        """
         settings, side = config[section], config.data.resolution
         return Sampler(
-            self.pipeline,
+            as_trained(self.pipeline, config) if tuned else self.pipeline,
             self.tokenizer,
             (side, side),
             settings.solver,
@@ -65,6 +68,13 @@ class Inputs:
             settings.guidance,
             preview_batch_size(config) if section == "samples" else settings.batch_size,
         )
+
+
+def as_trained(pipeline: PipelineDir, config: Any) -> PipelineDir:
+    """The pipeline with the noise schedule that the run trains with. UserError as `zero_terminal_snr`."""
+    if not config.train.zero_terminal_snr:
+        return pipeline
+    return pipeline.with_scheduler(zero_terminal_snr(pipeline.component_config("scheduler")))
 
 
 def preview_batch_size(config: Any) -> int:
@@ -81,7 +91,8 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
     `revision` is the commit that a run keeps to, if it has one already.
     """
     pipeline = open_pipeline(config.model.source, config.model.variant, revision or config.model.revision)
-    noise_schedule(pipeline.component_config("scheduler"))
+    trained = as_trained(pipeline, config)
+    noise_schedule(trained.component_config("scheduler"))
     with _naming("data.resolution"):
         latent_shape(pipeline, config.data.resolution, config.data.resolution)
     settings = config.instance
@@ -95,6 +106,8 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
             own = prior.own_images(Path(config.prior.images))
             data.read_examples(own, config.prior.prompt, "prior", "prior.images")
     if config.samples.every_steps or config.samples.before_after:
+        _check_sampling(config, "samples", trained)
+    if config.samples.before_after:
         _check_sampling(config, "samples", pipeline)
     tokenizer = load_tokenizer(pipeline, new_tokens(config))
     _check_tokens(config, pipeline, instances)
@@ -189,12 +202,16 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
             )
         ),
         prompt_index={kind: [[place[text] for text in choices] for choices in captions[kind]] for kind in captions},
-        schedule=noise_schedule(inputs.pipeline.component_config("scheduler")),
+        schedule=noise_schedule(as_trained(inputs.pipeline, config).component_config("scheduler")),
         latent_scale=scale,
         latent_shift=shift,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         min_snr_gamma=config.train.min_snr_gamma,
+        debiased_estimation=config.train.debiased_estimation,
+        loss=config.train.loss,
+        huber_delta=config.train.huber_delta,
+        huber_schedule=config.train.huber_schedule,
         noise_offset=config.train.noise_offset,
         caption_dropout=dropout,
         no_prompt=place.get("", 0),
