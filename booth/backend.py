@@ -32,15 +32,17 @@ class Batch:
     sigma: Array  # [rows]
     target_latent: Array  # [rows]: target = target_latent * latents + target_noise * noise
     target_noise: Array  # [rows]
-    weight: Array  # [rows]: loss = sum(weight * mean((prediction - target)**2))
+    weight: Array  # [rows]: loss = sum(weight * mean(error of prediction - target))
     instance_weight: Array  # [rows], the same for the reported loss of the instance rows
     prior_weight: Array  # [rows], and of the class rows, before lambda
+    huber_delta: Array  # [rows], > 0: where the error turns from squared to absolute; nothing reads it if that is "mse"
     prompt_index: Array  # [rows] int32, into `prompts`
     # What is said: [unique prompts, tokens, width], the text encoder's output; if that trains, what goes into it:
     # [unique prompts, tokens] int32 token ids.
     prompts: Array
     learning_rate: Mapping[str, Array]  # [] of each trained component
     key: Array = 0  # [] a whole number below 2**31, new in each update: for what a device rounds at random
+    loss: str = "mse"  # what the error is, of `objective.LOSSES`; the same in all updates of a run, so compiled in
 
     def pieces(self, count: int) -> list["Batch"]:
         """The batch in `count` pieces with as many rows of each kind, in any framework's arrays.
@@ -52,7 +54,10 @@ class Batch:
         ]
 
 
-ROW_FIELDS = tuple(field.name for field in fields(Batch) if field.name not in ("prompts", "learning_rate", "key"))
+STATIC_FIELDS = ("loss",)  # no arrays: another value is another program
+ROW_FIELDS = tuple(
+    field.name for field in fields(Batch) if field.name not in ("prompts", "learning_rate", "key", *STATIC_FIELDS)
+)
 
 WEIGHT_FIELDS = ("weight", "instance_weight", "prior_weight")  # 0 in all of them: a row that counts for nothing
 

@@ -61,6 +61,10 @@ class Batches:
     batch_size: int
     seed: int
     min_snr_gamma: float = 0.0
+    debiased_estimation: bool = False
+    loss: str = "mse"
+    huber_delta: float = 0.1
+    huber_schedule: str = "constant"
     noise_offset: float = 0.0
     no_prompt: int = 0
 
@@ -101,8 +105,8 @@ class Batches:
                 noise[row] = self._noise(step, row, shape)
         timestep = np.array([self._timestep(step, row) for row in range(len(rows))], np.int32)
         target_latent, target_noise = self.schedule.target(timestep)
-        # Each row has its own timestep and so its own min-SNR weight, instance and class rows alike.
-        row_weight = self.schedule.min_snr_weight(timestep, self.min_snr_gamma) / self.batch_size
+        # Each row has its own timestep and so its own weight, instance and class rows alike.
+        row_weight = self._timestep_weight(timestep) / self.batch_size
         is_prior = np.array([kind == "prior" for kind in kinds])
         prompts = self.prompts
         prompt_index = np.array([self._prompt(step, row, image) for row, image in enumerate(rows)])
@@ -119,11 +123,19 @@ class Batches:
             weight=(row_weight * [image.weight for image in rows]).astype(np.float32),
             instance_weight=(row_weight * ~is_prior).astype(np.float32),
             prior_weight=(row_weight * is_prior).astype(np.float32),
+            huber_delta=self.schedule.huber_delta(timestep, self.huber_delta, self.huber_schedule).astype(np.float32),
             prompt_index=prompt_index.astype(np.int32),
             prompts=prompts,
             learning_rate={component: np.array(rate, np.float32) for component, rate in learning_rate.items()},
             key=np.int32(randomness.generator(self.seed, "rounding", step).integers(2**31)),
+            loss=self.loss,
         )
+
+    def _timestep_weight(self, timestep: np.ndarray) -> np.ndarray:
+        """What a timestep counts, [rows]: all 1 by default."""
+        if self.debiased_estimation:
+            return self.schedule.debiased_weight(timestep)
+        return self.schedule.min_snr_weight(timestep, self.min_snr_gamma)
 
     def _noise(self, step: int, row: int, shape: tuple[int, ...]) -> np.ndarray:
         """Diffusion noise, float32 [h, w, c]; an offset moves whole channels, so that light and dark can be learned."""

@@ -25,7 +25,7 @@ from booth.doctor import advice
 from booth.errors import UserError
 from booth.export import check_target, export, export_size
 from booth.fields import SEED
-from booth.inputs import load_tokenizer
+from booth.inputs import as_trained, load_tokenizer
 from booth.numbers import with_numbers
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.progress import progress
@@ -334,7 +334,7 @@ def _export(package: str, options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class _Trained:
-    """A checkpoint of a run, and the pipeline it was trained from."""
+    """A checkpoint of a run, and the pipeline it was trained from, with the noise schedule it was trained with."""
 
     config: Any
     pipeline: PipelineDir
@@ -368,7 +368,7 @@ def _find(backend_class: type[Backend], run_dir: str, step: int | None, precisio
     config.train.compile, config.memory.weights, config.memory.fit = "none", "fp32", ""
     pipeline = open_pipeline(config.model.source, config.model.variant, pinned_revision(run_dir, config))
     _check_base(Path(run_dir), pipeline)
-    return _Trained(config, pipeline, checkpoints, step)
+    return _Trained(config, as_trained(pipeline, config), checkpoints, step)
 
 
 def _check_base(run_dir: Path, pipeline: PipelineDir) -> None:

@@ -160,6 +160,9 @@ def _write_pipeline(
     for component, files in present.items():
         if component not in source.family.networks:
             _copy_files(source, files, out / component, changes)
+    if source.changed_scheduler is not None:
+        _write_json(out / "scheduler" / "scheduler_config.json", source.changed_scheduler)
+        changes["scheduler/scheduler_config.json"] = "the noise schedule that was trained with"
     _complete_tokenizer(out / "tokenizer", changes)
     if added:
         _add_tokens(source, out, added, changes)
@@ -367,9 +370,13 @@ def _add_tokens(source: PipelineDir, out: Path, added: Sequence[str], changes: d
 
 def _write_model_index(source: PipelineDir, out: Path, absent: set[str], changes: dict[str, str]) -> None:
     _copy(source.path / "model_index.json", out / "model_index.json", changes)
-    if absent:
+    reasons = [f"{', '.join(sorted(absent))}: named there, but not in the source's folder"] if absent else []
+    before = json.loads((out / "model_index.json").read_text(encoding="utf-8"))
+    if source.model_index.get("scheduler") != before.get("scheduler"):
+        reasons.append("scheduler: a class that knows its config")
+    if reasons:
         _write_json(out / "model_index.json", {**source.model_index, **{name: [None, None] for name in absent}})
-        changes["model_index.json"] = f"{', '.join(sorted(absent))}: named there, but not in the source's folder"
+        changes["model_index.json"] = "; ".join(reasons)
 
 
 def _hashes(pipeline: PipelineDir) -> dict[str, str]:

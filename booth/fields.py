@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from booth.captions import SOURCES
+from booth.objective import LOSSES
 from booth.solvers import SOLVERS
 
 
@@ -113,8 +114,10 @@ FIELDS = (
     Field("train.learning_rate", 5e-6, "peak learning rate; auto (0): 5e-6, with LoRA 1e-4", at_least(0),
           may_change=True),
     Field("train.lr_schedule", "constant", "shape of the learning rate after warmup",
-          one_of("constant", "linear", "cosine", "polynomial"), may_change=True),
+          one_of("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"), may_change=True),
     Field("train.lr_warmup_steps", 0, "updates of linear warmup from 0", at_least(0), may_change=True),
+    Field("train.lr_cycles", 1, "times that cosine_with_restarts falls from the peak to 0", at_least(1),
+          may_change=True),
     Field("train.lr_power", 1.0, "exponent of the polynomial schedule", above(0), may_change=True),
     Field("train.lr_end", 1e-7, "last learning rate of the polynomial schedule; the text encoder's ends in proportion",
           at_least(0), may_change=True),
@@ -132,8 +135,18 @@ FIELDS = (
     Field("train.adam_eps", 1e-8, "epsilon beside the root of the second moment", above(0)),
     Field("train.weight_decay", 1e-2, "decoupled weight decay", at_least(0)),
     Field("train.max_grad_norm", 1.0, "gradients are clipped jointly to this global norm; 0: not clipped", at_least(0)),
+    Field("train.loss", "mse", "what an error costs: mse: its square; huber, smooth_l1: pseudo-Huber losses, which"
+          " forgive large errors", one_of(*LOSSES)),
+    Field("train.huber_delta", 0.1, "error above which these grow linearly, at the noisiest timestep",
+          Rule("from 1e-6 to 1e6", lambda value: 1e-6 <= value <= 1e6)),  # float32 holds its square
+    Field("train.huber_schedule", "snr", "the same at less noisy timesteps: constant, or up to 1 by the signal-to-noise"
+          " ratio (snr) or exponentially", one_of("constant", "snr", "exponential")),
     Field("train.min_snr_gamma", 0.0, "gamma of the min-SNR loss weights, usually 5; 0: all timesteps count alike",
           at_least(0)),
+    Field("train.debiased_estimation", False, "loss weights of debiased estimation, in place of min-SNR's: 1/sqrt(SNR),"
+          " for a model that predicts the velocity 1/(SNR + 1)"),
+    Field("train.zero_terminal_snr", False, "train with a noise schedule that ends in noise alone, for very light or"
+          " dark pictures; only for a model that predicts the velocity, whose scheduler config becomes another"),
     Field("train.noise_offset", 0.0, "noise added to whole channels, such as 0.1, for very light or dark pictures",
           at_least(0)),
     Field("train.gradient_checkpointing", "none", "what the backward pass computes once more instead of keeping it: the"

@@ -14,7 +14,7 @@ from booth.errors import UserError, naming
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.prompts import Tokenizer
 from booth.sampling import Sampler, latent_shape, sampling_table, side_multiple
-from booth.schedule import noise_schedule
+from booth.schedule import noise_schedule, zero_terminal_snr
 from booth.solvers import is_guided
 from booth.tokens import initial_rows, new_tokens
 from booth.views import Size, bucket_sizes, nearest
@@ -60,11 +60,14 @@ class Inputs:
             "source": config.model.source, "revision": config.model.revision, "id": model.id, "commit": model.commit,
         }  # fmt: skip
 
-    def sampler(self, config: Any, section: str, size: Size | None = None) -> Sampler:
-        """The sampler that `prior` or `samples` of the config describes, by default at the training resolution."""
+    def sampler(self, config: Any, section: str, size: Size | None = None, *, tuned: bool = False) -> Sampler:
+        """The sampler that `prior` or `samples` of the config describes, by default at the training resolution.
+
+        `tuned`: of what the run trains, which may have another noise schedule than the base.
+        """
         settings, side = config[section], config.data.resolution
         return Sampler(
-            self.pipeline,
+            as_trained(self.pipeline, config) if tuned else self.pipeline,
             self.tokenizer,
             size or (side, side),
             settings.solver,
@@ -72,6 +75,13 @@ class Inputs:
             settings.guidance,
             preview_batch_size(config) if section == "samples" else settings.batch_size,
         )
+
+
+def as_trained(pipeline: PipelineDir, config: Any) -> PipelineDir:
+    """The pipeline with the noise schedule that the run trains with. UserError as `zero_terminal_snr`."""
+    if not config.train.zero_terminal_snr:
+        return pipeline
+    return pipeline.with_scheduler(zero_terminal_snr(pipeline.component_config("scheduler")))
 
 
 def largest_size(config: Any, pipeline: PipelineDir) -> Size:
@@ -94,7 +104,8 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
     `revision` is the commit that a run keeps to, if it has one already.
     """
     pipeline = open_pipeline(config.model.source, config.model.variant, revision or config.model.revision)
-    noise_schedule(pipeline.component_config("scheduler"))
+    trained = as_trained(pipeline, config)
+    noise_schedule(trained.component_config("scheduler"))
     with naming("data.resolution"):
         latent_shape(pipeline, config.data.resolution, config.data.resolution)
     sizes = bucket_sizes(config.data.buckets, config.data.resolution, side_multiple(pipeline))
@@ -108,6 +119,8 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
             with naming(concept.name):
                 _check_prior(concept.config, pipeline, [other.config.instance.images for other in concepts])
     if config.samples.every_steps or config.samples.before_after:
+        _check_sampling(config, "samples", trained)
+    if config.samples.before_after:
         _check_sampling(config, "samples", pipeline)
     tokenizer = load_tokenizer(pipeline, new_tokens(config))
     _check_tokens(config, pipeline, instances)

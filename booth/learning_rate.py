@@ -32,6 +32,9 @@ def schedule_factor(config: Any, step: int) -> float:
         return remaining
     if train.lr_schedule == "cosine":
         return 0.5 * (1.0 - math.cos(math.pi * remaining))
+    if train.lr_schedule == "cosine_with_restarts":
+        through = train.lr_cycles * (step - warmup) % rest / rest  # whole numbers: a restart is not missed by rounding
+        return 0.5 * (1.0 + math.cos(math.pi * through))
     if train.lr_schedule == "polynomial":
         end = train.lr_end / train.learning_rate
         return (1.0 - end) * remaining**train.lr_power + end

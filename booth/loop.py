@@ -19,7 +19,7 @@ from booth.doctor import advice
 from booth.errors import UserError
 from booth.export import export, export_size, exported_step, finish_interrupted
 from booth.hosts import Hosts, Leader, feed, follow, leading
-from booth.inputs import Inputs, check_inputs
+from booth.inputs import Inputs, as_trained, check_inputs
 from booth.lora_file import write_lora
 from booth.metrics import Recorder, read_metrics
 from booth.numbers import with_numbers
@@ -153,9 +153,11 @@ def _train(
         if adapter:
             write_lora(exported, adapter, tensors, precision, last)
             log.info("LoRA written to %s; `export` makes a pipeline of it", exported / lora_file.FILE)
+            if config.train.zero_terminal_snr:
+                log.info("it goes with a scheduler that has rescale_betas_zero_snr=true, timestep_spacing='trailing'")
         else:
             tensors = enlarged(inputs.pipeline, tensors) if added else tensors
-            export(inputs.pipeline, exported, tensors, precision, last, added)
+            export(as_trained(inputs.pipeline, config), exported, tensors, precision, last, added)
             log.info("pipeline written to %s", exported)
         return Run(run.path, exported, read_metrics(run.metrics))
 

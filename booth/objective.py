@@ -8,6 +8,8 @@ and `mean`/`sum` are used.
 
 from typing import Any
 
+LOSSES = ("mse", "huber", "smooth_l1")
+
 
 def noisy_latents(batch: Any) -> Any:
     """z_t = alpha_t z + sigma_t eps, [rows, h, w, c]."""
@@ -23,13 +25,28 @@ def dreambooth_loss(prediction: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
     """
     prediction = prediction[..., : batch.latents.shape[-1]]
     target = _column(batch.target_latent) * batch.latents + _column(batch.target_noise) * batch.noise
-    row_loss = ((prediction - target) ** 2).mean(axis=(1, 2, 3))
+    row_loss = _error(prediction - target, batch).mean(axis=(1, 2, 3))
     loss = (batch.weight * row_loss).sum()
     return loss, {
         "loss": loss,
         "instance_loss": (batch.instance_weight * row_loss).sum(),
         "prior_loss": (batch.prior_weight * row_loss).sum(),
     }
+
+
+def _error(difference: Any, batch: Any) -> Any:
+    """What each number's difference costs, [rows, h, w, c].
+
+    "mse": x^2. "huber" and "smooth_l1" are the pseudo-Huber losses that diffusers' research scripts and
+    kohya-ss/sd-scripts give these names (arXiv 2403.16728): 2 delta (sqrt(x^2 + delta^2) - delta), which is
+    x^2 for a small x, and the same over delta, which is 2 |x| for a large one.
+    """
+    squared = difference**2
+    if batch.loss == "mse":
+        return squared
+    delta = _column(batch.huber_delta)
+    above = squared / ((squared + delta**2) ** 0.5 + delta)  # sqrt(x^2 + delta^2) - delta, without its cancellation
+    return 2 * delta * above if batch.loss == "huber" else 2 * above
 
 
 def _column(rows: Any) -> Any:

@@ -8,6 +8,7 @@ Weights are named here as current diffusers and transformers 4 name them, whatev
 the hub is such a folder too, whose weights are downloaded when they are first needed.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -81,6 +82,7 @@ class PipelineDir:
         self.model_index = model_index
         self.family = family
         self.model = model  # None: a local folder
+        self.changed_scheduler: dict[str, Any] | None = None  # the config that there is in place of the folder's
         self._hashes: dict[str, str] = {}
 
     @cached_property
@@ -129,7 +131,16 @@ class PipelineDir:
 
     def component_config(self, component: str) -> dict[str, Any]:
         """config.json of a component (scheduler_config.json of the scheduler). Raises UserError if broken."""
+        if component == "scheduler" and self.changed_scheduler is not None:
+            return dict(self.changed_scheduler)
         return _component_config(self.path, component)
+
+    def with_scheduler(self, config: Mapping[str, Any]) -> "PipelineDir":
+        """The same pipeline with another scheduler config, which is exported in place of the folder's."""
+        pipeline = copy.copy(self)
+        pipeline.changed_scheduler = dict(config)
+        pipeline.model_index = {**self.model_index, "scheduler": ["diffusers", config["_class_name"]]}
+        return pipeline
 
     @property
     def latent_scaling(self) -> tuple[float, float]:

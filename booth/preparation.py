@@ -14,7 +14,7 @@ from booth.batches import Batches, TrainingImage
 from booth.captions import variants
 from booth.config import trains_text
 from booth.data import Example
-from booth.inputs import Inputs
+from booth.inputs import Inputs, as_trained
 from booth.progress import progress
 from booth.rundir import RunDir
 from booth.sampling import context_of, latent_shape
@@ -67,12 +67,16 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
                 ]
             )
         ),
-        schedule=noise_schedule(inputs.pipeline.component_config("scheduler")),
+        schedule=noise_schedule(as_trained(inputs.pipeline, config).component_config("scheduler")),
         latent_scale=scale,
         latent_shift=shift,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         min_snr_gamma=config.train.min_snr_gamma,
+        debiased_estimation=config.train.debiased_estimation,
+        loss=config.train.loss,
+        huber_delta=config.train.huber_delta,
+        huber_schedule=config.train.huber_schedule,
         noise_offset=config.train.noise_offset,
         no_prompt=place.get("", 0),
     )

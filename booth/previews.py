@@ -54,7 +54,7 @@ class Previews:
 
     def write_grid(self, models: Any, done: int) -> None:
         """RUN/samples/step-000100.png of the models after `done` updates: a row for each prompt."""
-        images = [image for _, image in self._sample(models, "preview")]
+        images = [image for _, image in self._sample(models, "preview", tuned=True)]
         captions = [f"{request.prompt} (seed {request.seed})" for request in self.requests]
         columns = self.config.samples.images_per_prompt
         pictures.save(pictures.grid(images, captions, columns), self.grid_file(done))
@@ -80,7 +80,7 @@ class Previews:
         It is made after the last update and before the export. A run that was finished before it was asked for has
         nothing left to do and makes none; with more `train.steps` it does.
         """
-        tuned = [image for _, image in self._sample(models, "tuned pictures")]
+        tuned = [image for _, image in self._sample(models, "tuned pictures", tuned=True)]
         shown = [self._square(seen[0]) for seen in instances[:MOST_INSTANCES]]
         rows = [("instance pictures", [to_uint8(pixels(view)) for view in shown])]
         count = self.config.samples.images_per_prompt
@@ -97,11 +97,12 @@ class Previews:
         return view if view.size == square else views(view.example, square, "center", 1, flip=False, seed=0)[0]
 
     def _sample(
-        self, models: Any, description: str, wanted: Set[int] | None = None
+        self, models: Any, description: str, wanted: Set[int] | None = None, *, tuned: bool = False
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(index, uint8 [h, w, 3]) of the wanted requests (default: all), with progress."""
         requests = self.requests
-        made = self.inputs.sampler(self.config, "samples").images(self.backend, models, requests, wanted)
+        sampler = self.inputs.sampler(self.config, "samples", tuned=tuned)
+        made = sampler.images(self.backend, models, requests, wanted)
         total = len(requests if wanted is None else wanted)
         yield from progress(made, desc=description, total=total, unit="image", leave=False)
 

@@ -2,7 +2,7 @@
 
 Everything that depends on the timestep or on what the model predicts is here turned into coefficients of a row, so
 that no framework code knows a beta or a prediction type. Sources: DDPM (arXiv 2006.11239), v-prediction (arXiv
-2202.00512, appendix D). Sampling has its tables in `solvers.py`.
+2202.00512, appendix D), zero terminal SNR (arXiv 2305.08891). Sampling has its tables in `solvers.py`.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,12 @@ import numpy as np
 from booth.errors import UserError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+# Schedulers of diffusers that know `rescale_betas_zero_snr`; any other would pass over it.
+_RESCALING = (
+    "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,55 @@ class NoiseSchedule:
         """
         if gamma == 0:
             return np.ones(np.shape(timestep))
-        snr = self.alpha_bar[timestep] / (1.0 - self.alpha_bar[timestep])
+        snr = self._snr(timestep)
         return np.minimum(snr, gamma) / (snr if self.prediction_type == "epsilon" else snr + 1.0)
+
+    def debiased_weight(self, timestep: np.ndarray) -> np.ndarray:
+        """Debiased estimation (arXiv 2310.08442): the loss weight of a timestep, float64, of its shape.
+
+        epsilon: 1 / sqrt(SNR), the paper's; v_prediction: 1 / (SNR + 1), with which an error of the clean latents
+        counts alike at all timesteps, also at the last one of a schedule that ends without signal. The SNR is taken to
+        be at most 1000. All of it as in kohya-ss/sd-scripts, `apply_debiased_estimation`.
+        """
+        snr = np.minimum(self._snr(timestep), 1000.0)
+        return 1.0 / (np.sqrt(snr) if self.prediction_type == "epsilon" else snr + 1.0)
+
+    def huber_delta(self, timestep: np.ndarray, delta: float, kind: str) -> np.ndarray:
+        """The delta of a timestep's pseudo-Huber loss, float64, of the timestep's shape (arXiv 2403.16728).
+
+        `kind`: "constant", or from 1 at the first timestep towards `delta` at the last: "exponential",
+        delta^(t / timesteps), or "snr", (1 - delta) / (1 + sigma_t / alpha_t)^2 + delta.
+        """
+        if kind == "exponential":
+            return delta ** (timestep / self.timesteps)
+        if kind == "snr":
+            signal = self.signal(timestep)
+            return (1.0 - delta) * (signal / (signal + self.sigma(timestep))) ** 2 + delta
+        return np.full(np.shape(timestep), delta)
+
+    def _snr(self, timestep: np.ndarray) -> np.ndarray:
+        return self.alpha_bar[timestep] / (1.0 - self.alpha_bar[timestep])
+
+
+def zero_terminal_snr(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler config of a model that is trained with zero terminal SNR (arXiv 2305.08891, sections 3.1 and 3.3).
+
+    The class is DDIM where the config's own would pass over it. UserError for a model that does not predict the
+    velocity.
+    """
+    if config.get("prediction_type", "epsilon") != "v_prediction":
+        raise UserError(
+            "train.zero_terminal_snr=true needs a model with prediction_type='v_prediction', not"
+            f" {config.get('prediction_type', 'epsilon')!r}: of noise alone, the noise says nothing about the image;"
+            " set it to false"
+        )
+    name = config.get("_class_name")
+    return {
+        **config,
+        "_class_name": name if name in _RESCALING else "DDIMScheduler",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
 
 
 def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
@@ -62,9 +115,17 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise UserError(f"scheduler: prediction_type={prediction_type!r} must be one of {', '.join(PREDICTION_TYPES)}")
+    alpha_bar = np.cumprod(1.0 - _betas(config))
     if config.get("rescale_betas_zero_snr"):
-        raise UserError("scheduler: rescale_betas_zero_snr=true is not supported yet; it must be false")
-    return NoiseSchedule(np.cumprod(1.0 - _betas(config)), prediction_type)
+        # arXiv 2305.08891, algorithm 1: the signal is shifted and scaled, so that the first stays and the last is 0.
+        signal = np.sqrt(alpha_bar)
+        alpha_bar = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+    if prediction_type == "epsilon" and alpha_bar[-1] == 0:
+        raise UserError(
+            "scheduler: a schedule that ends without signal (rescale_betas_zero_snr=true) needs"
+            " prediction_type='v_prediction', not 'epsilon': of noise alone, the noise says nothing about the image"
+        )
+    return NoiseSchedule(alpha_bar, prediction_type)
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:

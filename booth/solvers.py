@@ -12,6 +12,7 @@ v-prediction (arXiv 2202.00512, appendix D), the spacings (arXiv 2305.08891, tab
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,6 +108,9 @@ def solver_table(config: Mapping[str, Any], solver: str, steps: int) -> Sampling
     the schedule has room for, and for what a config may ask for that is not supported.
     """
     schedule = noise_schedule(config)
+    if solver == "dpm++" and schedule.alpha_bar[-1] == 0:
+        # A little signal, as diffusers' class has it: without any, lambda of the last timestep would be infinite.
+        schedule = replace(schedule, alpha_bar=np.append(schedule.alpha_bar[:-1], 2.0**-24))
     for key, allowed in _SUPPORTED[solver].items():
         if (value := config.get(key, allowed[0])) not in allowed:
             other = "" if solver == "ddim" or key in _SUPPORTED["ddim"] else "; or take the solver ddim"

@@ -136,6 +136,11 @@ def validate_updates(config: ConfigDict) -> None:
         raise UserError(f"train.lr_warmup_steps={train.lr_warmup_steps} must be less than train.steps={train.steps}")
     if train.lr_schedule == "polynomial" and 0 < train.learning_rate <= train.lr_end:
         raise UserError(f"train.lr_end={train.lr_end} must be less than train.learning_rate={train.learning_rate}")
+    if train.debiased_estimation and train.min_snr_gamma:
+        raise UserError(
+            f"train.debiased_estimation=true does not go with train.min_snr_gamma={train.min_snr_gamma}: both say what"
+            " a timestep counts; leave one of them out"
+        )
     _validate_memory(config)
     if not (train.unet or trains_text(config)):
         raise UserError("train.unet=false leaves nothing to train; set train.text_encoder=true, or give tokens.add")

@@ -315,6 +315,7 @@ def _batch(config: Any, pipeline: PipelineDir, mesh: Mesh, rows: int) -> Batch:
         ),
         learning_rate={component: _shape(mesh, (), P()) for component in rate_groups(config)},
         key=_shape(mesh, (), P(), jnp.int32),
+        loss=config.train.loss,
     )
 
 

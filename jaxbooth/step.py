@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from booth.backend import ROW_FIELDS, Batch
+from booth.backend import ROW_FIELDS, STATIC_FIELDS, Batch
 from booth.config import rate_group
 from booth.objective import dreambooth_loss, noisy_latents
 from jaxbooth.networks import Models, of
@@ -18,7 +18,9 @@ from jaxbooth.optim import Settings, adamw, clip_by_global_norm
 from jaxbooth.sharding import batch_specs, gathered, over_rows, parameter_specs, state_shardings, summed, summed_rows
 from jaxbooth.weights import Network
 
-jax.tree_util.register_dataclass(Batch, [field.name for field in fields(Batch)], [])
+jax.tree_util.register_dataclass(
+    Batch, [field.name for field in fields(Batch) if field.name not in STATIC_FIELDS], STATIC_FIELDS
+)
 
 Params = dict[str, jax.Array]
 

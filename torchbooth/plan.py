@@ -296,7 +296,7 @@ class Sizes:
         if trains_text(config):
             prompts = np.zeros((self.prompts, self.tokens), np.int32)
         rates = dict.fromkeys(rate_groups(config), np.zeros((), np.float32))
-        return Batch(**arrays, prompts=prompts, learning_rate=rates)
+        return Batch(**arrays, prompts=prompts, learning_rate=rates, loss=config.train.loss)
 
 
 # Two steps are as good as all: one has nothing from the step before it yet.

@@ -35,6 +35,19 @@ def test_a_noise_offset_moves_whole_channels(make):
     assert (moved.timestep == plain.timestep).all() and (moved.latents == plain.latents).all()
 
 
+def test_what_a_timestep_counts_and_where_its_loss_turns(make):
+    plain = make()(5, {})
+    schedule = noise_schedule({})
+    assert plain.loss == "mse" and (plain.weight == np.float32(1 / 64)).all()
+    debiased = make(debiased_estimation=True)(5, {})
+    np.testing.assert_allclose(debiased.weight * 64, schedule.debiased_weight(plain.timestep), rtol=1e-6)
+    assert (debiased.instance_weight == debiased.weight).all()
+    huber = make(loss="huber", huber_delta=0.2, huber_schedule="snr")(5, {})
+    assert huber.loss == "huber" and huber.huber_delta.dtype == np.float32
+    np.testing.assert_allclose(huber.huber_delta, schedule.huber_delta(plain.timestep, 0.2, "snr"), rtol=1e-6)
+    assert (huber.timestep == plain.timestep).all() and (huber.latents == plain.latents).all()
+
+
 def test_learning_rates_and_prompts_pass_through(make):
     batch = make()(0, {"unet": 1e-4, "text_encoder": 1e-5})
     assert batch.learning_rate == {"unet": np.float32(1e-4), "text_encoder": np.float32(1e-5)}

@@ -120,6 +120,7 @@ OUT_OF_RANGE = {
     "train.weight_decay": -1e-9, "train.max_grad_norm": -1.0, "train.seed": 2**63, "data.resolution": 7,
     "train.accumulation": 0, "train.lr_schedule": "warm",
     "train.lr_warmup_steps": -1, "train.lr_power": 0.0, "train.lr_end": -1e-9, "train.text_encoder_learning_rate": -1.0,
+    "train.lr_cycles": 0, "train.loss": "l1", "train.huber_delta": 0.0, "train.huber_schedule": "linear",
     "train.optimizer": "sgd", "train.min_snr_gamma": -1.0, "train.noise_offset": -0.1,
     "data.crop": "left", "data.crop_variants": 0, "data.encode_batch_size": 0, "checkpoint.every_steps": -1,
     "checkpoint.keep": 0, "samples.every_steps": -1, "samples.images_per_prompt": 0,
@@ -136,8 +137,8 @@ OUT_OF_RANGE = {
 FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
         "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
         "samples.before_after", "mesh.topology", "memory.fused_backward", "memory.vae_tiling", "train.channels_last",
-        "train.tf32", "train.unet", "instance.caption_column",
-        "concepts"}  # fmt: skip
+        "train.debiased_estimation", "train.zero_terminal_snr", "train.tf32", "train.unet",
+        "instance.caption_column", "concepts"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():
@@ -239,12 +240,14 @@ def test_accumulation_splits_the_batch_of_an_update(valid):
 @pytest.mark.parametrize(("fields", "said"), [
     ({"lr_warmup_steps": 800}, "train.lr_warmup_steps=800 must be less than train.steps=800"),
     ({"lr_schedule": "polynomial", "lr_end": 5e-6}, "train.lr_end=5e-06 must be less than train.learning_rate=5e-06"),
+    ({"debiased_estimation": True, "min_snr_gamma": 5.0},
+     "train.debiased_estimation=true does not go with train.min_snr_gamma=5.0: both say what a timestep counts; "),
     ({"text_encoder_learning_rate": 1e-6}, "train.text_encoder_learning_rate=1e-06 needs train.text_encoder=true; "),
 ])  # fmt: skip
 def test_fields_of_an_update_that_do_not_go_together(valid, fields, said):
     valid.train.update(fields)
     assert refusal(check, valid).startswith(said)
-    valid.train.update(lr_warmup_steps=0, lr_end=1e-7, text_encoder=True)
+    valid.train.update(lr_warmup_steps=0, lr_end=1e-7, text_encoder=True, min_snr_gamma=0.0)
     check(valid)
 
 

@@ -14,6 +14,9 @@ SCHEDULES = [
     {"lr_schedule": "linear", "lr_warmup_steps": 7},
     {"lr_schedule": "cosine"},
     {"lr_schedule": "cosine", "lr_warmup_steps": 39},
+    {"lr_schedule": "cosine_with_restarts"},
+    {"lr_schedule": "cosine_with_restarts", "lr_cycles": 3},
+    {"lr_schedule": "cosine_with_restarts", "lr_cycles": 2, "lr_warmup_steps": 8},
     {"lr_schedule": "polynomial"},
     {"lr_schedule": "polynomial", "lr_warmup_steps": 1, "lr_power": 2.5},
 ]
@@ -32,6 +35,7 @@ def theirs(train):
         num_warmup_steps=train.lr_warmup_steps,
         num_training_steps=STEPS,
         power=train.lr_power,
+        num_cycles=train.lr_cycles,
     )
     rates = []
     for _ in range(STEPS):
@@ -49,6 +53,14 @@ def test_every_schedule_is_torchs(fields):
     for rates, expected in zip(ours, theirs(config.train), strict=True):
         assert [rates["unet"], rates["text_encoder"]] == pytest.approx(expected, rel=1e-7, abs=1e-20)
     assert len({rates["unet"] for rates in ours}) > 1 or fields == {"lr_schedule": "constant"}
+
+
+def test_restarts_are_at_the_peak():
+    """Also where 3 * (1 / 3) and its like would be rounded to just below a whole number."""
+    config = default_config()
+    config.train.update(lr_schedule="cosine_with_restarts", lr_cycles=49, steps=98)
+    rates = [learning_rates(config, step)["unet"] for step in range(98)]
+    assert rates == pytest.approx([5e-6, 2.5e-6] * 49)
 
 
 def test_the_text_encoder_has_a_rate_only_where_it_trains_and_the_unets_by_default():

@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from diffusers import DiffusionPipeline
 from fake_backend import TRAINED, FakeBackend, watched
 from PIL import Image
 from safetensors.numpy import load_file
 
 from booth import loop
+from booth.cli import _find
 from booth.errors import UserError
 from booth.inputs import preview_batch_size
 from booth.objective import dreambooth_loss, noisy_latents
@@ -37,7 +39,7 @@ def test_the_gradient_of_the_fake_is_right():
         return rng.standard_normal((3, *shape))
 
     batch = Batch(rows(2, 2, 4), rows(2, 2, 4), np.zeros(3), rows(), rows(), rows(), rows(), np.array([0.5, 0.5, 0.3]),
-                  np.array([0.5, 0.5, 0]), np.array([0, 0, 1.0]), np.zeros(3), rows(1, 1),
+                  np.array([0.5, 0.5, 0]), np.array([0, 0, 1.0]), np.ones(3), np.zeros(3), rows(1, 1),
                   {"unet": np.array(1.0)})  # fmt: skip
     backend, bias = FakeBackend(None), rng.standard_normal(4)
 
@@ -356,3 +358,57 @@ def test_a_moved_model_and_moved_photos_are_the_same_run(config, photos, tiny_pi
     scheduler.write_text(scheduler.read_text().replace('"epsilon"', '"v_prediction"'))
     with pytest.raises(UserError, match=r"model configs changed since this run began \(scheduler\)"):
         loop.train(FakeBackend, config, tmp_path / "run")
+
+
+def test_zero_terminal_snr_is_trained_sampled_and_exported(config, tiny_sd2_pipeline, tmp_path):
+    """By a model whose scheduler class would pass over it; what the base makes is as the base's own config says."""
+    config.model.source = str(shutil.copytree(tiny_sd2_pipeline, tmp_path / "model"))
+    for name, old in (("model_index.json", "DDIMScheduler"), ("scheduler/scheduler_config.json", "DDIMScheduler")):
+        path = tmp_path / "model" / name
+        path.write_text(path.read_text().replace(old, "PNDMScheduler"))
+    config.train.steps, config.samples.every_steps, config.samples.inference_steps = 2, 1, 2
+    config.samples.before_after = True
+    seen = {}
+
+    class Watched(FakeBackend):
+        def sample(self, models, noise, context, negative_context, table, guidance):
+            tables.append([step.timestep for step in table])
+            return super().sample(models, noise, context, negative_context, table, guidance)
+
+        def train_step(self, state, batch):
+            last = batch.timestep > 900
+            signals.extend(zip(batch.timestep[last].tolist(), batch.signal[last].tolist(), strict=True))
+            return super().train_step(state, batch)
+
+    for zero in (False, True):
+        tables, signals = [], []
+        config.train.zero_terminal_snr, config.train.seed = zero, 7
+        run = loop.train(Watched, config, tmp_path / f"run {zero}")
+        seen[zero] = run, tables, dict(signals)
+    (plain, plain_tables, plain_signals), (run, tables, signals) = seen[False], seen[True]
+    assert signals.keys() == plain_signals.keys() and signals
+    assert all(signals[timestep] < plain_signals[timestep] for timestep in signals)
+    assert np.isfinite([line["loss"] for line in run.metrics]).all()
+    own = plain_tables[0]
+    assert set(map(tuple, plain_tables)) == {tuple(own)} and own[0] < 999
+    assert [table == own for table in tables] == [True] * 3 + [False] * 6, "class images, the base's pictures; ours"
+    assert all(table == tables[-1] and table[0] == 999 for table in tables[3:])
+    same = {name: (run.path / name).read_bytes() == (plain.path / name).read_bytes() for name in (
+        "class_images/class-00000.png", "samples/step-000001.png", "pipeline/scheduler/scheduler_config.json",
+        "pipeline/model_index.json", "pipeline/tokenizer/tokenizer_config.json")}  # fmt: skip
+    assert list(same.values()) == [True, False, False, False, True]
+    record = json.loads((run.pipeline / "export.json").read_text())["changed_files"]
+    assert {"scheduler/scheduler_config.json", "model_index.json"} <= record.keys()
+
+    scheduler = DiffusionPipeline.from_pretrained(run.pipeline).scheduler
+    assert type(scheduler).__name__ == "DDIMScheduler" and scheduler.alphas_cumprod[-1] == 0
+    assert (scheduler.config.timestep_spacing, scheduler.config.prediction_type) == ("trailing", "v_prediction")
+    of_checkpoint = _find(FakeBackend, str(run.path), None, "fp32").pipeline
+    assert of_checkpoint.component_config("scheduler").items() >= {"rescale_betas_zero_snr": True}.items()
+
+
+def test_zero_terminal_snr_is_for_velocities(config, tmp_path):
+    config.train.zero_terminal_snr = True
+    with pytest.raises(UserError, match=r"^train\.zero_terminal_snr=true needs a model .*, not 'epsilon': .*to false$"):
+        loop.train(FakeBackend, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

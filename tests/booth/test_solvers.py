@@ -37,6 +37,10 @@ CONFIGS = {
     "old ddim": {"_class_name": "DDIMScheduler", **BETAS, "clip_sample": False, "set_alpha_to_one": False},
     "trailing": SD15 | {"timestep_spacing": "trailing"},
     "trailing v": SD21 | {"timestep_spacing": "trailing", "set_alpha_to_one": True},
+    "zero SNR": SD21 | {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+    "zero SNR, leading": SD21 | {"timestep_spacing": "leading", "rescale_betas_zero_snr": True},
+    "zero SNR, dpm to sigma_min": SD21 | {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "trailing",
+                                          "rescale_betas_zero_snr": True, "final_sigmas_type": "sigma_min"},
     "linspace v": SD21 | {"timestep_spacing": "linspace", "steps_offset": 0},
     "leading, offset 0": SD15 | {"timestep_spacing": "leading", "steps_offset": 0},
     "leading v, offset 3": SD21 | {"timestep_spacing": "leading", "steps_offset": 3},
@@ -177,6 +181,18 @@ def test_wrong_tables_are_rejected(theirs, solver, mutate):
         assert not equal(mutate(table), theirs(config, solver, 20))
 
 
+def test_from_noise_alone(theirs):
+    """The first step of a schedule with zero terminal SNR: what is predicted is the image, the noise says nothing."""
+    config, (x, zero, prediction) = CONFIGS["zero SNR"], np.random.default_rng(4).standard_normal((3, 4))
+    for solver in SOLVERS:
+        table = solver_table(config, solver, 20)
+        assert np.isfinite([[number for number in step if number != np.inf] for step in table]).all()
+        _, clean = solver_step(table[0], x, zero, prediction)
+        np.testing.assert_allclose(clean, -prediction, atol=1e-3)  # DPM-Solver++ has diffusers' 2**-24 of the signal
+        for wrong in ({"rescale_betas_zero_snr": False}, {"timestep_spacing": "leading"}):
+            assert not equal(solver_table(config | wrong, solver, 20), theirs(config, solver, 20))
+
+
 def test_the_solvers_are_not_the_same(theirs):
     config = SD15 | {"timestep_spacing": "trailing"}
     assert not equal(solver_table(config, "ddim", 20), theirs(config, "dpm++", 20))
@@ -262,7 +278,8 @@ def test_jax_and_torch_go_through_the_same_lines():
      ("ddim", {"timestep_spacing": "dense"}, "timestep_spacing='dense' must be one of leading, trailing, linspace"),
      ("dpm++", {"timestep_spacing": None}, "timestep_spacing=None must be one of leading, trailing, linspace"),
      ("ddim", {"prediction_type": "sample"}, "prediction_type='sample' must be one of"),
-     ("dpm++", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=true is not supported")],
+     ("dpm++", {"rescale_betas_zero_snr": True},
+      r"a schedule that ends without signal \(rescale_betas_zero_snr=true\) needs prediction_type='v_prediction'")],
 )  # fmt: skip
 def test_what_is_not_supported_is_refused(solver, change, message):
     with pytest.raises(UserError, match=message) as caught:

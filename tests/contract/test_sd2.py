@@ -12,13 +12,14 @@ from booth.config import default_config
 from booth.inputs import load_tokenizer
 from booth.pipeline_dir import open_pipeline
 from booth.sampling import ImageRequest, Sampler, initial_noise
+from booth.schedule import zero_terminal_snr
 
 REQUEST = ImageRequest("a photo of sks robot on the beach", 3, "blurry")
 STEPS, GUIDANCE, SIZE = 8, 5.0, 64
 
 
-def our_image(backend_class, folder, solver="dpm++"):
-    pipeline, backend = open_pipeline(str(folder)), backend_class(default_config())
+def our_image(backend_class, folder, solver="dpm++", change=lambda pipeline: pipeline):
+    pipeline, backend = change(open_pipeline(str(folder))), backend_class(default_config())
     sampler = Sampler(pipeline, load_tokenizer(pipeline), (SIZE, SIZE), solver, STEPS, GUIDANCE, 1)
     ((_, image),) = sampler.images(backend, backend.load(pipeline), [REQUEST])
     return image.astype(int)
@@ -67,3 +68,20 @@ def test_from_photos_to_a_pipeline(backend_class, sd2_config, tiny_sd2_pipeline,
     with_ddim = our_image(backend_class, run.pipeline, "ddim")
     assert np.abs(with_ddim - diffusers_image(run.pipeline, DDIMScheduler)).max() <= 2
     assert np.abs(ours - diffusers_image(tiny_sd2_pipeline)).max() > 2, "it has been trained"
+
+
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
+def test_pictures_from_noise_alone(backend_class, tiny_sd2_pipeline):
+    """Sampled with zero terminal SNR and trailing timesteps, as by diffusers' schedulers with these settings."""
+
+    def rescaled(pipeline):
+        return pipeline.with_scheduler(zero_terminal_snr(pipeline.component_config("scheduler")))
+
+    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    for solver, scheduler in (("dpm++", DPMSolverMultistepScheduler), ("ddim", DDIMScheduler)):
+        ours = our_image(backend_class, tiny_sd2_pipeline, solver, rescaled)
+        assert ours.std() > 5, "a flat picture would prove nothing"
+        assert np.abs(ours - diffusers_image(tiny_sd2_pipeline, scheduler, **changes)).max() <= 2
+        for name in changes:
+            less = {key: value for key, value in changes.items() if key != name}
+            assert np.abs(ours - diffusers_image(tiny_sd2_pipeline, scheduler, **less)).max() > 2, name

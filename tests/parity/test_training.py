@@ -1,8 +1,9 @@
 """jaxbooth, torchbooth and a plain loop of diffusers modules with torch's AdamW train alike, number by number.
 
-The plain loop shares no code with the project's step: noising, velocities, min-SNR weights and learning rates are
-diffusers', its loss is the mean over instance rows plus lambda times the mean over class rows, in one piece, its
-optimizer is torch's with torch's defaults. The same comparison must reject each mutant of our step.
+The plain loop shares no code with the project's step: noising, velocities, SNRs and learning rates are diffusers', its
+loss weights and its Huber loss the formulas written out. The loss is the mean over instance rows plus lambda times the
+mean over class rows, in one piece, its optimizer is torch's with torch's defaults. The same comparison must reject each
+mutant of our step.
 """
 
 from dataclasses import replace
@@ -33,6 +34,16 @@ CASES = {
         "tiny_pipeline",
         {"min_snr_gamma": 5.0, "noise_offset": 0.1, "lr_schedule": "cosine", "lr_warmup_steps": 3},
     ),
+    "sd1, Huber, debiased, restarts": (
+        "tiny_pipeline",
+        {
+            "loss": "huber",
+            "huber_delta": 0.5,
+            "debiased_estimation": True,
+            "lr_schedule": "cosine_with_restarts",
+            "lr_cycles": 2,
+        },
+    ),
     "sd1, text encoder, polynomial": (
         "tiny_pipeline",
         {"text_encoder": True, "text_encoder_learning_rate": 1e-4, "lr_schedule": "polynomial", "lr_power": 2.0},
@@ -44,6 +55,7 @@ CASES = {
 }
 SD2 = "sd2, text encoder, two pieces, min-SNR, linear"
 TEXT = "sd1, text encoder, polynomial"
+HUBER = "sd1, Huber, debiased, restarts"
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +112,7 @@ def reference_run(config, batches):
         num_warmup_steps=train.lr_warmup_steps,
         num_training_steps=STEPS,
         power=train.lr_power,
+        num_cycles=train.lr_cycles,
     )
     prompts = [config.instance.prompt] * 2 + [config.prior.prompt] * 2
     ids = tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
@@ -114,10 +127,15 @@ def reference_run(config, batches):
         with torch.set_grad_enabled(train.text_encoder):
             context = text_encoder(ids)[0]
         prediction = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, context).sample
-        row_loss = torch.nn.functional.mse_loss(prediction, target, reduction="none").mean((1, 2, 3))
+        error, snr = (prediction - target) ** 2, compute_snr(scheduler, timesteps)
+        if train.loss == "huber":
+            delta = ((1 - train.huber_delta) / (1 + snr**-0.5) ** 2 + train.huber_delta)[:, None, None, None]
+            error = 2 * delta * ((error + delta**2).sqrt() - delta)
+        row_loss = error.mean((1, 2, 3))
         if train.min_snr_gamma:
-            snr = compute_snr(scheduler, timesteps)
             row_loss = row_loss * snr.clamp(max=train.min_snr_gamma) / (snr + snr_floor)
+        if train.debiased_estimation:
+            row_loss = row_loss / snr.clamp(max=1000).sqrt()
         instance, prior = row_loss.chunk(2)
         loss = instance.mean() + PRIOR_WEIGHT * prior.mean()
         loss.backward()
@@ -222,6 +240,20 @@ def _last_rate_first(batch):
     return replace(batch, learning_rate={name: np.float32(LEARNING_RATE) for name in batch.learning_rate})
 
 
+def _squared(batch):
+    return replace(batch, loss="mse")
+
+
+def _constant_delta(batch):
+    return replace(batch, huber_delta=np.full_like(batch.huber_delta, batch.huber_delta.min()))
+
+
+def _no_root(batch):
+    # 1 / SNR for 1 / sqrt(SNR).
+    plain = np.repeat(np.float32([0.5, 0.5 * PRIOR_WEIGHT]), 2)
+    return replace(batch, weight=batch.weight**2 / plain)
+
+
 MUTANTS = {
     "optax weight decay": ("sd1", {"train": {"weight_decay": 1e-4}}),
     "no clipping": ("sd1", {"train": {"max_grad_norm": 0.0}}),
@@ -234,6 +266,10 @@ MUTANTS = {
         {"batch": _instance_timesteps_weigh_class_rows},
     ),
     "constant rate": ("sd1, min-SNR, noise offset, cosine", {"batch": _last_rate_first}),
+    "squared error for Huber's": (HUBER, {"batch": _squared}),
+    "one delta for all timesteps": (HUBER, {"batch": _constant_delta}),
+    "debiased without the root": (HUBER, {"batch": _no_root}),
+    "no restarts": (HUBER, {"batch": _last_rate_first}),
     "text encoder at the UNet's rate": (TEXT, {"batch": _one_rate_for_all}),
     "networks clipped apart": (TEXT, {"code": "clip"}),
     "text gradients of the last piece only": (SD2, {"code": "text"}),
