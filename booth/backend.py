@@ -32,10 +32,11 @@ class Batch:
     sigma: Array  # [rows]
     target_latent: Array  # [rows]: target = target_latent * latents + target_noise * noise
     target_noise: Array  # [rows]
-    weight: Array  # [rows]: loss = sum(weight * mean(error of prediction - target))
+    weight: Array  # [rows]: loss = sum(weight * mean(mask * error of prediction - target))
     instance_weight: Array  # [rows], the same for the reported loss of the instance rows
     prior_weight: Array  # [rows], and of the class rows, before lambda
     huber_delta: Array  # [rows], > 0: where the error turns from squared to absolute; nothing reads it if that is "mse"
+    mask: Array  # [rows, h, w, 1]: how much each latent counts, 1 on average; without masks [rows, 1, 1, 1], all 1
     prompt_index: Array  # [rows] int32, into `prompts`
     # What is said: [unique prompts, tokens, width], the text encoder's output; if that trains, what goes into it:
     # [unique prompts, tokens] int32 token ids.

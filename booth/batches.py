@@ -7,7 +7,7 @@ middle of an epoch, and batches can be made ahead on a thread.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -49,7 +49,7 @@ class Batches:
     """What batches are made of.
 
     images: of each kind, instance images first. moments: [2, h, w, c] of each view. prompts: of all captions, as in
-    Batch; no_prompt: the place of the empty one.
+    Batch; no_prompt: the place of the empty one. masks: [h, w, 1] of views that have one, as in Batch.
     """
 
     images: Mapping[Kind, Sequence[TrainingImage]]
@@ -67,6 +67,7 @@ class Batches:
     huber_schedule: str = "constant"
     noise_offset: float = 0.0
     no_prompt: int = 0
+    masks: Mapping[View, np.ndarray] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -99,9 +100,12 @@ class Batches:
         shape = self.moments[rows[0].views[0]].shape[1:]
         latents = np.zeros((len(rows), *shape), np.float32)
         noise = np.zeros_like(latents)
+        mask = np.ones((len(rows), *(shape[:2] if self.masks else (1, 1)), 1), np.float32)
         for row, image in enumerate(rows):
             if wanted is None or row in wanted:
-                latents[row] = self._latents(step, row, image)
+                view = self._view(step, row, image)
+                latents[row] = self._latents(step, row, view)
+                mask[row] = self.masks.get(view, 1.0)
                 noise[row] = self._noise(step, row, shape)
         timestep = np.array([self._timestep(step, row) for row in range(len(rows))], np.int32)
         target_latent, target_noise = self.schedule.target(timestep)
@@ -124,6 +128,7 @@ class Batches:
             instance_weight=(row_weight * ~is_prior).astype(np.float32),
             prior_weight=(row_weight * is_prior).astype(np.float32),
             huber_delta=self.schedule.huber_delta(timestep, self.huber_delta, self.huber_schedule).astype(np.float32),
+            mask=mask,
             prompt_index=prompt_index.astype(np.int32),
             prompts=prompts,
             learning_rate={component: np.array(rate, np.float32) for component, rate in learning_rate.items()},
@@ -145,10 +150,12 @@ class Batches:
             noise = noise + np.float32(self.noise_offset) * offset
         return noise
 
-    def _latents(self, step: int, row: int, image: TrainingImage) -> np.ndarray:
+    def _view(self, step: int, row: int, image: TrainingImage) -> View:
+        """Which view of its image a row shows."""
+        return image.views[int(randomness.generator(self.seed, "view", step, row).integers(len(image.views)))]
+
+    def _latents(self, step: int, row: int, view: View) -> np.ndarray:
         """A sample of the VAE posterior, shifted and scaled: float32 [h, w, c]."""
-        choices = image.views
-        view = choices[int(randomness.generator(self.seed, "view", step, row).integers(len(choices)))]
         mean, std = self.moments[view]
         # A stream of its own: the posterior sample and the diffusion noise must not be the same numbers.
         sample = mean + std * randomness.normal(self.seed, "posterior", step, row, mean.shape)

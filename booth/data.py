@@ -1,5 +1,6 @@
 """Image folders -> Examples. Bad files are refused by name. How an image is shown is in `booth.views`."""
 
+import glob
 import hashlib
 import logging
 import re
@@ -23,6 +24,7 @@ log = logging.getLogger("booth")
 IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"]
 )
+MASK_END = "-mask"  # of the name of a mask that lies beside its photo
 _BESIDE_IMAGES = frozenset([".txt", ".json", ".csv", ".db", ".ini"])  # passed over without a word
 # As many bytes as 16-bit RGB takes, uncompressed, of the most pixels that PIL reads. Some decoders read the whole of a
 # file, however long it is.
@@ -33,8 +35,9 @@ MOST_BYTES = 2**29
 class Example:
     """One training image with its caption. `size` is (width, height) in pixels after EXIF orientation.
 
-    `repeats`: how often it is shown while others are shown once; `concept`: which of a run's concepts it belongs to;
-    `folder`: what tells it apart from images of the same name, empty where all are in one folder.
+    `mask`: the file that says where the subject is; it may be the image itself. `repeats`: how often it is shown while
+    others are shown once; `concept`: which of a run's concepts it belongs to; `folder`: what tells it apart from images
+    of the same name, empty where all are in one folder.
     """
 
     path: Path
@@ -45,11 +48,15 @@ class Example:
     repeats: int = 1
     concept: int = 0
     folder: str = ""
+    mask: Path | None = None
 
     @property
     def name(self) -> str:
         """The file's, after its folder's where that is needed."""
         return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
+
+
+Size = tuple[int, int]  # (width, height) in pixels
 
 
 def find_images(folder: str | Path, field: str) -> list[Path]:
@@ -138,12 +145,16 @@ def _reason(error: Exception) -> str:
     return words
 
 
-def instance_examples(folder: str, prompt: str, captions: str = "none", column: str = "text") -> list[Example]:
+def instance_examples(
+    folder: str, prompt: str, captions: str = "none", column: str = "text", *, masks: bool = False
+) -> list[Example]:
     """The subject's photos with their captions; UserError when there are none, or one cannot be read or has no caption.
 
-    `captions` and `column` are as in `read_captions`.
+    `captions` and `column` are as in `read_captions`; `masks`: whether images named as masks lie beside the photos.
     """
     paths = find_images(folder, "instance.images")
+    if masks:
+        paths = [path for path in paths if not path.stem.endswith(MASK_END)]
     log_passed_over(folder, "instance.images")
     if not paths:
         raise UserError(
@@ -173,6 +184,20 @@ def load_image(path: Path) -> Image.Image:
         white.paste(image, mask=image)
         image = white
     return image.convert("RGB")
+
+
+def load_alpha(path: Path) -> Image.Image | None:
+    """How opaque each pixel of a file is, "L", as large as `load_image` has it; None where nothing is transparent."""
+    image = _decoded(path)
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return None if alpha.getextrema() == (255, 255) else alpha
+
+
+def masks_of(path: Path) -> list[Path]:
+    """The files beside a photo that are named as its mask: X-mask.png for X.jpg."""
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}{MASK_END}.*"))
 
 
 def _decoded(path: Path) -> Image.Image:

@@ -95,6 +95,10 @@ FIELDS = (
     Field("instance.shuffled_captions", 0, "orders of a caption's comma-separated tags to train with; 0: as it is",
           at_least(0)),
     Field("instance.kept_tags", 1, "first tags that keep their place when captions are shuffled", at_least(0)),
+    Field("instance.masks", "none", "what says where the subject is: alpha: the photos' transparency; files: X-mask.png"
+          " beside X.jpg, white where it is", one_of("none", "alpha", "files")),
+    Field("instance.background_weight", 0.0, "how much what lies outside of a mask counts in the loss",
+          Rule("from 0 to 1", lambda value: 0 <= value <= 1)),
     Field("instance.repeats", 1, "how often each photo is shown while photos of other concepts are shown once",
           at_least(1)),
     Field("prior.weight", 1.0, "lambda, the weight of the class images in the loss; 0: without them", at_least(0)),

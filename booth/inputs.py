@@ -11,6 +11,7 @@ from booth import data, prior
 from booth.concepts import Concept, concepts_of, has_prior
 from booth.data import Example
 from booth.errors import UserError, naming
+from booth.masks import mask_hash, with_masks
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.prompts import Tokenizer
 from booth.sampling import Sampler, latent_shape, sampling_table, side_multiple
@@ -46,11 +47,16 @@ class Inputs:
         """sha256 of every photo, and of the model's weights and configs: what a resumed run must find unchanged."""
         captioned = any(concept.config.instance.captions != "none" for concept in self.concepts)
         captions = {example.name: example.caption for example in self.instances}
-        return ({"captions": captions} if captioned else {}) | {
-            "instance images": {example.name: example.sha256 for example in self.instances},
-            "model weights": {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks},
-            "model configs": self.pipeline.config_hashes(),
-        }
+        masks = {example.name: mask_hash(example) for example in self.instances if example.mask}
+        return (
+            ({"captions": captions} if captioned else {})
+            | ({"masks": masks} if masks else {})
+            | {
+                "instance images": {example.name: example.sha256 for example in self.instances},
+                "model weights": {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks},
+                "model configs": self.pipeline.config_hashes(),
+            }
+        )
 
     def origin(self, config: Any) -> dict[str, str]:
         """Where a hub model came from; {} for a local folder."""
@@ -130,7 +136,11 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
 def _instances(concept: Concept, place: int) -> list[Example]:
     settings = concept.config.instance
     with naming(concept.name):
-        examples = data.instance_examples(settings.images, settings.prompt, settings.captions, settings.caption_column)
+        examples = data.instance_examples(
+            settings.images, settings.prompt, settings.captions, settings.caption_column,
+            masks=settings.masks == "files",
+        )  # fmt: skip
+        examples = with_masks(examples, settings.masks)
     return [
         replace(
             example, repeats=settings.repeats * example.repeats, concept=place,

@@ -25,7 +25,7 @@ def dreambooth_loss(prediction: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
     """
     prediction = prediction[..., : batch.latents.shape[-1]]
     target = _column(batch.target_latent) * batch.latents + _column(batch.target_noise) * batch.noise
-    row_loss = _error(prediction - target, batch).mean(axis=(1, 2, 3))
+    row_loss = (batch.mask * _error(prediction - target, batch)).mean(axis=(1, 2, 3))
     loss = (batch.weight * row_loss).sum()
     return loss, {
         "loss": loss,

@@ -15,6 +15,7 @@ from booth.captions import variants
 from booth.config import trains_text
 from booth.data import Example
 from booth.inputs import Inputs, as_trained
+from booth.masks import loss_weights
 from booth.progress import progress
 from booth.rundir import RunDir
 from booth.sampling import context_of, latent_shape
@@ -79,6 +80,7 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         huber_schedule=config.train.huber_schedule,
         noise_offset=config.train.noise_offset,
         no_prompt=place.get("", 0),
+        masks={view: _loss_weights(inputs, view) for view in every_view if view.example.mask},
     )
 
 
@@ -151,6 +153,12 @@ def _training_image(inputs: Inputs, example: Example, seen: list[View], prompts:
         repeats=example.repeats,
         caption_dropout=0.0 if of_class else concept.config.instance.caption_dropout,
     )
+
+
+def _loss_weights(inputs: Inputs, view: View) -> np.ndarray:
+    height, width, _ = latent_shape(inputs.pipeline, *view.size)
+    background = inputs.concepts[view.example.concept].config.instance.background_weight
+    return loss_weights(view, (width, height), background)
 
 
 def _captions(inputs: Inputs, example: Example) -> list[str]:

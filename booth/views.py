@@ -12,9 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from booth import randomness
-from booth.data import Example, load_image
-
-Size = tuple[int, int]  # (width, height) in pixels
+from booth.data import Example, Size, load_image
 
 AUTO = "auto"
 _SIDE = 64  # of the picture in which what stands out is looked for
@@ -90,11 +88,11 @@ def covering(size: Size, target: Size) -> Size:
 def pixels(view: View) -> np.ndarray:
     """float32 [height, width, 3] in [-1, 1]."""
     image = load_image(view.example.path)
-    return np.asarray(_shown(image, view), np.float32) / np.float32(127.5) - np.float32(1.0)
+    return np.asarray(shown(image, view), np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
-def _shown(image: Image.Image, view: View) -> Image.Image:
-    """What the view has of the image."""
+def shown(image: Image.Image, view: View) -> Image.Image:
+    """What a view has of its image, or of one with the same proportions."""
     whole, size = covering(image.size, view.size), view.size
     x, y = image.size[0] / whole[0], image.size[1] / whole[1]
     # Only the crop is computed: the whole of a very long image may not fit into memory once its short side is enlarged.

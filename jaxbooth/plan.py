@@ -302,6 +302,7 @@ def _batch(config: Any, pipeline: PipelineDir, mesh: Mesh, rows: int) -> Batch:
     spec = P(None, *row_spec())
     per_row: Any = {name: _shape(mesh, (pieces, rows), spec) for name in ROW_FIELDS}
     per_row |= {name: _shape(mesh, (pieces, rows, *latents), spec) for name in ("latents", "noise")}
+    per_row["mask"] = _shape(mesh, (pieces, rows, *((1,) * len(latents))), spec)
     per_row |= {name: _shape(mesh, (pieces, rows), spec, jnp.int32) for name in ("timestep", "prompt_index")}
     prompts = 2 if has_prior(config) else 1
     tokens = pipeline.component_config("text_encoder")["max_position_embeddings"]

@@ -43,7 +43,7 @@ def random_batch(pipeline: Any, rows: int, side: int, seed: int) -> Batch:
         timestep=rng.integers(0, 1000, rows, np.int32),
         signal=ones * 0.8, sigma=ones * 0.6, target_latent=ones * 0, target_noise=ones,
         weight=ones * 2 / rows, instance_weight=~prior * ones * 2 / rows, prior_weight=prior * ones * 2 / rows,
-        huber_delta=ones,
+        huber_delta=ones, mask=np.ones((rows, 1, 1, 1), np.float32),
         prompt_index=prior.astype(np.int32),
         prompts=rng.standard_normal((2, 77, width), np.float32),
         learning_rate={"unet": np.array(5e-6, np.float32)},

@@ -34,6 +34,7 @@ def make_batch(size: str, rows: int) -> Batch:
     latents, row = np.zeros((rows, side, side, 4), np.float32), np.zeros(rows, np.float32)
     arrays: dict[str, Any] = dict.fromkeys(ROW_FIELDS, row)
     arrays |= {"latents": latents, "noise": latents, "prompts": np.zeros((2, TOKENS, width), np.float32)}
+    arrays["mask"] = np.ones((rows, 1, 1, 1), np.float32)
     arrays |= {name: np.zeros(rows, np.int32) for name in ("timestep", "prompt_index")}
     return Batch(**arrays, learning_rate={"unet": np.zeros((), np.float32)})
 

@@ -290,7 +290,7 @@ class Sizes:
         rows = self.prompts * config.train.batch_size
         latents, row = np.zeros((rows, *self.latents), np.float32), np.zeros(rows, np.float32)
         arrays: dict[str, Any] = dict.fromkeys(ROW_FIELDS, row)
-        arrays |= {"latents": latents, "noise": latents}
+        arrays |= {"latents": latents, "noise": latents, "mask": np.ones((rows, 1, 1, 1), np.float32)}
         arrays |= {name: np.zeros(rows, np.int32) for name in ("timestep", "prompt_index")}
         prompts = np.zeros((self.prompts, self.tokens, self.width), np.float32)
         if trains_text(config):

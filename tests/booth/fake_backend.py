@@ -82,9 +82,8 @@ class FakeBackend:
         _, metrics = dreambooth_loss(prediction, batch)
         target = batch.target_latent[:, None, None, None] * batch.latents
         target = target + batch.target_noise[:, None, None, None] * batch.noise
-        by_row = (
-            2 * (prediction - target).mean(axis=(1, 2)) / prediction.shape[-1]
-        )  # d mean((pred - target)**2) / d bias
+        # d mean(mask * (prediction - target)**2) / d bias
+        by_row = 2 * (batch.mask * (prediction - target)).mean(axis=(1, 2)) / prediction.shape[-1]
         gradient = (batch.weight[:, None] * by_row).sum(axis=0)
         velocity = 0.9 * state.velocity + gradient
         trained = {TRAINED: state.models.bias - batch.learning_rate["unet"] * velocity}

@@ -132,7 +132,7 @@ OUT_OF_RANGE = {
     "adapter.dropout": 1.0, "adapter.targets": "attn2(", "instance.captions": "files",
     "instance.caption_dropout": -0.1, "instance.shuffled_captions": -1, "instance.kept_tags": -1,
     "tokens.add": ("<x>",), "tokens.learning_rate": 0.0, "tokens.fraction": 0.0,
-    "instance.repeats": 0, "data.buckets": ("448 x 576",),
+    "instance.repeats": 0, "instance.masks": "yes", "instance.background_weight": 1.1, "data.buckets": ("448 x 576",),
 }  # fmt: skip
 FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
         "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from booth import config as settings
 from booth import hosts, loop
+from booth.backend import WEIGHT_FIELDS
 from booth.batches import Batches, TrainingImage, _order, made_ahead
 from booth.checkpoints import Checkpoints
 from booth.data import find_images, read_examples
@@ -67,8 +68,8 @@ def test_lambda_stays_on_the_class_rows_when_rows_are_sharded(make_batches):
         return sum(loss_of_shard(slice(first, first + 2)) for first in (0, 2))
 
     def ours(rows):
-        part = {name: getattr(batch, name)[rows] for name in ("latents", "noise", "target_latent", "target_noise",
-                                                              "weight", "instance_weight", "prior_weight")}  # fmt: skip
+        names = ("latents", "noise", "target_latent", "target_noise", *WEIGHT_FIELDS, "mask")
+        part = {name: getattr(batch, name)[rows] for name in names}
         return dreambooth_loss(prediction[rows], replace(batch, **part))[0]
 
     def theirs(rows):

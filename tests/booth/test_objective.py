@@ -22,7 +22,7 @@ def batch():
                  weight=np.array([0.5, 0.5, 0.15, 0.15], np.float32),
                  instance_weight=np.array([0.5, 0.5, 0, 0], np.float32),
                  prior_weight=np.array([0, 0, 0.5, 0.5], np.float32),
-                 huber_delta=np.array([0.1, 0.3, 1, 2], np.float32),
+                 huber_delta=np.array([0.1, 0.3, 1, 2], np.float32), mask=np.ones((4, 1, 1, 1), np.float32),
                  prompt_index=np.array([0, 0, 1, 1], np.int32), prompts=np.zeros((2, 77, 8), np.float32),
                  learning_rate={})  # fmt: skip
 
@@ -46,6 +46,28 @@ def test_loss_is_mean_of_instances_plus_lambda_times_mean_of_class(batch, conver
     assert float(metrics["prior_loss"]) == pytest.approx(prior, rel=1e-5)
     z = noisy_latents(replace(batch, **arrays))
     assert np.allclose(z[2], batch.signal[2] * batch.latents[2] + batch.sigma[2] * batch.noise[2], atol=1e-6)
+
+
+@every_framework
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_a_mask_weighs_each_latent(batch, convert, loss):
+    """Of every channel, before the mean over the row; where it is 0 nothing is learned."""
+    random = np.random.default_rng(2)
+    prediction = random.standard_normal((4, 8, 8, 4)).astype(np.float32)
+    mask = random.random((4, 8, 8, 1)).astype(np.float32)
+    mask[:, :3] = 0
+    delta, target = (
+        batch.huber_delta[:, None, None, None],
+        [batch.target_latent[i] * batch.latents[i] + batch.target_noise[i] * batch.noise[i] for i in range(4)],
+    )
+    x = prediction.astype(np.float64) - target
+    error = x**2 if loss == "mse" else 2 * delta * (np.sqrt(x**2 + delta**2) - delta)
+    arrays = {name: convert(getattr(replace(batch, mask=mask), name)) for name in ROW_FIELDS}
+    ours, _ = dreambooth_loss(convert(prediction), replace(batch, **arrays, loss=loss))
+    assert float(ours) == pytest.approx(batch.weight @ (mask * error).mean((1, 2, 3)), rel=1e-5)
+    prediction[:, :3] = 9
+    same, _ = dreambooth_loss(convert(prediction), replace(batch, **arrays, loss=loss))
+    assert float(same) == float(ours)
 
 
 def pseudo_huber(kind, factor=2.0):
