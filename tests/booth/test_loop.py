@@ -39,8 +39,8 @@ def test_the_gradient_of_the_fake_is_right():
         return rng.standard_normal((3, *shape))
 
     batch = Batch(rows(2, 2, 4), rows(2, 2, 4), np.zeros(3), rows(), rows(), rows(), rows(), np.array([0.5, 0.5, 0.3]),
-                  np.array([0.5, 0.5, 0]), np.array([0, 0, 1.0]), np.ones(3), rng.random((3, 2, 2, 1)), np.zeros(3), rows(1, 1),
-                  {"unet": np.array(1.0)})  # fmt: skip
+                  np.array([0.5, 0.5, 0]), np.array([0, 0, 1.0]), np.ones(3), rng.random((3, 2, 2, 1)), np.zeros(3),
+                  rows(1, 1), {"unet": np.array(1.0)})  # fmt: skip
     backend, bias = FakeBackend(None), rng.standard_normal(4)
 
     def loss(bias):
