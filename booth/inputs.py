@@ -1,5 +1,6 @@
 """What the user gave, looked at before anything is written and before a device starts."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,14 @@ from booth.errors import UserError, naming
 from booth.masks import mask_hash, with_masks
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.prompts import Tokenizer
+from booth.repeats import Subfolder, repeated_folders
 from booth.sampling import Sampler, latent_shape, sampling_table, side_multiple
 from booth.schedule import noise_schedule, zero_terminal_snr
 from booth.solvers import is_guided
 from booth.tokens import initial_rows, new_tokens
 from booth.views import Size, bucket_sizes, nearest
+
+log = logging.getLogger("booth")
 
 
 @dataclass(frozen=True)
@@ -134,20 +138,29 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
 
 
 def _instances(concept: Concept, place: int) -> list[Example]:
-    settings = concept.config.instance
+    """A concept's photos: those of its folder, or of the folders with repeats in that."""
+    settings, examples = concept.config.instance, []
+    of_concept = concept.name and str(place)
     with naming(concept.name):
-        examples = data.instance_examples(
-            settings.images, settings.prompt, settings.captions, settings.caption_column,
-            masks=settings.masks == "files",
-        )  # fmt: skip
-        examples = with_masks(examples, settings.masks)
-    return [
-        replace(
-            example, repeats=settings.repeats * example.repeats, concept=place,
-            folder="/".join(filter(None, (concept.name and str(place), example.folder))),
-        )
-        for example in examples
-    ]  # fmt: skip
+        folders = repeated_folders(settings.images)
+        for folder in folders or [Subfolder(Path(settings.images), 1, "")]:
+            if folders:
+                log.info("instance.images: each photo in %r is shown %d times an epoch", folder.name, folder.repeats)
+            found = data.instance_examples(
+                str(folder.path),
+                settings.prompt or (folder.words if settings.captions == "none" else ""),
+                settings.captions,
+                settings.caption_column,
+                masks=settings.masks == "files",
+            )
+            examples += [
+                replace(
+                    example, repeats=settings.repeats * folder.repeats, concept=place,
+                    folder="/".join(filter(None, (of_concept, folder.name if folders else ""))),
+                )
+                for example in with_masks(found, settings.masks)
+            ]  # fmt: skip
+    return examples
 
 
 def _check_prior(config: Any, pipeline: PipelineDir, photos: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from booth.concepts import concepts_of
 from booth.config import default_of, get, is_remote, trains_text, typed
 from booth.errors import UserError, naming
 from booth.fields import FIELDS
+from booth.repeats import repeated_folders
 
 
 def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
@@ -59,6 +60,11 @@ def _validate_concepts(config: ConfigDict) -> None:
         )
 
 
+def _has_words(config: ConfigDict) -> bool:
+    """Whether the names of the folders that the photos are in say the prompts."""
+    return bool(repeated_folders(config.instance.images))
+
+
 def _validate_inputs(config: ConfigDict) -> None:
     """What the user must name."""
     captioned = config.instance.captions != "none"
@@ -67,7 +73,7 @@ def _validate_inputs(config: ConfigDict) -> None:
         ("instance.images", "photos/"),
         ("instance.prompt", "a photo of sks dog"),
     ):
-        if not get(config, name).strip() and not (captioned and name == "instance.prompt"):
+        if not get(config, name).strip() and not (name == "instance.prompt" and (captioned or _has_words(config))):
             raise UserError(f"{name} is empty; set it in the config or with --config.{name}='{example}'")
     if captioned and config.instance.prompt.strip() and PLACE not in config.instance.prompt:
         raise UserError(
