@@ -53,6 +53,7 @@ CASES = {
         {"text_encoder": True, "accumulation": 2, "min_snr_gamma": 5.0, "lr_schedule": "linear", "max_grad_norm": 0.1},
     ),
 }
+PIECES = "sd1, two pieces"
 SD2 = "sd2, text encoder, two pieces, min-SNR, linear"
 TEXT = "sd1, text encoder, polynomial"
 HUBER = "sd1, Huber, debiased, restarts"
@@ -86,7 +87,7 @@ def job_of(make_tiny_config, tmp_path_factory, request):
     return make
 
 
-@pytest.fixture(params=[pytest.param(case, marks=[pytest.mark.full] * (case == "sd1, two pieces")) for case in CASES])
+@pytest.fixture(params=[pytest.param(case, marks=[pytest.mark.full] * (case == PIECES)) for case in CASES])
 def job(request, job_of):
     return job_of(request.param)
 
@@ -260,7 +261,7 @@ MUTANTS = {
     "learning rate x 1.01": ("sd1", {"batch": _scaled_rate}),
     "lambda on the wrong rows": ("sd1", {"batch": _lambda_on_the_wrong_rows}),
     "tanh GELU": ("sd1", {"code": "gelu"}),
-    "losses divided by the pieces": ("sd1, two pieces", {"batch": _divided_by_the_pieces}),
+    "losses divided by the pieces": (PIECES, {"batch": _divided_by_the_pieces}),
     "class rows by instance timesteps": (
         "sd1, min-SNR, noise offset, cosine",
         {"batch": _instance_timesteps_weigh_class_rows},
@@ -306,7 +307,11 @@ def test_mutants_of_torchbooth_are_rejected(job_of, name, monkeypatch):
     assert not agrees(our_run(Backend, job, _with(job.config, **mutant.get("train", {})), batches), job.reference)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, mutant) in MUTANTS.items() if "batch" in mutant])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.full] * (case == PIECES))
+     for name, (case, mutant) in MUTANTS.items() if "batch" in mutant],
+)  # fmt: skip
 def test_mutants_of_jaxbooth_are_rejected(job_of, name):
     from jaxbooth.backend import Backend
 
