@@ -51,7 +51,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
     for field in FIELDS:
         value = get(config, field.name)
         local = field.is_path and isinstance(value, str) and value and not is_remote(value)
-        if local and not (field.name == "model.source" and (value == EMBEDDED or is_id(value))):
+        if local and not (field.name in ("model.source", "model.config") and (value == EMBEDDED or is_id(value))):
             home = os.path.expanduser(value)  # noqa: PTH111 (Path's own raises for an unknown user)
             set_field(config, field.name, str(Path(home).absolute()))
     return config

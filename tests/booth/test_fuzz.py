@@ -24,7 +24,7 @@ from booth.config import flatten, load_config, parse_text, resolved, set_field
 from booth.data import pixels, read_examples, views
 from booth.errors import UserError
 from booth.fields import FIELDS
-from booth.pipeline_dir import Weights, _read_specs, canonical_name, open_pipeline
+from booth.pipeline_dir import Weights, read_specs, canonical_name, open_pipeline
 from booth.prompts import Tokenizer
 from booth.validation import validate
 
@@ -266,7 +266,7 @@ def test_weight_files(fuzz, tmp_path):
 
     def check(content):
         path.write_bytes(content)
-        specs = _read_specs(path)
+        specs = read_specs(path)
         assert sum(spec.nbytes for spec in specs.values()) <= len(content)
         for key, array in Weights(None, {path: specs}).read():
             assert array.shape == specs[key].shape and array.nbytes == specs[key].nbytes
