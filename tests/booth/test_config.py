@@ -132,8 +132,8 @@ OUT_OF_RANGE = {
     "instance.caption_dropout": -0.1, "instance.shuffled_captions": -1, "instance.kept_tags": -1,
     "tokens.add": ("<x>",), "tokens.learning_rate": 0.0, "tokens.fraction": 0.0,
 }  # fmt: skip
-FREE = {"model.source", "model.config", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
-        "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
+FREE = {"model.source", "model.config", "model.revision", "model.variant", "instance.images", "instance.prompt",
+        "prior.prompt", "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
         "samples.before_after", "mesh.topology", "memory.fused_backward", "memory.vae_tiling", "train.channels_last",
         "train.tf32", "train.unet", "instance.caption_column"}  # fmt: skip
 

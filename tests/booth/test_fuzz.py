@@ -24,7 +24,7 @@ from booth.config import flatten, load_config, parse_text, resolved, set_field
 from booth.data import pixels, read_examples, views
 from booth.errors import UserError
 from booth.fields import FIELDS
-from booth.pipeline_dir import Weights, read_specs, canonical_name, open_pipeline
+from booth.pipeline_dir import Weights, canonical_name, open_pipeline, read_specs
 from booth.prompts import Tokenizer
 from booth.validation import validate
 
