@@ -366,6 +366,8 @@ def _export(package: str, options: argparse.Namespace) -> None:
     added = tokens.new_tokens(trained.config) if trained else ()
     if single:
         spoken = trained.config.instance.prompt.replace("{caption}", "").strip(" ,") if trained else ""
+        for token, file in zip(added, tokens.file_names(added), strict=True):
+            spoken = spoken.replace(token, Path(file).stem)  # as WebUIs call an embedding
         phrase = spoken if options.trigger_phrase is None else options.trigger_phrase
         resolution = trained.config.data.resolution if trained else None
         kept = (tensor for tensor in tensors if tensor[1] != tokens.ROWS)

@@ -33,6 +33,10 @@ def convert(source: Path, out: Path) -> None:
         raise UserError(f"--out {out} exists; choose another name, or delete it")
     if not source.is_file():
         raise UserError(f"{source}: no such file; give a checkpoint (.ckpt, .pt, .bin)")
+    if source.suffix == ".safetensors":
+        raise UserError(
+            f"{source} is named as safetensors, which need no converting; give a checkpoint (.ckpt, .pt, .bin)"
+        )
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError, KeyError) as error:

@@ -70,7 +70,7 @@ def test_a_run_from_a_file_and_its_export(done, job, tiny_sd2_pipeline, tmp_path
             np.testing.assert_array_equal(array, expected.astype(np.float16), strict=True, err_msg=name)
     with safe_open(out, framework="np") as opened:
         metadata = opened.metadata()
-    assert metadata["modelspec.trigger_phrase"] == "a photo of <sks> robot"
+    assert metadata["modelspec.trigger_phrase"] == "a photo of sks robot"
     assert (metadata["modelspec.resolution"], metadata["modelspec.title"]) == ("64x64", "dog")
     assert (tmp_path / "dog.yaml").read_text() == (tmp_path / "base.yaml").read_text()
     assert (
