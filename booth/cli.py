@@ -349,6 +349,8 @@ def _export(package: str, options: argparse.Namespace) -> None:
     _check_of_run(options, "--from")
     if not single and (options.title or options.trigger_phrase is not None):
         raise UserError("--title and --trigger-phrase are said in single files; leave them out, or give --format")
+    if not single and out.suffix == ".safetensors":
+        raise UserError(f"--out {out} is named as a single file; give --format single-file, or a folder")
     trained = _find(load_backend(package), options.run_dir, options.step, "fp32") if options.run_dir else None
     pipeline = trained.pipeline if trained else _open_exported(options)
     (export_single_file if single else folder_export).check_target(pipeline, out)

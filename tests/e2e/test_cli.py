@@ -256,6 +256,7 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
      (["export", "--run", "RUN", "--out", "o", "--model-config", "x"], "--model-config belongs to --from"),
      (["export", "--run", "RUN", "--out", "o", "--title", "x"], "are said in single files"),
      (["export", "--from", "TINY", "--out", "o", "--format", "onnx"], "invalid choice: 'onnx'"),
+     (["export", "--from", "TINY", "--out", "o.safetensors"], "give --format single-file, or a folder"),
      (["export", "--from", "TINY", "--out", "o.ckpt", "--format", "single-file"], "must end with .safetensors"),
      (["sample", "--model", "none.safetensors", "--prompt", "a", "--out", "o"], "none.safetensors: no such file"),
      (["sample", "--model", "TINY", "--model-config", "x", "--prompt", "a", "--out", "o"], "is for single files")],
