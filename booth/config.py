@@ -63,7 +63,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
 def _absolute(name: str, value: Any) -> Any:
     """A field's value; if it is a local path, from the root."""
     local = name in _BY_NAME and _BY_NAME[name].is_path and isinstance(value, str) and value and not is_remote(value)
-    if not local or (name == "model.source" and (value == EMBEDDED or is_id(value))):
+    if not local or (name in ("model.source", "model.config") and (value == EMBEDDED or is_id(value))):
         return value
     return str(Path(os.path.expanduser(value)).absolute())  # noqa: PTH111 (Path's own raises for an unknown user)
 

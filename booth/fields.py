@@ -78,8 +78,11 @@ class Field:
 
 FIELDS = (
     # Model and photos may have moved: what is in them is compared through the manifest.
-    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, ...), hub id owner/name, or"
-          " 'embedded', the small base that comes with booth", may_change=True, is_path=True),
+    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, ...), hub id owner/name,"
+          " single-file checkpoint X.safetensors, or 'embedded', the small base that comes with booth", may_change=True,
+          is_path=True),
+    Field("model.config", "", "of a single-file checkpoint: folder or hub id that it has configs and tokenizer from;"
+          " empty: the published model of its family", may_change=True, is_path=True),
     Field("model.revision", "", "branch, tag or commit of a hub model; empty: its default branch", may_change=True),
     Field("model.variant", "", "weight file variant, such as fp16"),
     Field("concepts", (), "several subjects in one run: for each its own fields of instance and prior, such as"

@@ -113,7 +113,8 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
 
     `revision` is the commit that a run keeps to, if it has one already.
     """
-    pipeline = open_pipeline(config.model.source, config.model.variant, revision or config.model.revision)
+    model = config.model
+    pipeline = open_pipeline(model.source, model.variant, revision or model.revision, config=model.config)
     trained = as_trained(pipeline, config)
     noise_schedule(trained.component_config("scheduler"))
     with naming("data.resolution"):

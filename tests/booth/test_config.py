@@ -134,8 +134,8 @@ OUT_OF_RANGE = {
     "tokens.add": ("<x>",), "tokens.learning_rate": 0.0, "tokens.fraction": 0.0,
     "instance.repeats": 0, "instance.masks": "yes", "instance.background_weight": 1.1, "data.buckets": ("448 x 576",),
 }  # fmt: skip
-FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
-        "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
+FREE = {"model.source", "model.config", "model.revision", "model.variant", "instance.images", "instance.prompt",
+        "prior.prompt", "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
         "samples.before_after", "mesh.topology", "memory.fused_backward", "memory.vae_tiling", "train.channels_last",
         "train.debiased_estimation", "train.zero_terminal_snr", "train.tf32", "train.unet",
         "instance.caption_column", "concepts"}  # fmt: skip
