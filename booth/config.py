@@ -24,7 +24,7 @@ from yaml.constructor import ConstructorError
 from booth.embedded import EMBEDDED
 from booth.errors import UserError
 from booth.fields import ANY, AUTO, FIELDS
-from booth.hub import is_id
+from booth.hub import DATASET, MODEL, is_id
 
 _BY_NAME = {field.name: field for field in FIELDS}
 _SECTIONS = {field.name.partition(".")[0] for field in FIELDS}
@@ -51,7 +51,8 @@ def resolved(config: ConfigDict) -> ConfigDict:
     for field in FIELDS:
         value = get(config, field.name)
         local = field.is_path and isinstance(value, str) and value and not is_remote(value)
-        if local and not (field.name == "model.source" and (value == EMBEDDED or is_id(value))):
+        named = field.name == "model.source" and value == EMBEDDED
+        if local and not named and not (field.name in (MODEL.source, DATASET.source) and is_id(value)):
             home = os.path.expanduser(value)  # noqa: PTH111 (Path's own raises for an unknown user)
             set_field(config, field.name, str(Path(home).absolute()))
     return config

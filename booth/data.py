@@ -185,12 +185,12 @@ def _decoded(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they tell of broken EXIF, not of which file
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=_formats()) as file:
+        with Image.open(path, formats=image_formats()) as file:
             ImageOps.exif_transpose(file, in_place=True)
     return file
 
 
-def _formats() -> list[str]:
+def image_formats() -> list[str]:
     """PIL's names of the formats in IMAGE_SUFFIXES. It is to try no others: PostScript it would give to Ghostscript."""
     known = Image.registered_extensions()
     return sorted({known[suffix] for suffix in IMAGE_SUFFIXES if suffix in known})

@@ -1,21 +1,22 @@
 """What happens before the first update: inputs are checked, class images made, images and prompts encoded."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from booth import cache, data, prior
+from booth import cache, data, hub, prior
 from booth.backend import Backend
 from booth.batches import Batches
 from booth.captions import variants
-from booth.config import trains_text
+from booth.config import get, trains_text
 from booth.data import Example
 from booth.errors import UserError
+from booth.image_dataset import open_photos
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.progress import progress
 from booth.prompts import Tokenizer
@@ -35,6 +36,7 @@ class Inputs:
     tokenizer: Tokenizer
     instances: list[Example]
     captioned: bool = False  # whether photos have captions of their own
+    dataset: Mapping[str, str] = field(default_factory=dict)  # where photos came from, if from the hub
 
     def fingerprint(self) -> dict[str, dict[str, str]]:
         """sha256 of every photo, and of the model's weights and configs: what a resumed run must find unchanged."""
@@ -45,12 +47,13 @@ class Inputs:
             "model configs": self.pipeline.config_hashes(),
         }
 
-    def origin(self, config: Any) -> dict[str, str]:
-        """Where a hub model came from; {} for a local folder."""
-        if not (model := self.pipeline.model):
-            return {}
+    def origins(self, config: Any) -> dict[hub.Kind, dict[str, str]]:
+        """Where model and photos came from, if from the hub; {} for a local folder."""
+        model = self.pipeline.model
+        found = {hub.MODEL: {"id": model.id, "commit": model.commit} if model else {}, hub.DATASET: self.dataset}
         return {
-            "source": config.model.source, "revision": config.model.revision, "id": model.id, "commit": model.commit,
+            kind: {"source": get(config, kind.source), "revision": get(config, kind.revision), **origin}
+            if origin else {} for kind, origin in found.items()
         }  # fmt: skip
 
     def sampler(self, config: Any, section: str) -> Sampler:
@@ -75,17 +78,19 @@ def preview_batch_size(config: Any) -> int:
     return max(1, rows // 2 if is_guided(config.samples.guidance) else rows)
 
 
-def check_inputs(config: Any, revision: str = "") -> Inputs:
+def check_inputs(config: Any, revision: str = "", dataset_revision: str = "") -> Inputs:
     """Looks at everything that can be refused, before anything is written and before a device starts. UserError.
 
-    `revision` is the commit that a run keeps to, if it has one already.
+    `revision` and `dataset_revision` are the commits that a run keeps to, if it has them already.
     """
     pipeline = open_pipeline(config.model.source, config.model.variant, revision or config.model.revision)
     noise_schedule(pipeline.component_config("scheduler"))
     with _naming("data.resolution"):
         latent_shape(pipeline, config.data.resolution, config.data.resolution)
     settings = config.instance
-    instances = data.instance_examples(settings.images, settings.prompt, settings.captions, settings.caption_column)
+    photos = open_photos(settings.images, settings.image_column, settings.captions, settings.caption_column,
+                         dataset_revision or settings.revision)  # fmt: skip
+    instances = data.instance_examples(str(photos.folder), settings.prompt, settings.captions, settings.caption_column)
     data.warn_if_small(instances, config.data.resolution)
     if config.prior.weight > 0:
         _check_sampling(config, "prior", pipeline)
@@ -98,7 +103,7 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
         _check_sampling(config, "samples", pipeline)
     tokenizer = load_tokenizer(pipeline, new_tokens(config))
     _check_tokens(config, pipeline, instances)
-    return Inputs(pipeline, tokenizer, instances, settings.captions != "none")
+    return Inputs(pipeline, tokenizer, instances, settings.captions != "none", photos.origin)
 
 
 def _check_sampling(config: Any, section: str, pipeline: PipelineDir) -> None:

@@ -1,6 +1,7 @@
 """A server on this machine that answers as the Hugging Face hub does, as far as downloads go.
 
-Repositories are dicts of files; big ones are kept elsewhere, where the hub redirects to, as on the real one.
+Repositories are dicts of files; big ones are kept elsewhere, where the hub redirects to, as on the real one. A
+dataset's name begins with `datasets/`, as on its web page.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-BIG = ".safetensors"  # such files are redirected
+BIG = (".safetensors", ".parquet")  # such files are redirected
 
 
 def files_of(folder):
@@ -95,9 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
         elif stored := re.fullmatch(r"/elsewhere/(\w+)/(.+)", path):
             self._send_file(stored[2], self.hub.commits[stored[1]][stored[2]])
-        elif asked := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            self._repository(asked[1], asked[2] or "main", None, token)
-        elif asked := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif asked := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            self._repository(
+                ("datasets/" if asked[1] == "datasets" else "") + asked[2], asked[3] or "main", None, token
+            )
+        elif asked := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._repository(asked[1], asked[2], asked[3], token)
         else:
             self._send(404)

@@ -135,7 +135,8 @@ OUT_OF_RANGE = {
 FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
         "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
         "samples.before_after", "mesh.topology", "memory.fused_backward", "memory.vae_tiling", "train.channels_last",
-        "train.tf32", "train.unet", "instance.caption_column"}  # fmt: skip
+        "train.tf32", "train.unet", "instance.caption_column", "instance.image_column",
+        "instance.revision"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():
