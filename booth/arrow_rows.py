@@ -65,10 +65,7 @@ def _opened(path: Path, where: str) -> Iterator[tuple[Any, Any]]:
     try:
         if path.suffix == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as file:
-                yield (
-                    file.schema_arrow,
-                    lambda names: file.iter_batches(batch_size=_AT_ONCE, columns=names, use_threads=False),
-                )
+                yield file.schema_arrow, lambda names: _from_parquet(file, names)
         else:
             with pyarrow.memory_map(str(path)) as source:
                 whole = source.read(6) == b"ARROW1"  # of the two formats, the one with an index at its end
@@ -83,6 +80,12 @@ def _opened(path: Path, where: str) -> Iterator[tuple[Any, Any]]:
         raise UserError(
             f"{where}: {path} cannot be read as {path.suffix[1:].capitalize()} ({words}); write or download it again"
         ) from error
+
+
+def _from_parquet(file: Any, names: list[str]) -> Iterator[Any]:
+    """One group of rows after another: asked for at once, all that was read stays in memory (pyarrow 26)."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(_AT_ONCE, row_groups=[group], columns=names, use_threads=False)
 
 
 def _pieces(batch: Any) -> Iterator[Any]:

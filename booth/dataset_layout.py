@@ -51,14 +51,14 @@ def layout(names: Iterable[str], is_image: Collection[str], where: str, *, image
     for suffix in TABULAR:
         # `datasets` keeps what it computed from an Arrow file beside it, under such names.
         if files := [name for name in known if name.endswith(suffix) and not re.search(r"(^|/)cache-", name)]:
-            files = _part(_by_part(files), where)
+            files = _part(_by_part((name, name) for name in files), where)
             _one_folder(files, where)
             _check_shards(files, where)
             return Layout("rows", _parent(files[0]), tuple(files))
     if table := next((name for name in TABLES if name in top), None):
         return Layout("table", "", (table, *images))
     if images_below and images:
-        files = _part(_by_part(images), where)
+        files = _part(_by_part((name, _parent(name)) for name in images), where)
         root = _one_folder(files, where)
         return Layout("folder", root, tuple(name for name in known if _parent(name) == root
                                             and (name in files or _is_beside(name))))  # fmt: skip
@@ -85,11 +85,11 @@ def _saved(root: str, known: Collection[str]) -> Layout:
     return Layout("saved", root, tuple(inside))
 
 
-def _by_part(names: Iterable[str]) -> dict[str, list[str]]:
-    """{"train" or "test" or ...: files}, as their names say; "": they do not."""
+def _by_part(files: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """{"train" or "test" or ...: files} of (file, what says so); "": it does not."""
     parts: dict[str, list[str]] = {}
-    for name in names:
-        words = re.split(r"[^a-z]+", name.lower())
+    for name, said in files:
+        words = re.split(r"[^a-z]+", said.lower())
         part = next((word for word in words if word in (*_TRAIN, *_OTHERS)), "")
         parts.setdefault("train" if part in _TRAIN else part, []).append(name)
     return parts

@@ -71,9 +71,11 @@ def test_only_the_part_for_training_is_fetched(hub, commit, pictures, tmp_path):
 
 @pytest.mark.parametrize("root", ["", "train/", "images/"])
 def test_a_repository_of_images(hub, photos, pictures, root):
-    files = {root + name: content for name, content in files_of(photos).items()}
-    table = "".join(json.dumps({"file_name": name, "text": "x"}) + "\n" for name in files_of(photos)).encode()
-    hub.push(REPOSITORY, {**files, root + "metadata.jsonl": table, "README.md": b"", "evil.py": b"", "test/1.png": b""})
+    named = {f"at the train station {name}": content for name, content in files_of(photos).items()}
+    files = {root + name: content for name, content in named.items()}
+    table = "".join(json.dumps({"file_name": name, "text": "x"}) + "\n" for name in named).encode()
+    others = dict.fromkeys(["README.md", "evil.py", "test/1.png"], b"")
+    hub.push(REPOSITORY, {**files, root + "metadata.jsonl": table, **others})
     found = open_photos(ID, "image", "metadata", "text")
     wanted = {name for name in files if name.endswith(".png")} | {root + "metadata.jsonl"}
     assert set(hub.downloads()) == wanted

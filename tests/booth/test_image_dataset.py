@@ -254,7 +254,7 @@ def test_rows_without_an_image_are_named(tmp_path, cache):
 
 
 def test_postscript_is_no_image(tmp_path):
-    source = write_parquet(tmp_path / "cars.parquet", images=[b"%!PS-Adobe-3.0 EPSF-3.0\n"], captions=["x"])
+    source = write_parquet(tmp_path / "cars.parquet", images=[encoded("red", "EPS")], captions=["x"])
     assert "row 0 (no image in a format that can be read here)" in refusal(source)
 
 
@@ -299,6 +299,9 @@ def test_several_datasets_in_one_place(tmp_path):
     write_parquet(tmp_path / "c" / "test.parquet")
     write_parquet(tmp_path / "c" / "validation.parquet")
     assert "has the parts test, validation, none of them for training; give one" in refusal(tmp_path / "c")
+    write_parquet(tmp_path / "e" / "train.parquet")
+    write_parquet(tmp_path / "e" / "more.parquet", text_column="says")
+    assert open_photos(str(tmp_path / "e"), "image", "metadata").folder.is_dir(), "the part for training is taken"
     write_parquet(tmp_path / "d" / "a.parquet")
     write_parquet(tmp_path / "d" / "b.parquet", text_column="says")
     assert "a.parquet and b.parquet have other columns" in refusal(tmp_path / "d")
