@@ -25,7 +25,7 @@ log = logging.getLogger("booth")
 IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"]
 )
-_BESIDE_IMAGES = frozenset([".txt", ".json", ".csv", ".db", ".ini"])  # passed over without a word
+_BESIDE_IMAGES = frozenset([".txt", ".json", ".jsonl", ".csv", ".db", ".ini"])  # passed over without a word
 # As many bytes as 16-bit RGB takes, uncompressed, of the most pixels that PIL reads. Some decoders read the whole of a
 # file, however long it is.
 MOST_BYTES = 2**29

@@ -192,11 +192,8 @@ def _check_image_column(dataset: Dataset, columns: Mapping[str, str]) -> None:
         said = f"{dataset.where}: the column {name!r} holds no images"
     else:
         said = f"{dataset.where} has no column {name!r}"
-    raise UserError(
-        f"{said}; of its columns {_names_of(columns)}, {_names_of(images) if images else 'none'} hold"
-        f"{'s' if len(images) < 2 else ''} images"
-        + (f"; set instance.image_column={images[0]!r}" if images else "; give a dataset of images")
-    )
+    fix = f"set instance.image_column={images[0]!r}" if images else "give a dataset of images"
+    raise UserError(f"{said}; its columns are {_names_of(columns)}; with images: {_names_of(images) or 'none'}; {fix}")
 
 
 def _check_captions(folder: Path, column: str, where: str) -> None:
@@ -205,8 +202,8 @@ def _check_captions(folder: Path, column: str, where: str) -> None:
     texts = [name for name, kind in columns.items() if kind == "text" and name != "file_name"]
     if column not in texts:
         raise UserError(
-            f"{where}: no column {column!r} of text; of its columns {_names_of(columns)}, {_names_of(texts) or 'none'}"
-            f" hold{'s' if len(texts) < 2 else ''} text; set instance.caption_column, or instance.captions='none'"
+            f"{where} has no column {column!r} of text; its columns are {_names_of(columns)}; of text:"
+            f" {_names_of(texts) or 'none'}; set instance.caption_column, or instance.captions='none'"
         )
     rows = read_table(folder / TABLES[0])
     if without := [f"row {number}" for number, row in enumerate(rows) if not str(row[column] or "").strip()]:

@@ -210,19 +210,19 @@ def test_columns_that_are_not_there(tmp_path):
     source = write_parquet(tmp_path / "cars.parquet", image_column="photo", text_column="says")
     where = f"instance.images={str(source)!r}"
     assert refusal(source) == (
-        f"{where} has no column 'image'; of its columns photo, says, wheels, photo holds images;"
+        f"{where} has no column 'image'; its columns are photo, says, wheels; with images: photo;"
         " set instance.image_column='photo'"
     )
-    assert refusal(source, "says").startswith(f"{where}: the column 'says' holds no images; of its columns photo, ")
+    assert refusal(source, "says").startswith(f"{where}: the column 'says' holds no images; its columns are photo, ")
     assert refusal(source, "photo") == (
-        f"{where}: no column 'text' of text; of its columns photo, says, wheels, says holds text;"
+        f"{where} has no column 'text' of text; its columns are photo, says, wheels; of text: says;"
         " set instance.caption_column, or instance.captions='none'"
     )
     assert open_photos(str(source), "photo").folder.is_dir(), "without captions none are missed"
     assert open_photos(str(source), "photo", "metadata", "says").folder.is_dir()
     nothing = tmp_path / "numbers.parquet"
     pa.parquet.write_table(pa.table({"a": [1], "b": ["x"]}), nothing)
-    assert "no column 'image'; of its columns a, b, none holds images; give a dataset of images" in refusal(nothing)
+    assert "no column 'image'; its columns are a, b; with images: none; give a dataset of images" in refusal(nothing)
 
 
 def test_sounds_are_no_images(tmp_path):
@@ -233,7 +233,7 @@ def test_sounds_are_no_images(tmp_path):
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pa.parquet.write_table(table, tmp_path / "a.parquet")
     said = refusal(tmp_path / "a.parquet", captions="none")
-    assert "the column 'image' holds no images; of its columns image, photo, photo holds images" in said
+    assert "the column 'image' holds no images; its columns are image, photo; with images: photo;" in said
 
 
 def test_rows_without_an_image_are_named(tmp_path, cache):
