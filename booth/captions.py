@@ -86,7 +86,7 @@ def _table(folder: Path, column: str) -> dict[str, str]:
             f"{_FIELD}='metadata': there is no {' or '.join(TABLES)} in {folder}; write one with the columns file_name"
             f" and {column}, or use 'text' or 'names'"
         )
-    rows = read_table(path)
+    rows = _rows(path)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     for wanted, field in (("file_name", ""), (column, "instance.caption_column")):
         if wanted not in columns:
@@ -95,8 +95,7 @@ def _table(folder: Path, column: str) -> dict[str, str]:
     return {str(row.get("file_name")): " ".join(str(row.get(column) or "").split()) for row in rows}
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .csv with a header, or of JSON objects, one a line. UserError."""
+def _rows(path: Path) -> list[dict[str, Any]]:
     text = _text_of(path)
     if path.suffix == ".csv":
         try:

@@ -104,8 +104,20 @@ class HubModel:
 
         Raises UserError.
         """
-        missing = self.missing(names)
-        fetch(MODEL, self.source, self.id, self.commit, self.path, {name: self.sizes[name] for name in missing})
+        if not (missing := self.missing(names)):
+            return
+        from huggingface_hub import hf_hub_download
+
+        size, free = self.size(missing), space.free(self.path)
+        if size > free:
+            raise UserError(
+                f"model.source={self.source} is {readable(size)} more, and {self.path} has {readable(free)} of space;"
+                " make room, or set HF_HOME to a folder on another disk"
+            )
+        log.info("%s at %s: downloading %d files, %s", self.id, self.commit[:12], len(missing), readable(size))
+        for name in missing:
+            with explained(MODEL, self.source, self.id, self.commit, name):
+                hf_hub_download(self.id, name, revision=self.commit)
 
     def verify(self, names: Collection[str]) -> None:
         """Compares the content of those of the files that are in the cache with the hashes that the hub gave.
@@ -177,24 +189,6 @@ def commit_of(kind: Kind, source: str, name: str, revision: str) -> str:
         if not _COMMIT.fullmatch(commit):
             raise ValueError(f"the hub says that it is commit {commit!r}")
     return commit
-
-
-def fetch(kind: Kind, source: str, name: str, commit: str, folder: Path, missing: Mapping[str, int]) -> None:
-    """Downloads files ({name: bytes}), one after another, into the commit's folder in the cache. Raises UserError."""
-    if not missing:
-        return
-    from huggingface_hub import hf_hub_download
-
-    size, free = sum(missing.values()), space.free(folder)
-    if size > free:
-        raise UserError(
-            f"{kind.source}={source} is {readable(size)} more, and {folder} has {readable(free)} of space;"
-            " make room, or set HF_HOME to a folder on another disk"
-        )
-    log.info("%s at %s: downloading %d files, %s", name, commit[:12], len(missing), readable(size))
-    for file in missing:
-        with explained(kind, source, name, commit, file):
-            hf_hub_download(name, file, repo_type=kind.type, revision=commit)
 
 
 def _listing(name: str, commit: str, path: Path) -> tuple[dict[str, int], dict[str, str], bool]:

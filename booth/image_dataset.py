@@ -1,4 +1,4 @@
-"""Photos that are no plain folder of files: datasets in Parquet and Arrow files, in saved folders, and on the hub.
+"""Photos that are no plain folder of files: datasets, here and on the hub, opened with the library `datasets`.
 
 A dataset is unpacked once into a folder of image files and a metadata.jsonl, in ~/.cache/booth/datasets (or below
 XDG_CACHE_HOME), under a hash of its content. So everything behind sees a plain folder, and a dataset may be moved.
@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,23 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from booth import hub, space
-from booth.captions import TABLES, listed, read_table
-from booth.data import IMAGE_SUFFIXES, image_formats, printable
-from booth.dataset_layout import DEPTH, TABULAR, Layout, layout
-from booth.dataset_rows import Dataset
+from booth import data, hub, space
+from booth.captions import TABLES, listed
 from booth.errors import UserError
-from booth.hub_dataset import fetch
 from booth.progress import progress
-from booth.rundir import publish, remove
-from booth.space import readable
+from booth.rundir import publish
 
 log = logging.getLogger("booth")
 
-_VERSION = 1  # of what an unpacked folder holds; another one is unpacked anew
-_RECORD = "dataset.json"  # {"columns": {name: kind}, "sizes": {file: bytes}}
+_VERSION = 2  # of what an unpacked folder holds; another one is unpacked anew
+_TABULAR = (".parquet", ".arrow")
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # of PIL's formats; of the others it is their name
 
 
@@ -44,33 +40,27 @@ class Photos:
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_photos(
-    source: str, image_column: str, captions: str = "none", caption_column: str = "text", revision: str = ""
-) -> Photos:
-    """The folder with the photos of `instance.images`, which is that itself if it is one.
+def open_photos(source: str, image_column: str, captions: str = "none", revision: str = "") -> Photos:
+    """The folder with the photos of `instance.images`, which is that itself if it is one, or is nothing at all.
 
-    A dataset is unpacked, and downloaded before if `source` is the id of one on the hub, at `revision`. `captions` and
-    `caption_column` are as in `read_captions`: with "metadata" each row must have a caption. Raises UserError.
+    A dataset is unpacked, with all its columns of text as metadata, and downloaded before if `source` is the id of one
+    on the hub, at `revision`. `captions` is as in `read_captions`. Raises UserError.
     """
-    where = f"instance.images={source!r}"
+    where, path, origin = f"instance.images={source!r}", Path(source), {}
     if hub.is_id(source):
-        found = fetch(source, revision, cache_folder() / "listings", IMAGE_SUFFIXES)
-        base, kept, origin = found.folder, found.layout, {"id": found.id, "commit": found.commit}
+        path, commit = _download(source, revision)
+        origin = {"id": source, "commit": commit}
     elif revision:
         raise UserError(f"instance.revision={revision!r} is for hub ids, and {where} is local; leave it empty")
-    else:
-        (base, kept), origin = _local(Path(source), where), {}
-    if kept.kind == "folder":
-        return Photos(base / kept.root, origin)
+    if path.is_file() and path.suffix not in _TABULAR:
+        raise UserError(f"{where} is not a folder and no dataset; give a folder, a Parquet or Arrow file, or a hub id")
+    if path.is_dir() and data.find_images(path, "instance.images"):
+        return Photos(path, origin)
+    if not (origin or path.is_file() or _is_dataset(path)):
+        return Photos(path)
     if captions in ("text", "names"):
-        raise UserError(
-            f"instance.captions={captions!r} is for photos in a folder, and {where} is a dataset: 'metadata' takes the"
-            " column instance.caption_column"
-        )
-    folder = _unpacked(Dataset(where, base, kept, image_column))
-    if captions == "metadata":
-        _check_captions(folder, caption_column, where)
-    return Photos(folder, origin)
+        raise UserError(f"instance.captions={captions!r} is for photos in a folder, 'metadata' for datasets: {where}")
+    return Photos(_unpacked(path, image_column, where), origin)
 
 
 def cache_folder() -> Path:
@@ -79,94 +69,134 @@ def cache_folder() -> Path:
     return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "booth" / "datasets"
 
 
-def _local(path: Path, where: str) -> tuple[Path, Layout]:
-    """What is at a path: the folder that it lies in, and how; a plain folder too if there is no dataset."""
-    if path.is_file():
-        if path.suffix in TABULAR:
-            return path.parent, Layout("rows", "", (path.name,))
-        if path.suffix in (".jsonl", ".csv"):
-            return path.parent, Layout("table", "", (path.name,))
-        raise UserError(
-            f"{where} is not a folder and no dataset; give a folder of images, a Parquet or Arrow file, a table of"
-            " images (.jsonl, .csv), or the id of a dataset on the hub"
-        )
-    return path, layout(_names(path), IMAGE_SUFFIXES, where) or Layout("folder", "", ())
+def _download(source: str, revision: str) -> tuple[Path, str]:
+    """(folder in the hub's usual cache, commit) of a dataset on the hub."""
+    from huggingface_hub import snapshot_download  # here: a local folder needs none of it
+
+    commit = hub.commit_of(hub.DATASET, source, source, revision)
+    lower = [*data.IMAGE_SUFFIXES, *_TABULAR, ".csv", ".jsonl", ".json", ".txt"]
+    patterns = ["README.md", *(f"*{suffix}" for suffix in (*lower, *map(str.upper, lower)))]
+    with hub.explained(hub.DATASET, source, source, commit):
+        return Path(snapshot_download(source, repo_type="dataset", revision=commit, allow_patterns=patterns)), commit
 
 
-def _names(folder: Path) -> Iterator[str]:
-    """The files of a folder, and of its subfolders if it has no images itself."""
-    for path, folders, files in os.walk(folder):
-        below = Path(path).relative_to(folder)
-        yield from ((below / name).as_posix() for name in files)
-        if len(below.parts) + 1 >= DEPTH or (not below.parts and any(_is_image(name) for name in files)):
-            folders.clear()
+def _is_dataset(folder: Path) -> bool:
+    """Whether a folder without images has a table of some, or Parquet or Arrow files as deep as data/train/0.arrow."""
+    tabular = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth) if path.suffix in _TABULAR)
+    return any((folder / name).is_file() for name in TABLES) or any(tabular)
 
 
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-
-
-def _unpacked(dataset: Dataset) -> Path:
+def _unpacked(source: Path, image_column: str, where: str) -> Path:
     """The folder of image files of a dataset, which is made if it is not there."""
-    folder = cache_folder() / _key(dataset)
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    digest = hashlib.sha256(f"{_VERSION} {image_column}".encode())
+    for path in progress(files, desc="hashing the dataset", unit="file", leave=False, delay=2):
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            said = f"{where}: {data.printable(str(path))} cannot be read ({error.strerror})"
+            raise UserError(f"{said}; give files that this user may read") from error
+        # Names too: by them `datasets` decides what is for training. A single file's is ".", so it may change.
+        digest.update(content + os.fsencode(path.relative_to(source)) + b"\0")
+    folder, size = cache_folder() / digest.hexdigest()[:32], sum(path.stat().st_size for path in files)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.parent / ".lock"):  # of two runs at once, the second finds what the first has made
-        if not _is_whole(folder):
-            remove(folder)
-            _unpack(dataset, folder)
-    log.info("%s: %d images in %s", dataset.where, len(_record(folder)["sizes"]), folder)
+        if not folder.is_dir():
+            with space.explained(folder, size), publish(folder) as staging:
+                staging.mkdir(parents=True)
+                _unpack(_rows(source, image_column, where), image_column, source.resolve(), staging, where)
+            log.info("%s: unpacked into %s", where, folder)
     return folder
 
 
-def _key(dataset: Dataset) -> str:
-    """Names the content: the files' bytes in their order, and what is taken of them."""
-    files = [path for path in dataset.files() if path.is_file()]
-    digest = hashlib.sha256(f"{_VERSION} {dataset.layout.kind} {dataset.image_column}".encode())
-    total = sum(path.stat().st_size for path in files)
-    with progress(total=total, desc="hashing the dataset", unit="B", unit_scale=True, leave=False, delay=2) as bar:
-        for path in files:
-            content = hashlib.sha256()
-            with path.open("rb") as file:
-                while piece := file.read(1 << 22):
-                    content.update(piece)
-                    bar.update(len(piece))
-            digest.update(content.digest())
-    return digest.hexdigest()[:32]
+def _unpack(rows: Iterator[dict[str, Any]], image_column: str, source: Path, folder: Path, where: str) -> None:
+    table: list[dict[str, Any]] = []
+    bad: list[str] = []
+    for row in progress(rows, desc="unpacking the dataset", unit="image", leave=False, delay=2):
+        number = len(table) + len(bad)
+        try:
+            content = _content(row.pop(image_column), source)
+            name = f"{number:05d}{_suffix(content)}"
+        except ValueError as error:
+            bad.append(f"row {number} ({error})")
+        else:
+            (folder / name).write_bytes(content)
+            table.append({**row, "file_name": name})
+    if bad:
+        lack = f"{len(bad)} of {len(bad) + len(table)} rows have no image in {image_column!r} that can be read"
+        raise UserError(f"{where}: {lack}: {listed(bad)}; take them out, or write the dataset anew, images and all")
+    if not table:
+        raise UserError(f"{where} has no rows; give a dataset with 3 to 12 photos")
+    (folder / TABLES[0]).write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
 
 
-def _unpack(dataset: Dataset, folder: Path) -> None:
-    columns = dataset.columns()
-    _check_image_column(dataset, columns)
-    texts = [name for name, kind in columns.items() if kind == "text" and name != "file_name"]
-    size = sum(path.stat().st_size for path in dataset.files() if path.is_file())
-    space.require([space.Need("images of the dataset", folder, size)], "make room, or set XDG_CACHE_HOME")
-    sizes, table, bad = {}, [], []
-    with space.explained(folder, size), publish(folder) as staging:
-        staging.mkdir(parents=True)
-        shown = progress(dataset.rows(texts), desc="unpacking the dataset", unit="image", leave=False, delay=2)
-        for number, (content, row) in enumerate(shown):
-            try:
-                if isinstance(content, str):
-                    raise ValueError(content)
-                name = f"{number:05d}{_suffix(content)}"
-            except ValueError as error:
-                bad.append(f"row {number} ({error})")
-                continue
-            (staging / name).write_bytes(content)
-            sizes[name] = len(content)
-            table.append({"file_name": name, **row})
-        if bad:
-            raise UserError(
-                f"{dataset.where}: {len(bad)} of {number + 1} rows have no image in {dataset.image_column!r} that can"
-                f" be read: {listed(bad)}; take them out, or write the dataset anew, images and all"
-            )
-        if not sizes:
-            raise UserError(f"{dataset.where} has no rows; give a dataset with 3 to 12 photos")
-        lines = "".join(json.dumps(row, default=str) + "\n" for row in table)
-        (staging / TABLES[0]).write_text(lines, encoding="utf-8")
-        record = {"columns": columns, "sizes": sizes}
-        (staging / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    log.info("%s: unpacked, %s", dataset.where, readable(sum(sizes.values())))
+def _rows(source: Path, image_column: str, where: str) -> Iterator[dict[str, Any]]:
+    """The rows for training: all columns of text, and the image as {"bytes": ..., "path": ...}. UserError."""
+    import datasets  # here: it takes a while, and photos in a folder need none of it
+
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # of a README.md without YAML
+    try:
+        with tempfile.TemporaryDirectory() as scratch:  # streaming, it copies no data, but makes a lock file
+            found = _split(_opened(source, scratch, where), where)
+            features = found.features or {}
+            images = [name for name, feature in features.items() if _is_image(feature)]
+            if image_column not in images:
+                fix = f"set instance.image_column={images[0]!r}" if images else "give a dataset of images"
+                has = f"its columns are {listed([*features], 20) or 'none'}; with images: {listed(images) or 'none'}"
+                raise UserError(f"{where} has no images in a column {image_column!r}; {has}; {fix}")
+            texts = [name for name in features if getattr(features[name], "dtype", "") in ("string", "large_string")]
+            found = found.select_columns([image_column, *texts])
+            yield from found.cast_column(image_column, datasets.Image(decode=False))
+    except UserError:
+        raise
+    except Exception as error:  # it raises many types
+        said = data.printable(" ".join(str(error).split())[:200]) or type(error).__name__
+        fix = "write or download it again, or give the file or folder of one dataset of images"
+        raise UserError(f"{where}: `datasets` cannot read it ({said}); {fix}") from error
+
+
+def _opened(source: Path, scratch: str, where: str) -> Any:
+    """What `datasets` makes of a file or folder: rows, or splits with rows."""
+    from datasets import load_dataset, load_from_disk
+
+    if any((source / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return load_from_disk(str(source))
+    folder, file = (source, None) if source.is_dir() else (source.parent, source.name)
+    if set("*?[") & set(str(source.resolve())):
+        raise UserError(f"{where}: `datasets` takes *, ? and [ in a path for patterns; rename the folder or file")
+    return load_dataset(str(folder), data_files=file, streaming=True, cache_dir=scratch)
+
+
+def _split(found: Any, where: str) -> Any:
+    """The rows of the split train, or of the only one, read one after another."""
+    from datasets import Dataset
+
+    if isinstance(found, dict):
+        if "train" not in found and len(found) != 1:
+            raise UserError(f"{where} has the splits {', '.join(found)} and none is train; give the folder of one")
+        found = found["train"] if "train" in found else next(iter(found.values()))
+    return found.with_format(None).to_iterable_dataset() if isinstance(found, Dataset) else found
+
+
+def _is_image(feature: Any) -> bool:
+    """Also bytes of which nothing is said, as other libraries write images."""
+    from datasets import Image
+
+    feature = feature.get("bytes") if isinstance(feature, dict) else feature
+    return isinstance(feature, Image) or getattr(feature, "dtype", "") in ("binary", "large_binary")
+
+
+def _content(image: Mapping[str, Any] | None, source: Path) -> bytes:
+    """The bytes of an image in a row, or in a file of the dataset's folder. ValueError if there are none."""
+    content, path = (image or {}).get("bytes"), (image or {}).get("path")
+    if content is None and path and Path(os.path.normpath(path)).is_relative_to(source) and Path(path).is_file():
+        return Path(path).read_bytes()
+    if not content:
+        raise ValueError(f"only the path {data.printable(str(path))}, not the image" if path else "none")
+    return bytes(content)
 
 
 def _suffix(content: bytes) -> str:
@@ -174,59 +204,7 @@ def _suffix(content: bytes) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(content), formats=image_formats()) as image:
-                kind = image.format or ""
-        except UnidentifiedImageError:
-            raise ValueError("no image in a format that can be read here") from None
+            with Image.open(io.BytesIO(content), formats=data.image_formats()) as image:
+                return _SUFFIXES.get(image.format or "", f".{image.format}".lower())
         except Exception as error:  # PIL raises many types
-            raise ValueError(printable(" ".join(str(error).split())) or type(error).__name__) from error
-    return _SUFFIXES.get(kind, f".{kind.lower()}")
-
-
-def _check_image_column(dataset: Dataset, columns: Mapping[str, str]) -> None:
-    name = dataset.image_column
-    if columns.get(name) == "image":
-        return
-    images = [column for column, kind in columns.items() if kind == "image"]
-    if name in columns:
-        said = f"{dataset.where}: the column {name!r} holds no images"
-    else:
-        said = f"{dataset.where} has no column {name!r}"
-    fix = f"set instance.image_column={images[0]!r}" if images else "give a dataset of images"
-    raise UserError(f"{said}; its columns are {_names_of(columns)}; with images: {_names_of(images) or 'none'}; {fix}")
-
-
-def _check_captions(folder: Path, column: str, where: str) -> None:
-    """UserError if there is no such column of text, or a row has none in it."""
-    columns = _record(folder)["columns"]
-    texts = [name for name, kind in columns.items() if kind == "text" and name != "file_name"]
-    if column not in texts:
-        raise UserError(
-            f"{where} has no column {column!r} of text; its columns are {_names_of(columns)}; of text:"
-            f" {_names_of(texts) or 'none'}; set instance.caption_column, or instance.captions='none'"
-        )
-    rows = read_table(folder / TABLES[0])
-    if without := [f"row {number}" for number, row in enumerate(rows) if not str(row[column] or "").strip()]:
-        raise UserError(
-            f"{where}: no caption in the column {column!r} of {listed(without)}; write them, or take the rows out"
-        )
-
-
-def _names_of(columns: Mapping[str, Any] | list[str]) -> str:
-    return ", ".join(printable(name) for name in columns)
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    return record
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether it is there, and nobody took away, added or cut one of its files."""
-    try:
-        sizes = _record(folder)["sizes"]
-        there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        same = all((folder / name).stat().st_size == size for name, size in sizes.items())
-        return same and there == {*sizes, TABLES[0], _RECORD}
-    except (OSError, AttributeError, KeyError, TypeError, ValueError):
-        return False
+            raise ValueError("no image in a format that can be read here") from error

@@ -88,8 +88,8 @@ def check_inputs(config: Any, revision: str = "", dataset_revision: str = "") ->
     with _naming("data.resolution"):
         latent_shape(pipeline, config.data.resolution, config.data.resolution)
     settings = config.instance
-    photos = open_photos(settings.images, settings.image_column, settings.captions, settings.caption_column,
-                         dataset_revision or settings.revision)  # fmt: skip
+    revision = dataset_revision or settings.revision
+    photos = open_photos(settings.images, settings.image_column, settings.captions, revision)
     instances = data.instance_examples(str(photos.folder), settings.prompt, settings.captions, settings.caption_column)
     data.warn_if_small(instances, config.data.resolution)
     if config.prior.weight > 0:

@@ -57,9 +57,9 @@ def write_parquet(path, **options):
 def write_table(folder):
     (folder / "pictures").mkdir(parents=True)
     rows = []
-    for name, content, caption in zip("cab", CONTENT, CAPTIONS, strict=True):
-        (folder / "pictures" / f"{name}.img").write_bytes(content)
-        rows.append({"file_name": f"pictures/{name}.img", "text": caption, "wheels": 4})
+    for name, content, caption in zip("abc", CONTENT, CAPTIONS, strict=True):
+        (folder / "pictures" / f"{name}.jpg").write_bytes(content)  # whatever it is
+        rows.append({"file_name": f"pictures/{name}.jpg", "text": caption, "wheels": 4})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
@@ -92,7 +92,9 @@ def as_saved_parts(path):
 
 def as_arrow(path):
     dataset().save_to_disk(path)
-    return path / "data-00000-of-00001.arrow"
+    (path / "data-00000-of-00001.arrow").rename(path / "cars.arrow")
+    (path / "state.json").unlink()
+    return path / "cars.arrow"
 
 
 def as_arrow_with_index(path):
@@ -117,27 +119,35 @@ def as_table(path):
 def as_csv(path):
     folder = write_table(path)
     (folder / "metadata.jsonl").unlink()
-    rows = [f"pictures/{name}.img,{caption}" for name, caption in zip("cab", CAPTIONS, strict=True)]
-    (folder / "cars.csv").write_text("\n".join(["file_name,text", *rows]), encoding="utf-8")
-    return folder / "cars.csv"
+    rows = [f"pictures/{name}.jpg,{caption}" for name, caption in zip("abc", CAPTIONS, strict=True)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,text", *rows]), encoding="utf-8")
+    return folder
 
 
 SOURCES = [as_parquet, as_shards, as_saved, as_saved_parts, as_arrow, as_arrow_with_index, as_plain_parquet, as_table,
            as_csv]  # fmt: skip
 
 
-def refusal(source, image_column="image", captions="metadata", caption_column="text", revision=""):
+def refusal(source, image_column="image", captions="metadata", revision=""):
     with pytest.raises(UserError) as caught:
-        open_photos(str(source), image_column, captions, caption_column, revision)
+        open_photos(str(source), image_column, captions, revision)
     said = str(caught.value)
-    assert "\n" not in said and said.isprintable()
+    assert "\n" not in said and said.isprintable() and said.startswith("instance.")
     return said
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("make", SOURCES)
-def test_the_bytes_are_unpacked_in_order_with_their_captions(make, tmp_path, cache):
+def test_the_bytes_are_unpacked_in_order_with_their_captions(make, tmp_path, cache, capfd):
     source = make(tmp_path / "source")
-    photos = open_photos(str(source), "image", "metadata", "text")
+    before = contents(tmp_path / "source")
+    capfd.readouterr()
+    photos = open_photos(str(source), "image", "metadata")
+    assert contents(tmp_path / "source") == before, "nothing is written there"
+    assert "".join(capfd.readouterr()) == "", "nor said by the library"
     assert photos.folder.parent == cache == cache_folder() and photos.origin == {}
     found = data.find_images(photos.folder, "instance.images")
     assert [path.name for path in found] == [f"{n:05d}{suffix}" for n, suffix in enumerate(SUFFIXES)]
@@ -152,34 +162,22 @@ def test_what_is_unpacked_is_reused_wherever_the_dataset_lies(tmp_path, cache, m
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     (tmp_path / "a" / "cars.parquet").rename(tmp_path / "moved.parquet")
     with monkeypatch.context() as patch:
-        patch.setattr("booth.arrow_rows.rows", None)  # not asked for any more
+        patch.setattr("booth.image_dataset._rows", None)  # not asked for any more
         assert open_photos(str(tmp_path / "moved.parquet"), "image").folder == first
     assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
     other = write_parquet(tmp_path / "other.parquet", captions=[*CAPTIONS[:2], "a black car"])
     assert open_photos(str(other), "image").folder != first
 
 
-@pytest.mark.parametrize("harm", ["gone", "cut", "more", "record"])
-def test_what_was_unpacked_and_harmed_is_unpacked_again(harm, tmp_path):
-    source = str(as_parquet(tmp_path / "a"))
-    folder = open_photos(source, "image").folder
-    photo, record = folder / "00001.jpg", folder / "dataset.json"
-    {"gone": photo.unlink, "cut": lambda: os.truncate(photo, 100), "record": lambda: record.write_text("{"),
-     "more": lambda: (folder / "stray.png").write_bytes(CONTENT[0])}[harm]()  # fmt: skip
-    assert open_photos(source, "image").folder == folder
-    assert photo.read_bytes() == CONTENT[1] and not (folder / "stray.png").exists()
-
-
 def test_an_interrupted_unpacking_leaves_nothing(tmp_path, cache, monkeypatch):
     source = as_parquet(tmp_path / "a")
-    rows = iter([{"image": CONTENT[0], "text": "a"}])
 
     def broken(*arguments):
-        yield next(rows)
+        yield {"image": {"bytes": CONTENT[0], "path": None}, "text": "a"}
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("booth.arrow_rows.rows", broken)
+        patch.setattr("booth.image_dataset._rows", broken)
         with pytest.raises(KeyboardInterrupt):
             open_photos(str(source), "image")
     assert [path.name for path in cache.iterdir()] == [".lock"]
@@ -210,40 +208,32 @@ def test_columns_that_are_not_there(tmp_path):
     source = write_parquet(tmp_path / "cars.parquet", image_column="photo", text_column="says")
     where = f"instance.images={str(source)!r}"
     assert refusal(source) == (
-        f"{where} has no column 'image'; its columns are photo, says, wheels; with images: photo;"
+        f"{where} has no images in a column 'image'; its columns are photo, says, wheels; with images: photo;"
         " set instance.image_column='photo'"
     )
-    assert refusal(source, "says").startswith(f"{where}: the column 'says' holds no images; its columns are photo, ")
-    assert refusal(source, "photo") == (
-        f"{where} has no column 'text' of text; its columns are photo, says, wheels; of text: says;"
-        " set instance.caption_column, or instance.captions='none'"
-    )
-    assert open_photos(str(source), "photo").folder.is_dir(), "without captions none are missed"
-    assert open_photos(str(source), "photo", "metadata", "says").folder.is_dir()
+    assert refusal(source, "says").startswith(f"{where} has no images in a column 'says'; its columns are photo, ")
+    folder = open_photos(str(source), "photo", "metadata").folder
+    with pytest.raises(UserError, match="says"):
+        data.instance_examples(str(folder), "", "metadata", "text")
+    assert len(data.instance_examples(str(folder), "", "metadata", "says")) == 3
     nothing = tmp_path / "numbers.parquet"
     pa.parquet.write_table(pa.table({"a": [1], "b": ["x"]}), nothing)
-    assert "no column 'image'; its columns are a, b; with images: none; give a dataset of images" in refusal(nothing)
+    assert "its columns are a, b; with images: none; give a dataset of images" in refusal(nothing)
 
 
-def test_sounds_are_no_images(tmp_path):
-    """They are stored as images are; the file says which they are."""
-    features = {"image": {"_type": "Audio"}, "photo": {"_type": "Image"}}
-    stored = pa.array([{"bytes": CONTENT[0], "path": None}])
-    table = pa.table({"image": stored, "photo": stored})
-    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pa.parquet.write_table(table, tmp_path / "a.parquet")
-    said = refusal(tmp_path / "a.parquet", captions="none")
-    assert "the column 'image' holds no images; its columns are image, photo; with images: photo;" in said
+def with_images(source, images):
+    """What is in a Parquet file, with other things in the place of its images."""
+    table = pa.parquet.read_table(source)
+    place = table.schema.get_field_index("image")
+    field = table.schema.field(place)
+    return table.set_column(place, field, pa.array(images, type=field.type))
 
 
 def test_rows_without_an_image_are_named(tmp_path, cache):
     images = [CONTENT[0], None, {"bytes": None, "path": "/photos/car.jpg"}, b"no image", CONTENT[1]]
     source = write_parquet(tmp_path / "cars.parquet", images=[CONTENT[0]] * 5, captions=["x"] * 5)
     stored = [image if isinstance(image, dict | None) else {"bytes": image, "path": None} for image in images]
-    schema = pa.parquet.read_schema(source)
-    table = pa.parquet.read_table(source)
-    column = pa.array(stored, type=schema.field("image").type)
-    pa.parquet.write_table(table.set_column(0, schema.field("image"), column), source)
+    pa.parquet.write_table(with_images(source, stored), source)
     said = refusal(source)
     assert (
         "3 of 5 rows have no image in 'image' that can be read: row 1 (none), row 2 (only the path /photos/car.jpg,"
@@ -260,18 +250,14 @@ def test_postscript_is_no_image(tmp_path):
 
 def test_rows_without_a_caption_are_named(tmp_path):
     source = write_parquet(tmp_path / "cars.parquet", captions=["a car", None, "  "])
-    for _ in range(2):  # also when it is unpacked already
-        assert "no caption in the column 'text' of row 1, row 2; write them" in refusal(source)
-    assert open_photos(str(source), "image").folder.is_dir()
+    folder = open_photos(str(source), "image", "metadata").folder
+    with pytest.raises(UserError, match=r"no caption for 00001\.jpg, 00002\.webp"):
+        data.instance_examples(str(folder), "", "metadata")
 
 
-@pytest.mark.parametrize("make", ["parquet", "saved"])
-def test_no_rows(tmp_path, make):
-    empty = dataset([], [])
-    empty.to_parquet(tmp_path / "a.parquet") if make == "parquet" else empty.save_to_disk(tmp_path / "saved")
-    assert "has no rows; give a dataset with 3 to 12 photos" in refusal(
-        tmp_path / ("a.parquet" if make == "parquet" else "saved")
-    )
+def test_no_rows(tmp_path):
+    dataset([], []).to_parquet(tmp_path / "a.parquet")
+    assert "has no rows; give a dataset with 3 to 12 photos" in refusal(tmp_path / "a.parquet")
 
 
 def test_captions_elsewhere_than_in_a_column(tmp_path):
@@ -280,74 +266,66 @@ def test_captions_elsewhere_than_in_a_column(tmp_path):
     assert "instance.captions='text' is for photos in a folder" in refusal(source, captions="text")
 
 
-def test_missing_shards(tmp_path):
-    source = as_shards(tmp_path / "a")
-    (source / "data" / "train-00001-of-00003.parquet").unlink()
-    assert "1 of 3 shards are missing, data/train-00001-of-00003.parquet the first" in refusal(source)
-    saved = as_saved(tmp_path / "saved")
-    (saved / "data-00001-of-00002.arrow").unlink()
-    assert "data-00001-of-00002.arrow of the saved dataset is missing" in refusal(saved)
+def test_the_split_for_training(tmp_path):
+    write_parquet(tmp_path / "a" / "train.parquet")
+    write_parquet(tmp_path / "a" / "test.parquet", images=[encoded("black")], captions=["x"])
+    assert len(data.find_images(open_photos(str(tmp_path / "a"), "image").folder, "")) == 3
+    (tmp_path / "a" / "train.parquet").unlink()
+    assert len(data.find_images(open_photos(str(tmp_path / "a"), "image").folder, "")) == 1, "the only one"
+    write_parquet(tmp_path / "a" / "validation.parquet")
+    assert "has the splits validation, test and none is train; give the folder of one" in refusal(tmp_path / "a")
 
 
-def test_several_datasets_in_one_place(tmp_path):
-    source = as_shards(tmp_path / "a")
-    write_parquet(source / "data" / "train-00000-of-00001.parquet")
-    assert "holds shards of several datasets (data/train-*-of-00001, data/train-*-of-00003)" in refusal(source)
-    write_parquet(tmp_path / "b" / "one" / "train.parquet")
-    write_parquet(tmp_path / "b" / "two" / "train.parquet")
-    assert "holds several datasets, in one, two; give the folder of one" in refusal(tmp_path / "b")
-    write_parquet(tmp_path / "c" / "test.parquet")
-    write_parquet(tmp_path / "c" / "validation.parquet")
-    assert "has the parts test, validation, none of them for training; give one" in refusal(tmp_path / "c")
-    write_parquet(tmp_path / "e" / "train.parquet")
-    write_parquet(tmp_path / "e" / "more.parquet", text_column="says")
-    assert open_photos(str(tmp_path / "e"), "image", "metadata").folder.is_dir(), "the part for training is taken"
-    write_parquet(tmp_path / "d" / "a.parquet")
-    write_parquet(tmp_path / "d" / "b.parquet", text_column="says")
-    assert "a.parquet and b.parquet have other columns" in refusal(tmp_path / "d")
+def cut(path, size=None):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if size is None else size])
 
 
-def test_damaged_files(tmp_path):
+@pytest.mark.parametrize(
+    ("make", "harm"),
+    [(as_parquet, lambda path: cut(path)), (as_parquet, lambda path: cut(path, 0)),
+     (as_arrow, lambda path: cut(path, 200)), (as_saved, lambda path: (path / "state.json").write_text("[]")),
+     (as_saved, lambda path: (path / "data-00001-of-00002.arrow").unlink()),
+     (as_shards, lambda path: write_parquet(path / "data" / "train-00001-of-00003.parquet", image_column="other")),
+     (as_table, lambda path: (path / "pictures" / "b.jpg").unlink()),
+     (as_table, lambda path: (path / "metadata.jsonl").write_text('{"image": "pictures/a.jpg"}'))],
+    ids=["half", "empty", "arrow", "state", "missing", "columns", "image", "table"],
+)  # fmt: skip
+def test_what_the_library_cannot_read(make, harm, tmp_path, cache):
+    source = make(tmp_path / "source")
+    harm(source)
+    assert refusal(source).startswith(f"instance.images={str(source)!r}")
+    assert [path.name for path in cache.iterdir()] == [".lock"]
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied")
+
     source = as_parquet(tmp_path / "a")
-    content = source.read_bytes()
-    source.write_bytes(content[: len(content) // 2])
-    assert "cannot be read as Parquet (" in refusal(source)
-    source.write_bytes(b"")
-    assert "cannot be read as Parquet (" in refusal(source)
-    arrow = as_arrow(tmp_path / "b")
-    arrow.write_bytes(arrow.read_bytes()[:200])
-    assert "cannot be read as Arrow (" in refusal(arrow)
-    saved = as_saved(tmp_path / "c")
-    (saved / "state.json").write_text("[]", encoding="utf-8")
-    assert "state.json is damaged; save the dataset again" in refusal(saved)
+    monkeypatch.setattr("hashlib.file_digest", refuse)
+    assert "cars.parquet cannot be read (Permission denied); give files that this user may read" in refusal(source)
 
 
-def test_names_that_lead_elsewhere(tmp_path):
-    (tmp_path / "secret.png").write_bytes(CONTENT[0])
-    saved = as_saved(tmp_path / "saved")
-    state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
-    state["_data_files"] = [{"filename": "../secret.png"}]
-    (saved / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    assert "was altered; save it again" in refusal(saved)
-    for name in ("../secret.png", str(tmp_path / "secret.png"), "a\\..\\..\\secret.png"):
-        folder = write_table(tmp_path / f"table{len(name)}")
-        (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "x"}), encoding="utf-8")
-        assert "leads out of the folder; correct it" in refusal(folder)
+def test_paths_that_the_library_takes_for_patterns(tmp_path):
+    assert "takes *, ? and [ in a path for patterns; rename the folder" in refusal(as_shards(tmp_path / "cars [1]"))
 
 
-def test_tables_that_lack_something(tmp_path):
-    folder = write_table(tmp_path / "a")
-    (folder / "pictures" / "a.img").unlink()
-    assert "row 1 (there is no pictures/a.img)" in refusal(folder)
-    (folder / "metadata.jsonl").write_text('{"image": "pictures/c.img", "text": "x"}', encoding="utf-8")
-    assert "row 0: no file_name among its columns image, text" in refusal(folder)
+@pytest.mark.parametrize("name", ["../secret.png", "ABSOLUTE", "pictures/../../secret.png"])
+def test_names_that_lead_elsewhere(name, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(CONTENT[0])
+    name = str(secret) if name == "ABSOLUTE" else name
+    folder = write_table(tmp_path / "table")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "x"}), encoding="utf-8")
+    refusal(folder)
+    source = write_parquet(tmp_path / "cars.parquet", images=CONTENT[:1], captions=["x"])
+    pa.parquet.write_table(with_images(source, [{"bytes": None, "path": name}]), source)
+    assert "row 0 (only the path" in refusal(source)
 
 
 def test_other_files(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([1]))
-    assert "is not a folder and no dataset; give a folder of images, a Parquet or Arrow file" in refusal(
-        tmp_path / "a.pkl"
-    )
+    assert "is not a folder and no dataset; give a folder, a Parquet or Arrow file" in refusal(tmp_path / "a.pkl")
     assert "instance.revision='main' is for hub ids" in refusal(tmp_path, revision="main")
 
 
