@@ -26,6 +26,7 @@ from booth.checkpoints import Checkpoints
 from booth.doctor import advice
 from booth.errors import UserError
 from booth.fields import SEED
+from booth.hub import DATASET, MODEL
 from booth.inputs import as_trained, load_tokenizer
 from booth.numbers import with_numbers
 from booth.pipeline_dir import PipelineDir, open_pipeline
@@ -238,8 +239,8 @@ def _train(package: str, options: argparse.Namespace) -> None:
     if options.dry_run:
         validate(config, backend_class.name, backend_class.capabilities)
         backend_class.check(config)
-        revision = pinned_revision(options.workdir, config) if options.workdir else ""
-        inputs = loop.check_inputs(config, revision)
+        kept = [pinned_revision(options.workdir, config, kind) for kind in (MODEL, DATASET)] if options.workdir else []
+        inputs = loop.check_inputs(config, *kept)
         config, pipeline = with_numbers(config, len(inputs.instances)), inputs.pipeline
         recorded = recorded_config(options.workdir) if options.workdir else None
         config = backend_class.fit(config, pipeline, recorded)

@@ -87,13 +87,18 @@ FIELDS = (
     Field("model.variant", "", "weight file variant, such as fp16"),
     Field("concepts", (), "several subjects in one run: for each its own fields of instance and prior, such as"
           " {instance.images: ..., instance.prompt: ..., prior.prompt: ...}, and weight, how much it counts"),
-    Field("instance.images", "", "folder with the photos of the subject", may_change=True, is_path=True),
+    Field("instance.images", "", "folder with the photos of the subject; or a dataset: Parquet or Arrow files, a folder"
+          " that `datasets` saved, or the id of one on the hub, owner/name", may_change=True, is_path=True),
+    Field("instance.revision", "", "branch, tag or commit of a hub dataset; empty: its default branch",
+          may_change=True),
+    Field("instance.image_column", "image", "column of the images in a dataset"),
     Field("instance.prompt", "", "prompt with identifier and class noun, such as 'a photo of sks dog'; with captions"
           " empty, or what they are put in: 'a photo of sks car, {caption}'"),
     Field("instance.captions", "none", "where each photo's caption is: none: instance.prompt for all; text: X.txt"
-          " beside X.jpg; names: the files' names; metadata: metadata.jsonl or metadata.csv in the folder",
+          " beside X.jpg; names: the files' names; metadata: metadata.jsonl or metadata.csv in the folder, or a column"
+          " of the dataset",
           one_of(*SOURCES)),
-    Field("instance.caption_column", "text", "column of the captions in that table, beside file_name"),
+    Field("instance.caption_column", "text", "column of the captions in that table or dataset"),
     Field("instance.caption_dropout", 0.0, "share of photos shown without any caption", below_one()),
     Field("instance.shuffled_captions", 0, "orders of a caption's comma-separated tags to train with; 0: as it is",
           at_least(0)),

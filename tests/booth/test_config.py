@@ -138,7 +138,7 @@ FREE = {"model.source", "model.config", "model.revision", "model.variant", "inst
         "prior.prompt", "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
         "samples.before_after", "mesh.topology", "memory.fused_backward", "memory.vae_tiling", "train.channels_last",
         "train.debiased_estimation", "train.zero_terminal_snr", "train.tf32", "train.unet",
-        "instance.caption_column", "concepts"}  # fmt: skip
+        "instance.caption_column", "instance.image_column", "instance.revision", "concepts"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():
