@@ -1,6 +1,6 @@
 """One update: forward over instance and class rows, the loss, backward, clip, AdamW. A pure function."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -11,16 +11,15 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from booth.backend import ROW_FIELDS, Batch
-from booth.config import rate_group
 from booth.objective import dreambooth_loss, noisy_latents
+from jaxbooth import optim
+from jaxbooth.ema import Average
 from jaxbooth.networks import Models, of
-from jaxbooth.optim import Settings, adamw, clip_by_global_norm
+from jaxbooth.optim import Params, Settings, clip_by_global_norm
 from jaxbooth.sharding import batch_specs, gathered, over_rows, parameter_specs, state_shardings, summed, summed_rows
 from jaxbooth.weights import Network
 
-jax.tree_util.register_dataclass(Batch, [field.name for field in fields(Batch)], [])
-
-Params = dict[str, jax.Array]
+jax.tree_util.register_dataclass(Batch, [each.name for each in fields(Batch)], [])
 
 
 @dataclass(frozen=True)
@@ -28,17 +27,20 @@ class State:
     """`frozen`: all networks, without the arrays of `trainable`, which are float32 by `component.name`: all weights of
     the networks that train, or their adapters'.
 
-    `optimizer`: Adam's moments; None in a state that is not training.
+    `optimizer`: its moments; None in a state that is not training; `average`: of `trainable`, if there is one;
+    `anchor`: what `train.pull` pulls towards, by the same names, if it does.
     """
 
     frozen: Models
     trainable: Params
     optimizer: optax.OptState
+    average: Average | None = None
+    anchor: Params = field(default_factory=dict)
 
 
 def init_optimizer(trainable: Params, settings: Settings, mesh: Mesh) -> optax.OptState:
-    """Adam's moments at zero, each placed as the parameter it belongs to."""
-    init = adamw(settings).init
+    """The optimizer's states before the first update, each placed as the parameter it belongs to."""
+    init = partial(optim.init, settings=settings)
     return jax.jit(init, out_shardings=state_shardings(mesh, jax.eval_shape(init, trainable)))(trainable)
 
 
@@ -50,6 +52,7 @@ def train_step(
     optimizer: optax.OptState,
     frozen: Params,
     batch: Batch,
+    anchor: Params,
     *,
     unet: Network,
     text_encoder: Network,
@@ -58,19 +61,19 @@ def train_step(
 ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
     """(trainable, optimizer states, metrics) after one update; the metrics are float32 scalars.
 
-    `frozen` is what the networks that train have beside `trainable`: their weights, if those train only adapters.
+    `frozen` is what the networks that train have beside `trainable`: their weights, if those train only adapters;
+    `anchor` is as in `optim.update`.
 
-    The rows of the batch are [pieces, rows, ...]. Gradients come from `sharding.over_rows`; clipping and AdamW are done
-    where each part of a parameter is. The new state is pinned to the places of the old one; otherwise the second step
-    would be compiled anew. It is the old one where the loss or a gradient is not finite.
+    The rows of the batch are [pieces, rows, ...]. Gradients come from `sharding.over_rows`; clipping and the update are
+    done where each part of a parameter is. The new state is pinned to the places of the old one; otherwise the second
+    step would be compiled anew. It is the old one where the loss or a gradient is not finite.
     """
     gradients, metrics = _gradients(trainable, frozen, batch, unet, text_encoder, mesh)
     gradients, metrics["grad_norm"] = clip_by_global_norm(gradients, settings.max_grad_norm)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] ** 2)  # as moments will be
     metrics["skipped"] = 1.0 - finite
-    updates, updated_optimizer = adamw(settings).update(gradients, optimizer, trainable)
-    updated = {name: value - batch.learning_rate[rate_group(name)] * updates[name] for name, value in trainable.items()}
-    state = jax.tree.map(partial(jnp.where, finite), (updated, updated_optimizer), (trainable, optimizer))
+    updated = optim.update(trainable, optimizer, gradients, batch.learning_rate, anchor, settings)
+    state = jax.tree.map(partial(jnp.where, finite), updated, (trainable, optimizer))
     trainable, optimizer = jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
     return trainable, optimizer, metrics
 

@@ -41,7 +41,7 @@ _CHOICES: tuple[tuple[tuple[float, dict[str, Any]], ...], ...] = (
 )
 
 # Bytes of optimizer states for each parameter.
-_STATES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "lion8bit": 1, "adafactor": 0}
+_STATES = {"adamw": 8, "prodigy": 16, "adamw8bit": 2, "lion": 4, "lion8bit": 1, "adafactor": 0}
 
 
 def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None = None) -> Any:
