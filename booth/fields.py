@@ -155,7 +155,7 @@ FIELDS = (
           " layers, a few megabytes, with a learning rate of about 1e-4", one_of("none", "lora")),
     Field("adapter.rank", 16, "rank of the adapters", at_least(1)),
     Field("adapter.alpha", 0.0, "an adapter counts alpha / rank; 0: alpha is the rank", at_least(0)),
-    Field("adapter.dropout", 0.0, "torchbooth: share of what goes into an adapter that is left out", below_one()),
+    Field("adapter.dropout", 0.0, "share of what goes into an adapter that is left out while it trains", below_one()),
     Field("adapter.targets", "attention", "layers that get one: attention, cross_attention, feed_forward (attention"
           " too), all (convolutions too), or a regular expression for whole names",
           Rule("attention, cross_attention, feed_forward, all or a regular expression", _is_regex)),

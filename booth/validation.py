@@ -70,7 +70,6 @@ def _validate_inputs(config: ConfigDict) -> None:
 
 
 _TORCH_ONLY = (
-    "adapter.dropout",
     "train.checkpointed_blocks", "train.channels_last", "train.compile", "train.tf32", "memory.fit", "memory.weights",
     "memory.fused_backward", "memory.offload_optimizer", "memory.vae_tiling",
 )  # fmt: skip

@@ -71,8 +71,8 @@ def restore(state: State, folder: Path) -> State:
     """The saved state, bit for bit, placed as `state` is; one that is not training gets the average, if there is one,
     as its trainable tensors."""
     if state.optimizer is None and (folder / _AVERAGE).exists():
-        mesh = next(iter(state.trainable.values())).sharding.mesh
-        updates = jax.ShapeDtypeStruct((), np.float32, sharding=shared_sharding(mesh))
+        placed: Any = next(iter(state.trainable.values())).sharding
+        updates = jax.ShapeDtypeStruct((), np.float32, sharding=shared_sharding(placed.mesh))
         average = _read(folder / _AVERAGE, {"weights": state.trainable, "updates": updates})
         return replace(state, trainable=average["weights"])
     state = replace(state, trainable=_read(folder / _TRAINABLE, state.trainable))

@@ -1,5 +1,6 @@
 """One update: forward over instance and class rows, the loss, backward, clip, AdamW. A pure function."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -92,16 +93,18 @@ def _local_gradients(
 ) -> tuple[Params, dict[str, jax.Array]]:
     """On one device: its rows, and its part of the parameters and gradients."""
 
-    def bind(network: Network, component: str, params: Params) -> Any:
-        return network.bind(gathered(of(frozen, component) | params, of(specs, component), network.dtype))
+    def bind(network: Network, component: str, params: Params, row_numbers: Callable[[], jax.Array]) -> Any:
+        keys = _row_keys(batch, row_numbers()) if network.dropout > 0 else None
+        return network.bind(gathered(of(frozen, component) | params, of(specs, component), network.dtype), keys)
 
     def encode(params: Params) -> jax.Array:
         if batch.prompts.ndim == 3:
             return batch.prompts  # encoded already
-        return bind(text_encoder, "text_encoder", params)(batch.prompts)
+        return bind(text_encoder, "text_encoder", params, lambda: jnp.arange(len(batch.prompts)))(batch.prompts)
 
     def loss_of(params: Params, context: jax.Array, piece: Batch) -> tuple[jax.Array, dict[str, Any]]:
-        network = bind(unet, "unet", params)
+        # Its noise tells a row from all others, on whatever device and in whatever piece it is computed.
+        network = bind(unet, "unet", params, lambda: jax.lax.bitcast_convert_type(piece.noise[:, 0, 0, 0], jnp.uint32))
         prediction = network(noisy_latents(piece), piece.timestep, context[piece.prompt_index])
         return dreambooth_loss(prediction.astype(jnp.float32), piece)
 
@@ -120,6 +123,11 @@ def _local_gradients(
         f"{component}.{name}": value for component, grads in by_component.items() for name, value in grads.items()
     }
     return summed(gradients, specs), summed_rows(metrics)
+
+
+def _row_keys(batch: Batch, rows: jax.Array) -> jax.Array:
+    """A key for each of these rows, given as numbers [b], new in each update."""
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(batch.key)))(rows)
 
 
 def _sum_over_pieces(function: Any, pieces: dict[str, jax.Array]) -> Any:
