@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.sharding import shared_sharding, state_shardings
+from jaxbooth.sharding import place_shared, shared_sharding, state_shardings
 
 Params = dict[str, jax.Array]
 
@@ -39,7 +40,7 @@ def on_device(average: Average, mesh: Mesh) -> Params:
 def begin(trainable: Params, mesh: Mesh, device: str) -> Average:
     """The average before the first update: the weights as they are, in memory of its own."""
     weights = jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=shardings(mesh, trainable, device))(trainable)
-    return Average(weights, jax.device_put(jnp.zeros(()), shared_sharding(mesh)))
+    return Average(weights, place_shared(mesh, np.zeros((), np.float32)))
 
 
 @partial(jax.jit, static_argnames=("decay", "device", "mesh"), donate_argnames="average")

@@ -158,13 +158,15 @@ def _trained_parameters(config: Any, pipeline: PipelineDir) -> dict[str, int]:
 
 
 def _at_least(config: Any, parameters: Mapping[str, int]) -> float:
-    """GiB of weights, gradients and optimizer states alone: what needs no plan to be too much."""
+    """GiB of weights, their copies, gradients and optimizer states alone: what needs no plan to be too much."""
+    averaged = config.ema.decay > 0 and config.ema.device == "device"
+    copies = 4 * (averaged + (config.train.pull > 0))
     total = 0
     for component, count in parameters.items():
         weight = 2 if component == "unet" and config.memory.weights == "bf16" else 4
         gradient = 0 if config.memory.fused_backward else weight
         states = 0 if config.memory.offload_optimizer == "always" else _STATES[config.train.optimizer]
-        total += count * (weight + gradient + states)
+        total += count * (weight + copies + gradient + states)
     return total / GIB
 
 
