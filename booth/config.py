@@ -292,6 +292,11 @@ def is_trained(config: ConfigDict, name: str) -> bool:
     return trains and (config.adapter.kind == "none" or ".lora_" in name)
 
 
+def is_pulled(config: ConfigDict, name: str) -> bool:
+    """Whether `train.pull` pulls a trained tensor, by `component.name`: not new tokens, which the base has not."""
+    return bool(config.train.pull > 0 and rate_group(name) != "tokens")
+
+
 def rate_group(name: str) -> str:
     """Of a trained tensor, by `component.name`: whose learning rate it has, the component's or that of new tokens."""
     return "tokens" if ".token_embedding.added." in name else name.partition(".")[0]
