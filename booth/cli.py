@@ -1,4 +1,4 @@
-"""One command line for both backends: train, sample, export; and jaxbooth plan."""
+"""One command line for both backends: train, sample, export, merge, doctor, plan."""
 
 import argparse
 import importlib
@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from booth import config as settings
-from booth import loop, pictures, space, tokens
+from booth import loop, lora_file, lora_merge, lora_metadata, pictures, space, tokens
 from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
@@ -103,7 +103,7 @@ _OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=package, description="DreamBooth fine-tuning of Stable Diffusion")
-    commands = parser.add_subparsers(required=True, metavar="train|sample|export|doctor|plan")
+    commands = parser.add_subparsers(required=True, metavar="train|sample|export|merge|doctor|plan")
 
     train = commands.add_parser(
         "train",
@@ -140,13 +140,31 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     sample.add_argument("--out", required=True, type=_path, help="folder for the images")
     sample.set_defaults(run=_sample)
 
-    write = commands.add_parser("export", help="checkpoint -> diffusers pipeline folder")
-    write.add_argument("--run", dest="run_dir", required=True, type=_path, help="the run folder")
+    write = commands.add_parser("export", help="checkpoint -> diffusers pipeline folder or LoRA file; LoRA -> LoRA")
+    exported = write.add_mutually_exclusive_group(required=True)
+    exported.add_argument("--run", dest="run_dir", type=_path, help="a run folder: its newest checkpoint, or --step")
+    exported.add_argument("--from", dest="model", type=_path, help="a LoRA file, to write it in another format")
     _add_verify(write)
-    write.add_argument("--step", type=int, help="checkpoint; default: the newest")
+    write.add_argument("--step", type=int, help="checkpoint of --run")
+    write.add_argument(
+        "--format", choices=("diffusers", *lora_file.FORMATS), default="diffusers",
+        help="a pipeline folder; or the LoRA alone, as diffusers reads it (peft) or as WebUIs do (kohya)",
+    )  # fmt: skip
     write.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
-    write.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
+    write.add_argument("--out", required=True, type=_path, help="folder of the pipeline, or NAME.safetensors")
+    write.add_argument("--title", default="", help="of a kohya file; default: its name")
+    write.add_argument("--trigger-phrase", help="of a kohya file; default: the prompt that --run trained with")
     write.set_defaults(run=_export)
+
+    merge = commands.add_parser("merge", help="pipeline and LoRA files -> diffusers pipeline folder")
+    merge.add_argument("--from", dest="model", required=True, type=_path, help="a pipeline: folder, hub id, embedded")
+    merge.add_argument("--revision", default="", help="branch, tag or commit of a hub --from")
+    _add_verify(merge)
+    merge.add_argument("--lora", action="append", required=True, type=_path, help="file; may be given several times")
+    merge.add_argument("--weight", action="append", type=float, default=[], help="of each --lora, in order; default: 1")
+    merge.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
+    merge.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
+    merge.set_defaults(run=_merge)
 
     doctor = commands.add_parser("doctor", help="advice about photos and prompts, without training")
     doctor.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
@@ -315,6 +333,13 @@ def _advised(images: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
 
 
 def _export(package: str, options: argparse.Namespace) -> None:
+    if options.format in lora_file.FORMATS:
+        _export_lora(package, options)
+        return
+    if not options.run_dir:
+        raise UserError(f"--from gives a LoRA file and wants --format {' or '.join(lora_file.FORMATS)}; or give --run")
+    if options.title or options.trigger_phrase is not None:
+        raise UserError("--title and --trigger-phrase are said in kohya files; leave them out, or give --format kohya")
     backend_class, out = load_backend(package), Path(options.out)
     trained = _find(backend_class, options.run_dir, options.step, "fp32")
     check_target(trained.pipeline, out)
@@ -330,6 +355,54 @@ def _export(package: str, options: argparse.Namespace) -> None:
         tensors = tokens.enlarged(trained.pipeline, tensors)
     export(trained.pipeline, out, tensors, options.precision, trained.step, added)
     log.info("pipeline of step %d written to %s", trained.step, out)
+
+
+def _export_lora(package: str, options: argparse.Namespace) -> None:
+    out, phrase = Path(options.out), options.trigger_phrase
+    if options.format != "kohya" and (options.title or phrase is not None):
+        raise UserError("--title and --trigger-phrase are said in kohya files; leave them out, or give --format kohya")
+    if options.model and options.step is not None:
+        raise UserError("--step names a checkpoint of --run; with --from leave it out")
+    lora_file.check_target(out)
+    if options.model:
+        file = lora_file.read_lora(Path(options.model))
+        updates = file.layers
+        about = lora_metadata.about_file(file.metadata, updates, out.stem, options.title, phrase or "")
+    else:
+        backend_class = load_backend(package)
+        trained = _find(backend_class, options.run_dir, options.step, "fp32")
+        adapter = adapter_of(trained.config, trained.pipeline)
+        if adapter is None:
+            raise UserError(f"--run {options.run_dir} trained no LoRA (adapter.kind=none); leave --format out")
+        if options.verify:
+            trained.pipeline.verify()
+        backend, state = trained.restore(backend_class)
+        updates = lora_file.updates_of(adapter, backend.tensors(state))
+        about = lora_metadata.about_run(trained.config, trained.pipeline, out.stem, options.title, phrase)
+    lora_file.require_space(out, updates.values())
+    lora_file.write(out, updates, options.format, options.precision, about)
+    log.info("LoRA written to %s", out)
+    if options.run_dir and (added := tokens.new_tokens(trained.config)):
+        log.info("%s: new words are not in it; they are the files in %s/tokens", ", ".join(added), options.run_dir)
+    if options.run_dir and trained.config.train.zero_terminal_snr:
+        log.info(lora_file.ZERO_SNR)
+
+
+def _merge(package: str, options: argparse.Namespace) -> None:
+    paths, out = [Path(path) for path in options.lora], Path(options.out)
+    weights = lora_merge.weights_of(paths, options.weight)
+    loras = [lora_file.read_lora(path) for path in paths]
+    pipeline = open_pipeline(options.model, revision=options.revision)
+    check_target(pipeline, out)
+    if options.verify:
+        pipeline.verify()
+    for lora in loras:
+        lora_merge.check_fits(pipeline, lora)
+    size = export_size(pipeline, options.precision, pipeline.family.trainable)
+    space.require([space.Need("the pipeline", out, size)], "make room, or merge to another disk")
+    tensors = lora_merge.merged(pipeline, loras, weights)
+    export(pipeline, out, tensors, options.precision, merged=lora_merge.record(loras, weights))
+    log.info("%s with %s written to %s", options.model, ", ".join(options.lora), out)
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,14 @@ def export(
     precision: Precision = "source",
     step: int | None = None,
     added: Sequence[str] = (),
+    merged: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes the pipeline with its trained weights to `out`; an earlier export there is replaced when all is done.
 
     `trained` yields (component, canonical name, float32 array), components whole, in any order; one array is held at
     a time. Precision "source": trained weights are float32 and the rest stays as it is; else all weights get that type.
     `step`, the training step, is only recorded. `added`: new tokens, for which the trained text encoder's table has
-    rows at its end; the tokenizer learns them.
+    rows at its end; the tokenizer learns them. `merged`: LoRA files that are in the weights, which is recorded.
 
     Raises UserError if `out` holds something else or cannot be written, or if fp16 cannot hold a weight; RuntimeError
     if a trained component's tensors are not exactly the source's.
@@ -62,6 +63,8 @@ def export(
         finish_interrupted(out)
         with publish(fresh) as staging:
             record = _write_pipeline(source, staging, trained, precision, added)
+            if merged:
+                record["merged"] = list(merged)
             _write_json(staging / RECORD, {"step": step, **record})
         if out.exists():
             rename(out, aside)

@@ -201,12 +201,12 @@ class PipelineDir:
     def _read_weights(self, component: str) -> Weights:
         path = self.weight_files[component]
         if path.suffix == ".safetensors":
-            return Weights(None, {path: _read_specs(path)})
-        weight_map = _read_json(path).get("weight_map")
+            return Weights(None, {path: read_specs(path)})
+        weight_map = read_json(path).get("weight_map")
         if not isinstance(weight_map, dict) or not all(map(_is_shard_name, weight_map.values())):
             raise UserError(f"model.source={self.path}: {component}/{path.name} is broken; {_again(path)}")
         shards = [path.with_name(name) for name in sorted(set(weight_map.values()))]
-        return Weights(path, {shard: _read_specs(shard) for shard in shards})
+        return Weights(path, {shard: read_specs(shard) for shard in shards})
 
 
 def open_pipeline(source: str | Path, variant: str = "", revision: str = "", *, weights: bool = True) -> PipelineDir:
@@ -228,7 +228,7 @@ def open_pipeline(source: str | Path, variant: str = "", revision: str = "", *, 
         raise UserError(f"model.revision={revision!r} is for hub ids, and {where} is a local folder; leave it empty")
     if not (path / "model_index.json").is_file():
         raise UserError(f"{where}: no model_index.json in it; give the top folder of a diffusers pipeline")
-    model_index = _read_json(path / "model_index.json")
+    model_index = read_json(path / "model_index.json")
     if model:
         model.fetch(model.files(components(model_index), variant)[0])
     family = detect_family(where, model_index, lambda component: _component_config(path, component))
@@ -264,7 +264,7 @@ def fit_weights(
     missing, left_over = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
     if missing or left_over:
         raise UserError(
-            f"{component} weights do not fit its config: missing {_listed(missing)}; left over {_listed(left_over)}"
+            f"{component} weights do not fit its config: missing {listed(missing)}; left over {listed(left_over)}"
         )
     fitted, wrong = {}, []
     for name, shape in shapes.items():
@@ -276,11 +276,11 @@ def fit_weights(
         else:
             fitted[name] = tensor.astype(np.float32, copy=False)
     if wrong:
-        raise UserError(f"{component} weights do not fit its config: {_listed(wrong)}")
+        raise UserError(f"{component} weights do not fit its config: {listed(wrong)}")
     return fitted
 
 
-def _listed(items: Collection[str], shown: int = 4) -> str:
+def listed(items: Collection[str], shown: int = 4) -> str:
     some = ", ".join(sorted(items)[:shown]) or "none"
     return some if len(items) <= shown else f"{some} and {len(items) - shown} more"
 
@@ -354,10 +354,10 @@ def _check_values(where: str, component: str, config: Mapping[str, Any]) -> None
 
 
 def _component_config(path: Path, component: str) -> dict[str, Any]:
-    return _read_json(path / component / ("scheduler_config.json" if component == "scheduler" else "config.json"))
+    return read_json(path / component / ("scheduler_config.json" if component == "scheduler" else "config.json"))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -376,7 +376,7 @@ def _again(path: Path) -> str:
     return "download it again"
 
 
-def _read_specs(path: Path) -> dict[str, TensorSpec]:
+def read_specs(path: Path) -> dict[str, TensorSpec]:
     """Keys, dtypes and shapes of a safetensors file, whose size is checked against them."""
     try:
         with safe_open(path, framework="np") as file:

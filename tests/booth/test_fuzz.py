@@ -24,7 +24,7 @@ from booth.config import flatten, load_config, parse_text, resolved, set_field
 from booth.data import read_examples
 from booth.errors import UserError
 from booth.fields import FIELDS
-from booth.pipeline_dir import Weights, _read_specs, canonical_name, open_pipeline
+from booth.pipeline_dir import Weights, canonical_name, open_pipeline, read_specs
 from booth.prompts import Tokenizer
 from booth.validation import validate
 from booth.views import pixels, views
@@ -267,7 +267,7 @@ def test_weight_files(fuzz, tmp_path):
 
     def check(content):
         path.write_bytes(content)
-        specs = _read_specs(path)
+        specs = read_specs(path)
         assert sum(spec.nbytes for spec in specs.values()) <= len(content)
         for key, array in Weights(None, {path: specs}).read():
             assert array.shape == specs[key].shape and array.nbytes == specs[key].nbytes
