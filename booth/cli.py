@@ -361,8 +361,8 @@ def _export_lora(package: str, options: argparse.Namespace) -> None:
     out, phrase = Path(options.out), options.trigger_phrase
     if options.format != "kohya" and (options.title or phrase is not None):
         raise UserError("--title and --trigger-phrase are said in kohya files; leave them out, or give --format kohya")
-    if options.model and options.step is not None:
-        raise UserError("--step names a checkpoint of --run; with --from leave it out")
+    if options.model and (options.verify or options.step is not None):
+        raise UserError(f"--{'verify' if options.verify else 'step'} belongs to --run; with --from leave it out")
     lora_file.check_target(out)
     if options.model:
         file = lora_file.read_lora(Path(options.model))

@@ -62,9 +62,7 @@ def export(
     try:
         finish_interrupted(out)
         with publish(fresh) as staging:
-            record = _write_pipeline(source, staging, trained, precision, added)
-            if merged:
-                record["merged"] = list(merged)
+            record = _write_pipeline(source, staging, trained, precision, added, merged)
             _write_json(staging / RECORD, {"step": step, **record})
         if out.exists():
             rename(out, aside)
@@ -136,6 +134,7 @@ def _write_pipeline(
     trained: Iterable[tuple[str, str, np.ndarray]],
     precision: Precision,
     added: Sequence[str],
+    merged: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Fills a new folder; returns what there is to say about it."""
     out.mkdir()
@@ -154,7 +153,7 @@ def _write_pipeline(
     for component in source.family.networks:
         shutil.copyfile(source.path / component / "config.json", out / component / "config.json")
         if component in writers:
-            writers[component].finish("trained", changes)
+            writers[component].finish("with LoRA" if merged else "trained", changes)
         elif _is_as_wanted(source, component, _CODES.get(precision)):
             _copy_weights(source, component, out, changes)
         else:
@@ -178,7 +177,8 @@ def _write_pipeline(
             "variant": source.variant,
             "weights_sha256": _hashes(source),
         },
-        "trained": sorted(writers),
+        "trained": [] if merged else sorted(writers),
+        **({"merged": list(merged)} if merged else {}),
         "precision": precision,
         "weights_sha256": _hashes(open_pipeline(out)),  # which also shows that the folder can be read
         "changed_files": changes,

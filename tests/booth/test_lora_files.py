@@ -22,6 +22,7 @@ OUT = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
 CONV = "unet.up_blocks.0.resnets.0.conv1"
 TEXT = "text_encoder.text_model.encoder.layers.1.self_attn.out_proj"
 MLP = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+WEIGHTS = ("unet/diffusion_pytorch_model", "text_encoder/model")
 LAYERS = (QUERY, OUT, CONV, TEXT, MLP)
 
 
@@ -253,7 +254,8 @@ def test_several_are_added(lora, shapes, tiny_pipeline, tmp_path):
         ("one.safetensors", 0.5),
         ("two.safetensors", -2),
     ]
-    assert record["step"] is None and record["trained"] == ["text_encoder", "unet"]
+    assert record["step"] is None and record["trained"] == []
+    assert {record["changed_files"][f"{name}.safetensors"] for name in WEIGHTS} == {"with LoRA"}
     assert run(*command, "--precision", "fp16", "--out", out) == 0, "an earlier one is replaced"
 
 
@@ -396,7 +398,8 @@ EXPORT, MERGE = "export --from a.safetensors --format", "merge --from embedded -
         (f"{EXPORT} lycoris --out b.safetensors", "invalid choice: 'lycoris'"),
         (f"{EXPORT} kohya --out b.pt", "--out b.pt must end with .safetensors"),
         (f"{EXPORT} kohya --out a.safetensors", "a.safetensors exists"),
-        (f"{EXPORT} kohya --step 1 --out b.safetensors", "--step names a checkpoint of --run"),
+        (f"{EXPORT} kohya --step 1 --out b.safetensors", "--step belongs to --run"),
+        (f"{EXPORT} kohya --verify --out b.safetensors", "--verify belongs to --run"),
         (f"{EXPORT} peft --title A --out b.safetensors", "are said in kohya files"),
         (f"{EXPORT} peft --run r --out b.safetensors", "not allowed with"),
         ("merge --from embedded --lora none.safetensors --out b", "none.safetensors: no such file"),

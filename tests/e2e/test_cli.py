@@ -118,6 +118,11 @@ def test_export_a_checkpoint(run_dir, main, tmp_path):
     assert any(not np.array_equal(newest[name].astype(np.float16), half[name]) for name in whole)
 
 
+def test_a_run_without_lora(run_dir, main, tmp_path):
+    outcome = main("torchbooth", "export", "--run", run_dir, "--format", "kohya", "--out", tmp_path / "x.safetensors")
+    assert refusal(outcome) == f"--run {run_dir} trained no LoRA (adapter.kind=none); leave --format out"
+
+
 def test_dry_run(job, main, tmp_path):
     arguments = [*job(tmp_path / "run", train__learning_rate="3e-6"), "--dry-run"]
     outcome = main("torchbooth", "train", *arguments)
@@ -230,7 +235,7 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "arguments are required: train|sample|export|doctor|plan; torchbooth --help shows"),
+    [([], "arguments are required: train|sample|export|merge|doctor|plan; torchbooth --help shows"),
      (["teach"], "invalid choice: 'teach'"),
      (["train"], "arguments are required: --config"),
      (["train", "--config", "SMOKE"], "--workdir is missing; give the folder the run is to live in"),

@@ -1,17 +1,21 @@
 """LoRA files of both layouts in diffusers: the same tensors, and merging gives what `fuse_lora` gives."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from booth import cli
 from booth.adapters import LowRank, added, layers, weight_shapes
 from booth.lora_file import read_lora, write
+from booth.lora_layouts import kohya_key, parsed
 from booth.lora_metadata import About
-from booth.pipeline_dir import open_pipeline
+from booth.pipeline_dir import canonical_name, open_pipeline
 
 WEIGHT = 0.8
 LAYOUTS = ("kohya", "peft")
@@ -70,6 +74,23 @@ def output(pipe):
         context = pipe.text_encoder(torch.arange(77)[None] % 100)[0]
         latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         return pipe.unet(latents, torch.tensor([300]), context)[0].numpy()
+
+
+def test_names_of_the_full_size():
+    """Stable Diffusion 1.5's, each undone; of what kohya's trainer adapts by default a file has 72 and 192 layers."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12))
+    found = {"unet": unet.state_dict(), "text_encoder": text.state_dict()}
+    named = {c: {canonical_name(c, key): value.shape for key, value in state.items()} for c, state in found.items()}
+    names = [f"{component}.{name}" for component, shapes in named.items() for name in layers(shapes)]
+    keys = [kohya_key(name, "down") for name in names]
+    assert [parsed(key) for key in keys] == [(name, "down") for name in names] and len(set(keys)) == len(names)
+    usual = (
+        r"lora_unet_\w+_attentions_\d_(proj_in|proj_out|transformer_blocks_0_(attn[12]_to_\w+|ff_net_(0_proj|2)))\..*"
+    )
+    assert sum(re.fullmatch(usual, key) is not None for key in keys) == 192
+    assert sum(key.startswith("lora_te_text_model_encoder_layers_") for key in keys) == 72
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
