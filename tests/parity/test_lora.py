@@ -113,11 +113,12 @@ def test_the_file(trained):
     assert not (run.path / "pipeline").exists()
 
 
-def test_a_file_for_webuis(trained, tmp_path, capsys):
+@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
+def test_a_file_for_webuis(trained, package, tmp_path, capsys):
     """`export --run --format kohya`: the tensors of the run's own file, and what the run knows of them."""
-    config, run = trained("torchbooth", "text encoder")
+    config, run = trained(package, "text encoder")
     command = ["export", "--run", str(run.path), "--format", "kohya", "--out", str(tmp_path / "robot.safetensors")]
-    assert cli.main("torchbooth", command) == 0
+    assert cli.main(package, command) == 0
     ours, theirs = read_lora(run.pipeline), read_lora(tmp_path / "robot.safetensors")
     assert ours.layers.keys() == theirs.layers.keys() and not any(".lora_A." in key for key in load_file(command[-1]))
     for layer, update in ours.layers.items():
@@ -128,7 +129,7 @@ def test_a_file_for_webuis(trained, tmp_path, capsys):
     assert said["ss_output_name"] == "robot" and said["ss_sd_model_name"] == "tiny" and said["ss_v2"] == "False"
     assert said["modelspec.architecture"] == "stable-diffusion-v1/lora" and said["modelspec.resolution"] == "64x64"
     assert said["modelspec.trigger_phrase"] == config.instance.prompt
-    assert cli.main("torchbooth", command) == 2 and "exists; choose another name" in capsys.readouterr().err
+    assert cli.main(package, command) == 2 and "exists; choose another name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
