@@ -6,7 +6,7 @@ convolution A is one too, [rank, in, h, w], and B is 1x1. Tensors are named as P
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,29 @@ PRESETS = {
     "feed_forward": rf".*({_ATTENTION}|{_FEED_FORWARD})",
     "all": r".*",
 }
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to one layer's weight: `down` is A, `up` is B, in any float type."""
+
+    down: np.ndarray
+    up: np.ndarray
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the layer's weight."""
+        return (len(self.up), *self.down.shape[1:])
+
+    def delta(self, weight: float = 1.0) -> np.ndarray:
+        """weight (alpha / rank) B A, float32, in the shape of the layer's weight."""
+        down, up = (array.astype(np.float32, copy=False).reshape(len(array), -1) for array in (self.down, self.up))
+        return (weight * self.alpha / self.rank) * (up @ down).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -73,18 +96,30 @@ class Adapter:
         for name in own.keys() - self.tensor_shapes().keys():  # new tokens'
             component, _, rest = name.partition(".")
             yield component, rest, own[name]
-        for component in sorted({name.partition(".")[0] for name in self.shapes}):
-            for name, array in pipeline.tensors(component).items():
-                layer = f"{component}.{name.removesuffix('.weight')}"
-                array = array.astype(np.float32)
-                if layer in self.shapes and name.endswith(".weight"):
-                    array += self.scale * product(own[f"{layer}.lora_A.weight"], own[f"{layer}.lora_B.weight"])
-                yield component, name, array
+        yield from added(pipeline, {layer: [(update, 1.0)] for layer, update in self.updates(own).items()})
+
+    def updates(self, tensors: Mapping[str, np.ndarray]) -> dict[str, LowRank]:
+        """By `component.layer`, of A and B by name."""
+        return {
+            layer: LowRank(tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"], self.alpha)
+            for layer in self.shapes
+        }
 
 
-def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """B A in the shape of the layer's weight."""
-    return (b.reshape(len(b), -1) @ a.reshape(len(a), -1)).reshape(len(b), *a.shape[1:])
+def added(
+    pipeline: PipelineDir, updates: Mapping[str, Sequence[tuple[LowRank, float]]]
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(component, name, float32 array) of all weights of the components that have updates, which are added to them.
+
+    `updates`: by `component.layer`, with the weight of each.
+    """
+    for component in sorted({layer.partition(".")[0] for layer in updates}):
+        for name, array in pipeline.tensors(component).items():
+            array = array.astype(np.float32)
+            if name.endswith(".weight"):
+                for update, weight in updates.get(f"{component}.{name.removesuffix('.weight')}", ()):
+                    array += update.delta(weight).reshape(array.shape)
+            yield component, name, array
 
 
 def adapter_of(
@@ -100,7 +135,7 @@ def adapter_of(
     rule = re.compile(PRESETS.get(settings.targets, settings.targets))
     shapes: dict[str, tuple[int, ...]] = {}
     for component in trained_networks(config):
-        known = layers(weights[component] if weights else _shapes(pipeline, component))
+        known = layers(weights[component] if weights else weight_shapes(pipeline, component))
         found = {name: shape for name, shape in known.items() if rule.fullmatch(name)}
         if not found:
             ends = sorted({".".join(name.split(".")[-2:]) for name in known})
@@ -122,7 +157,7 @@ def layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _shapes(pipeline: PipelineDir, component: str) -> dict[str, tuple[int, ...]]:
+def weight_shapes(pipeline: PipelineDir, component: str) -> dict[str, tuple[int, ...]]:
     named = (
         (canonical_name(component, key), spec.shape)
         for specs in pipeline.weights[component].specs.values()

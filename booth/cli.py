@@ -1,4 +1,4 @@
-"""One command line for both backends: train, sample, export, doctor, plan; and torchbooth convert."""
+"""One command line for both backends: train, sample, export, merge, doctor, plan; and torchbooth convert."""
 
 import argparse
 import importlib
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from booth import config as settings
 from booth import export as folder_export
-from booth import export_single_file, loop, pictures, space, tokens
+from booth import export_single_file, loop, lora_file, lora_merge, lora_metadata, pictures, space, tokens
 from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
@@ -105,7 +105,7 @@ _OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=package, description="DreamBooth fine-tuning of Stable Diffusion")
-    commands = parser.add_subparsers(required=True, metavar="train|sample|export|doctor|plan")
+    commands = parser.add_subparsers(required=True, metavar="train|sample|export|merge|doctor|plan")
 
     train = commands.add_parser(
         "train",
@@ -142,18 +142,34 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     sample.add_argument("--out", required=True, type=_path, help="folder for the images")
     sample.set_defaults(run=_sample)
 
-    write = commands.add_parser("export", help="checkpoint or pipeline -> diffusers pipeline folder or single file")
+    write = commands.add_parser("export", help="checkpoint or model -> diffusers pipeline, single file, or LoRA file")
     exported = write.add_mutually_exclusive_group(required=True)
     exported.add_argument("--run", dest="run_dir", type=_path, help="a run folder: its newest checkpoint, or --step")
-    exported.add_argument("--from", dest="model", type=_path, help="a pipeline: folder, hub id, embedded, single file")
+    exported.add_argument(
+        "--from", dest="model", type=_path,
+        help="a pipeline: folder, hub id, embedded, single file; or a LoRA file, to write it in another format",
+    )  # fmt: skip
     _add_model(write, "--from")
     write.add_argument("--step", type=int, help="checkpoint of --run")
-    write.add_argument("--format", choices=("diffusers", "single-file"), default="diffusers")
+    write.add_argument(
+        "--format", choices=("diffusers", "single-file", *lora_file.FORMATS), default="diffusers",
+        help="a pipeline folder; one checkpoint file for WebUIs; or the LoRA alone, for diffusers (peft) or WebUIs"
+        " (kohya)",
+    )  # fmt: skip
     write.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
     write.add_argument("--out", required=True, type=_path, help="folder of the pipeline, or NAME.safetensors")
-    write.add_argument("--title", default="", help="of a single file; default: its name")
-    write.add_argument("--trigger-phrase", help="of a single file; default: the prompt that --run trained with")
+    write.add_argument("--title", default="", help="of a file for WebUIs; default: its name")
+    write.add_argument("--trigger-phrase", help="of a file for WebUIs; default: the prompt that --run trained with")
     write.set_defaults(run=_export)
+
+    merge = commands.add_parser("merge", help="pipeline and LoRA files -> diffusers pipeline folder")
+    merge.add_argument("--from", dest="model", required=True, type=_path, help="a pipeline: folder, hub id, embedded")
+    _add_model(merge, "--from")
+    merge.add_argument("--lora", action="append", required=True, type=_path, help="file; may be given several times")
+    merge.add_argument("--weight", action="append", type=float, default=[], help="of each --lora, in order; default: 1")
+    merge.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
+    merge.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
+    merge.set_defaults(run=_merge)
 
     if package == "torchbooth":
         convert = commands.add_parser("convert", help="checkpoint that is a pickle (.ckpt, .pt, .bin) -> safetensors")
@@ -347,11 +363,14 @@ def _advised(images: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
 
 def _export(package: str, options: argparse.Namespace) -> None:
     out, single = Path(options.out), options.format == "single-file"
+    if options.format in lora_file.FORMATS:
+        _export_lora(package, options)
+        return
     _check_of_run(options, "--from")
     if not single and (options.title or options.trigger_phrase is not None):
-        raise UserError("--title and --trigger-phrase are said in single files; leave them out, or give --format")
+        raise UserError("--title and --trigger-phrase are said in files for WebUIs; leave them out, or give --format")
     if not single and out.suffix == ".safetensors":
-        raise UserError(f"--out {out} is named as a single file; give --format single-file, or a folder")
+        raise UserError(f"--out {out} is named as a file; give --format single-file, kohya or peft, or a folder")
     trained = _find(load_backend(package), options.run_dir, options.step, "fp32") if options.run_dir else None
     pipeline = trained.pipeline if trained else _open_exported(options)
     (export_single_file if single else folder_export).check_target(pipeline, out)
@@ -368,9 +387,7 @@ def _export(package: str, options: argparse.Namespace) -> None:
     tensors = trained.tensors(load_backend(package)) if trained else iter(())
     added = tokens.new_tokens(trained.config) if trained else ()
     if single:
-        spoken = trained.config.instance.prompt.replace("{caption}", "").strip(" ,") if trained else ""
-        for token, file in zip(added, tokens.file_names(added), strict=True):
-            spoken = spoken.replace(token, Path(file).stem)  # as WebUIs call an embedding
+        spoken = tokens.spoken_prompt(trained.config) if trained else ""
         phrase = spoken if options.trigger_phrase is None else options.trigger_phrase
         resolution = trained.config.data.resolution if trained else None
         kept = (tensor for tensor in tensors if tensor[1] != tokens.ROWS)
@@ -400,6 +417,54 @@ def _open_exported(options: argparse.Namespace) -> PipelineDir:
 def _convert(package: str, options: argparse.Namespace) -> None:
     load_backend(package)
     importlib.import_module(f"{package}.pickles").convert(Path(options.file), Path(options.out))
+
+
+def _export_lora(package: str, options: argparse.Namespace) -> None:
+    out, phrase = Path(options.out), options.trigger_phrase
+    if options.format != "kohya" and (options.title or phrase is not None):
+        raise UserError("--title and --trigger-phrase are said in kohya files; leave them out, or give --format kohya")
+    if options.model and (options.verify or options.step is not None):
+        raise UserError(f"--{'verify' if options.verify else 'step'} belongs to --run; with --from leave it out")
+    lora_file.check_target(out)
+    if options.model:
+        file = lora_file.read_lora(Path(options.model))
+        updates = file.layers
+        about = lora_metadata.about_file(file.metadata, updates, out.stem, options.title, phrase or "")
+    else:
+        backend_class = load_backend(package)
+        trained = _find(backend_class, options.run_dir, options.step, "fp32")
+        adapter = adapter_of(trained.config, trained.pipeline)
+        if adapter is None:
+            raise UserError(f"--run {options.run_dir} trained no LoRA (adapter.kind=none); leave --format out")
+        if options.verify:
+            trained.pipeline.verify()
+        backend, state = trained.restore(backend_class)
+        updates = lora_file.updates_of(adapter, backend.tensors(state))
+        about = lora_metadata.about_run(trained.config, trained.pipeline, out.stem, options.title, phrase)
+    lora_file.require_space(out, updates.values())
+    lora_file.write(out, updates, options.format, options.precision, about)
+    log.info("LoRA written to %s", out)
+    if options.run_dir and (added := tokens.new_tokens(trained.config)):
+        log.info("%s: new words are not in it; they are the files in %s/tokens", ", ".join(added), options.run_dir)
+    if options.run_dir and trained.config.train.zero_terminal_snr:
+        log.info(lora_file.ZERO_SNR)
+
+
+def _merge(package: str, options: argparse.Namespace) -> None:
+    paths, out = [Path(path) for path in options.lora], Path(options.out)
+    weights = lora_merge.weights_of(paths, options.weight)
+    loras = [lora_file.read_lora(path) for path in paths]
+    pipeline = _open_model(options)
+    folder_export.check_target(pipeline, out)
+    if options.verify:
+        pipeline.verify()
+    for lora in loras:
+        lora_merge.check_fits(pipeline, lora)
+    size = folder_export.export_size(pipeline, options.precision, pipeline.family.trainable)
+    space.require([space.Need("the pipeline", out, size)], "make room, or merge to another disk")
+    tensors = lora_merge.merged(pipeline, loras, weights)
+    folder_export.export(pipeline, out, tensors, options.precision, merged=lora_merge.record(loras, weights))
+    log.info("%s with %s written to %s", options.model, ", ".join(options.lora), out)
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,14 @@ def export(
     precision: Precision = "source",
     step: int | None = None,
     added: Sequence[str] = (),
+    merged: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes the pipeline with its trained weights to `out`; an earlier export there is replaced when all is done.
 
     `trained` yields (component, canonical name, float32 array), components whole, in any order; one array is held at
     a time. Precision "source": trained weights are float32 and the rest stays as it is; else all weights get that type.
     `step`, the training step, is only recorded. `added`: new tokens, for which the trained text encoder's table has
-    rows at its end; the tokenizer learns them.
+    rows at its end; the tokenizer learns them. `merged`: LoRA files that are in the weights, which is recorded.
 
     Raises UserError if `out` holds something else or cannot be written, or if fp16 cannot hold a weight; RuntimeError
     if a trained component's tensors are not exactly the source's.
@@ -57,7 +58,7 @@ def export(
     try:
         finish_interrupted(out)
         with publish(fresh) as staging:
-            record = _write_pipeline(source, staging, trained, precision, added)
+            record = _write_pipeline(source, staging, trained, precision, added, merged)
             _write_json(staging / RECORD, {"step": step, **record})
         if out.exists():
             rename(out, aside)
@@ -129,6 +130,7 @@ def _write_pipeline(
     trained: Iterable[tuple[str, str, np.ndarray]],
     precision: Precision,
     added: Sequence[str],
+    merged: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Fills a new folder; returns what there is to say about it."""
     out.mkdir()
@@ -147,7 +149,7 @@ def _write_pipeline(
     for component in source.family.networks:
         shutil.copyfile(source.path / component / "config.json", out / component / "config.json")
         if component in writers:
-            writers[component].finish("trained", changes)
+            writers[component].finish("with LoRA" if merged else "trained", changes)
         elif _is_as_wanted(source, component, CODES.get(precision)):
             _copy_weights(source, component, out, changes)
         else:
@@ -171,7 +173,8 @@ def _write_pipeline(
             "variant": source.variant,
             "weights_sha256": _hashes(source),
         },
-        "trained": sorted(writers),
+        "trained": [] if merged else sorted(writers),
+        **({"merged": list(merged)} if merged else {}),
         "precision": precision,
         "weights_sha256": _hashes(open_pipeline(out)),  # which also shows that the folder can be read
         "changed_files": changes,

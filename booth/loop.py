@@ -154,9 +154,12 @@ def _train(
             tensors = keep_embeddings(run.tokens, added, tensors)
         if adapter:
             write_lora(exported, adapter, tensors, precision, last)
-            log.info("LoRA written to %s; `export` makes a pipeline of it", exported / lora_file.FILE)
+            log.info(
+                "LoRA written to %s; `export` makes a pipeline of it, or a file for WebUIs (--format kohya)",
+                exported / lora_file.FILE,
+            )
             if config.train.zero_terminal_snr:
-                log.info("it goes with a scheduler that has rescale_betas_zero_snr=true, timestep_spacing='trailing'")
+                log.info(lora_file.ZERO_SNR)
         else:
             tensors = enlarged(inputs.pipeline, tensors) if added else tensors
             export(as_trained(inputs.pipeline, config), exported, tensors, precision, last, added)

@@ -1,28 +1,108 @@
-"""LoRA files: adapters in the layout that diffusers reads with `pipe.load_lora_weights(folder)`.
+"""LoRA files, read in any layout (`booth.lora_layouts`) and written in two.
 
-Keys are PEFT's, `unet.<layer>.lora_A.weight`; those of the text encoder keep `text_model.`, which current libraries
-leave out on saving and older ones and WebUIs need. Rank and alpha are in the file's metadata, as current diffusers
-writes them; older versions read no alpha there and take the rank for it, which is right unless `adapter.alpha` says
-otherwise.
+PEFT's is what diffusers reads with `pipe.load_lora_weights(folder)`. Layers of the text encoder keep `text_model.`,
+which current libraries leave out on saving and older ones and WebUIs need. Rank and alpha are in the file's metadata,
+as current diffusers writes them; older versions read no alpha there and take the rank for it, which is right unless
+`adapter.alpha` says otherwise. kohya's, for WebUIs, has the alpha of each layer in a tensor.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import load_file, save
+from safetensors import safe_open
+from safetensors.numpy import save
 
-from booth.adapters import Adapter
+from booth import lora_metadata, space
+from booth.adapters import Adapter, LowRank
+from booth.errors import UserError
 from booth.export import RECORD
+from booth.lora_layouts import kohya_key, parsed, peft_key
+from booth.pipeline_dir import read_json, read_specs
 from booth.rundir import write_bytes, write_text
 from booth.safetensors_file import Precision, as_type
 
 FILE = "pytorch_lora_weights.safetensors"
+SUFFIX = ".safetensors"
+FORMATS = ("peft", "kohya")
+ZERO_SNR = "it goes with a scheduler that has rescale_betas_zero_snr=true, timestep_spacing='trailing'"
 
-_DTYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}  # "source" and "fp32": as trained
+_CONFIG = "adapter_config.json"  # which PEFT alone writes beside its files
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}  # "source": as they are
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    path: Path
+    layers: Mapping[str, LowRank]  # by `component.layer`
+    metadata: Mapping[str, str]
+
+
+def read_lora(path: Path) -> LoraFile:
+    """A LoRA file, or that in a folder as diffusers writes it. UserError for anything that is no plain LoRA."""
+    path = path / FILE if path.is_dir() else path
+    if path.suffix in _PICKLES:
+        raise UserError(f"{path} is a pickle, which may run code and is never read; give a {SUFFIX} file")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a LoRA file, NAME{SUFFIX}")
+    specs = read_specs(path)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+        for key in sorted(specs):
+            try:
+                layer, part = parsed(key)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
+            if part in found.setdefault(layer, {}):
+                raise UserError(f"{path} has two tensors for {part} of {layer}; give a file in one layout")
+            found[layer][part] = file.get_tensor(key)
+    if not found:
+        raise UserError(f"{path} is empty; give a LoRA file")
+    config = path.with_name(_CONFIG)
+    alone = all(key.startswith("base_model.model.") for key in specs)
+    if alone and not config.is_file():
+        raise UserError(f"{path} is PEFT's, whose alpha is in {_CONFIG}; put that file beside it")
+    settings = read_json(config) if alone else lora_metadata.peft_settings(path, metadata)
+    return LoraFile(path, {layer: _low_rank(path, layer, found[layer], settings) for layer in sorted(found)}, metadata)
+
+
+def write(
+    path: Path, layers: Mapping[str, LowRank], layout: str, precision: Precision, about: lora_metadata.About
+) -> None:
+    """In one of FORMATS. UserError if the disk is full, or if fp16 cannot hold a number."""
+    if layout == "kohya":
+        write_kohya(path, layers, precision, about)
+    else:
+        write_peft(path, layers, precision)
+
+
+def write_kohya(path: Path, layers: Mapping[str, LowRank], precision: Precision, about: lora_metadata.About) -> None:
+    """UserError if the disk is full, or if fp16 cannot hold a number."""
+    content = {kohya_key(layer, "alpha"): np.array(update.alpha, np.float32) for layer, update in layers.items()}
+    for layer, update in layers.items():
+        content |= {
+            kohya_key(layer, "down"): _typed(layer, update.down, precision),
+            kohya_key(layer, "up"): _typed(layer, update.up, precision),
+        }
+    write_bytes(path, lora_metadata.sealed(content, {"format": "pt", **lora_metadata.kohya(layers, about)}))
+
+
+def write_peft(path: Path, layers: Mapping[str, LowRank], precision: Precision) -> None:
+    """UserError if the disk is full, or if fp16 cannot hold a number."""
+    content: dict[str, np.ndarray] = {}
+    for layer, update in layers.items():
+        content |= {
+            peft_key(layer, "down"): _typed(layer, update.down, precision),
+            peft_key(layer, "up"): _typed(layer, update.up, precision),
+        }
+    write_bytes(path, save(content, {"format": "pt", **lora_metadata.peft(layers)}))
 
 
 def write_lora(
@@ -32,33 +112,54 @@ def write_lora(
 
     UserError if the disk is full, or if fp16 cannot hold a number.
     """
-    dtype: Any = _DTYPES.get(precision, np.float32)
-    content = {
-        f"{component}.{name}": as_type(name, array, dtype) for component, name, array in tensors if ".lora_" in name
-    }
-    assert content.keys() == adapter.tensor_shapes().keys(), "an adapter is exported whole"
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(_metadata(adapter), sort_keys=True)}
-    write_bytes(folder / FILE, save(content, metadata))
+    write_peft(folder / FILE, updates_of(adapter, tensors), precision)
     record = {"step": step, "precision": precision, "rank": adapter.rank, "alpha": adapter.alpha}
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
-def read_lora(folder: Path) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(component, name, float32 array) of what `write_lora` wrote."""
-    for key, array in load_file(folder / FILE).items():
-        component, _, name = key.partition(".")
-        yield component, name, array.astype(np.float32)
+def updates_of(adapter: Adapter, tensors: Iterable[tuple[str, str, np.ndarray]]) -> dict[str, LowRank]:
+    """What a run's adapter adds, by `component.layer`; what else trained is left out."""
+    own = {f"{component}.{name}": array for component, name, array in tensors if ".lora_" in name}
+    assert own.keys() == adapter.tensor_shapes().keys(), "an adapter is exported whole"
+    return adapter.updates(own)
 
 
-def _metadata(adapter: Adapter) -> dict[str, Any]:
-    """Of each component the settings of a `peft.LoraConfig`, with the component before their names."""
-    settings: dict[str, Any] = {}
-    for component in sorted({name.partition(".")[0] for name in adapter.shapes}):
-        # Names to match the ends of: some versions of transformers have the text encoder's layers without text_model.
-        layers = [name.removeprefix("text_model.") for name in adapter.layers(component)]
-        settings |= {
-            f"{component}.r": adapter.rank,
-            f"{component}.lora_alpha": adapter.alpha,
-            f"{component}.target_modules": layers,
-        }
-    return settings
+def check_target(out: Path) -> None:
+    """UserError unless `out` is a free name for a LoRA file."""
+    if out.suffix != SUFFIX:
+        raise UserError(f"--out {out} must end with {SUFFIX}")
+    if out.exists():
+        raise UserError(f"--out {out} exists; choose another name, or delete it")
+
+
+def require_space(out: Path, layers: Iterable[LowRank]) -> None:
+    """UserError if the disk has too little space for them, in float32."""
+    size = sum(4 * (update.down.size + update.up.size) + 600 for update in layers)  # 600: three entries in the header
+    space.require([space.Need("the LoRA", out.parent, size)], "make room, or choose another --out")
+
+
+def _typed(layer: str, array: np.ndarray, precision: Precision) -> np.ndarray:
+    return as_type(layer, array, _DTYPES.get(precision, array.dtype))
+
+
+def _low_rank(path: Path, layer: str, parts: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> LowRank:
+    """UserError if they do not go together."""
+    if missing := [part for part in ("down", "up") if part not in parts]:
+        raise UserError(f"{path}: {layer} has no {missing[0]} matrix; download it again")
+    down, up = parts["down"], parts["up"]
+    is_conv = down.ndim == 4
+    wanted = (len(up), len(down), 1, 1) if is_conv else (len(up), len(down))
+    if down.ndim not in (2, 4) or up.shape != wanted:
+        raise UserError(
+            f"{path}: {layer} is no LoRA: down is {list(down.shape)} and up {list(up.shape)}; they must be [rank, in]"
+            " and [out, rank], or [rank, in, h, w] and [out, rank, 1, 1]"
+        )
+    try:
+        # As it is written: float32's 0.1 is the float 0.1.
+        alpha = parts.get("alpha")
+        value = lora_metadata.peft_alpha(settings, layer, len(down)) if alpha is None else float(str(alpha.reshape(())))
+        if not math.isfinite(value):
+            raise ValueError(f"it is {value}")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: the alpha of {layer} cannot be used ({error}); download it again") from error
+    return LowRank(down, up, value)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from booth.concepts import concepts_of
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.rundir import write_bytes
@@ -81,6 +82,15 @@ def keep_embeddings(
             for file, token, row in zip(file_names(tokens), tokens, array, strict=True):
                 write_bytes(folder / file, save({token: np.ascontiguousarray(row)}, {"format": "pt"}))
         yield component, name, array
+
+
+def spoken_prompt(config: Any) -> str:
+    """The prompts of a run as one says them to a WebUI: without captions, and with the names of new tokens' files."""
+    prompts = [concept.config.instance.prompt.replace("{caption}", "") for concept in concepts_of(config)]
+    text = ", ".join(dict.fromkeys(prompt.strip(" ,") for prompt in prompts))
+    for token, file in zip(new_tokens(config), file_names(new_tokens(config)), strict=True):
+        text = text.replace(token, Path(file).stem)
+    return text.strip(" ,")
 
 
 def file_names(tokens: Sequence[str]) -> list[str]:

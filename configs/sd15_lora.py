@@ -4,8 +4,11 @@
         --config.instance.images=photos --config.instance.prompt="a photo of sks dog" \\
         --config.prior.prompt="a photo of dog"
 
-Either backend. RUN/lora/pytorch_lora_weights.safetensors is for `pipe.load_lora_weights`. The learning rate is the one
-that the published recipes use; not yet tried with the real model here.
+Either backend. RUN/lora/pytorch_lora_weights.safetensors is for `pipe.load_lora_weights`; for WebUIs
+
+    torchbooth export --run runs/dog --format kohya --out dog.safetensors
+
+The learning rate is the one that the published recipes use; not yet tried with the real model here.
 """
 
 from booth.config import default_config

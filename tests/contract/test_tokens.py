@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from booth import cli, loop
 from booth.errors import UserError
+from booth.lora_file import read_lora
 from booth.pipeline_dir import open_pipeline
 from booth.tokens import TABLE, file_names
 
@@ -104,6 +105,12 @@ def test_tokens_beside_what_else_trains(configured, tmp_path, fields):
     assert len(pipe.tokenizer) == len(pipe.text_encoder.get_input_embeddings().weight) == 1026
     assert np.array_equal(pipe.text_encoder.get_input_embeddings().weight[1024:].detach(), learned["torchbooth"])
     assert (tmp_path / "torchbooth" / "lora").exists() == ("adapter.kind" in fields)
+    if "adapter.kind" in fields:
+        command = ["export", "--run", str(tmp_path / "torchbooth"), "--format", "kohya", "--out", f"{out}.safetensors"]
+        assert cli.main("torchbooth", command) == 0
+        lora = read_lora(tmp_path / "out.safetensors")
+        assert lora.metadata["modelspec.trigger_phrase"] == "a photo of saya_token in its_colour", "as files are named"
+        assert lora.layers.keys() == read_lora(tmp_path / "torchbooth" / "lora").layers.keys(), "without new words"
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,11 @@ def test_export_a_checkpoint(run_dir, main, tmp_path):
     assert any(not np.array_equal(newest[name].astype(np.float16), half[name]) for name in whole)
 
 
+def test_a_run_without_lora(run_dir, main, tmp_path):
+    outcome = main("torchbooth", "export", "--run", run_dir, "--format", "kohya", "--out", tmp_path / "x.safetensors")
+    assert refusal(outcome) == f"--run {run_dir} trained no LoRA (adapter.kind=none); leave --format out"
+
+
 def test_dry_run(job, main, tmp_path):
     arguments = [*job(tmp_path / "run", train__learning_rate="3e-6"), "--dry-run"]
     outcome = main("torchbooth", "train", *arguments)
@@ -157,7 +162,7 @@ def test_a_refusal_in_a_process_of_its_own(run, job, tmp_path):
      ("train.steps", "many", "train.steps='many' must be of type int"),
      ("train.learning_rate", "-1", "train.learning_rate=-1.0 must be at least 0"),
      ("train.learning_rate", "nan", "train.learning_rate=nan must be a finite number"),
-     ("train.optimizer", "sgd", "train.optimizer='sgd' must be one of 'adamw', 'adamw8bit', 'lion'"),
+     ("train.optimizer", "sgd", "train.optimizer='sgd' must be one of 'adamw', 'prodigy', 'adamw8bit'"),
      ("prior.prompt", "", "prior.weight=1.0 needs prior.prompt"),
      ("data.resolution", "100", "data.resolution: image size 100x100 must be a multiple of 8")],
 )  # fmt: skip
@@ -230,7 +235,7 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "arguments are required: train|sample|export|doctor|plan; torchbooth --help shows"),
+    [([], "arguments are required: train|sample|export|merge|doctor|plan; torchbooth --help shows"),
      (["teach"], "invalid choice: 'teach'"),
      (["train"], "arguments are required: --config"),
      (["train", "--config", "SMOKE"], "--workdir is missing; give the folder the run is to live in"),
@@ -254,9 +259,9 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
      (["export", "--from", "RUN", "--out", "o"], "is a run folder; give it with --run, or its "),
      (["export", "--from", "TINY", "--out", "o", "--step", "3"], "--step names a checkpoint of --run; with --from"),
      (["export", "--run", "RUN", "--out", "o", "--model-config", "x"], "--model-config belongs to --from"),
-     (["export", "--run", "RUN", "--out", "o", "--title", "x"], "are said in single files"),
+     (["export", "--run", "RUN", "--out", "o", "--title", "x"], "are said in files for WebUIs"),
      (["export", "--from", "TINY", "--out", "o", "--format", "onnx"], "invalid choice: 'onnx'"),
-     (["export", "--from", "TINY", "--out", "o.safetensors"], "give --format single-file, or a folder"),
+     (["export", "--from", "TINY", "--out", "o.safetensors"], "give --format single-file, kohya or peft, or a folder"),
      (["export", "--from", "TINY", "--out", "o.ckpt", "--format", "single-file"], "must end with .safetensors"),
      (["sample", "--model", "none.safetensors", "--prompt", "a", "--out", "o"], "none.safetensors: no such file"),
      (["sample", "--model", "TINY", "--model-config", "x", "--prompt", "a", "--out", "o"], "is for single files")],

@@ -104,8 +104,8 @@ def tiny(tiny_pipeline, photos):
     def tiny(words):
         steps = [f"{option}={int(words[words.index(option) + 1]) // 200}"
                  for option in ("--from-step", "--step") if option in words]  # fmt: skip
-        sampling = ["--steps=2", "--size=64"] if words[1] == "sample" else []
-        return steps + (training(words) if words[0] == "python" else sampling)
+        others = {"sample": ["--steps=2", "--size=64"], "merge": [f"--from={tiny_pipeline}"]}
+        return steps + (training(words) if words[0] == "python" else others.get(words[1], []))
 
     return tiny
 
@@ -118,14 +118,17 @@ def tiny(tiny_pipeline, photos):
 def test_our_commands(words, folder, tiny, main, monkeypatch):
     monkeypatch.chdir(folder)
     package, command = words[2].split(".") if words[0] == "python" else words[:2]
-    assert package in ("torchbooth", "jaxbooth") and command in ("train", "sample", "export")
+    assert package in ("torchbooth", "jaxbooth") and command in ("train", "sample", "export", "merge")
     done = main(package, command, *words[3 if words[0] == "python" else 2 :], *tiny(words))
     assert done.code == 0, done.err
     made = Path(words[words.index("--workdir" if command == "train" else "--out") + 1])
     if command == "train":
-        assert (made / "pipeline" / "model_index.json").is_file()
+        lora = any("lora" in word for word in words)
+        assert (made / ("lora/pytorch_lora_weights.safetensors" if lora else "pipeline/model_index.json")).is_file()
         again = "--config.train.steps=1200" in words
         assert ("resumed from step 3" in done.err, "resumed from step 4" in done.err) == ("--from-step" in words, again)
         assert list((made / "samples").glob("*.png")) or "samples.every_steps" not in " ".join(words)
+    elif made.suffix != ".safetensors":
+        assert (made / ("grid.png" if command == "sample" else "model_index.json")).is_file()
     else:
-        assert (made / {"sample": "grid.png", "export": "model_index.json"}[command]).is_file()
+        assert made.is_file()

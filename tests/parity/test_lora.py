@@ -10,10 +10,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from booth import loop
+from booth import cli, loop
 from booth.adapters import adapter_of
 from booth.config import set_field
-from booth.lora_file import FILE
+from booth.lora_file import FILE, read_lora
 from booth.pipeline_dir import open_pipeline
 
 STEPS = 20
@@ -111,6 +111,25 @@ def test_the_file(trained):
     assert settings["unet.r"] == 4 and settings["text_encoder.lora_alpha"] == 4.0
     assert (run.pipeline / FILE).stat().st_size < 1_000_000
     assert not (run.path / "pipeline").exists()
+
+
+@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
+def test_a_file_for_webuis(trained, package, tmp_path, capsys):
+    """`export --run --format kohya`: the tensors of the run's own file, and what the run knows of them."""
+    config, run = trained(package, "text encoder")
+    command = ["export", "--run", str(run.path), "--format", "kohya", "--out", str(tmp_path / "robot.safetensors")]
+    assert cli.main(package, command) == 0
+    ours, theirs = read_lora(run.pipeline), read_lora(tmp_path / "robot.safetensors")
+    assert ours.layers.keys() == theirs.layers.keys() and not any(".lora_A." in key for key in load_file(command[-1]))
+    for layer, update in ours.layers.items():
+        other = theirs.layers[layer]
+        assert np.array_equal(update.down, other.down) and np.array_equal(update.up, other.up)
+        assert update.alpha == other.alpha == 4.0
+    said = theirs.metadata
+    assert said["ss_output_name"] == "robot" and said["ss_sd_model_name"] == "tiny" and said["ss_v2"] == "False"
+    assert said["modelspec.architecture"] == "stable-diffusion-v1/lora" and said["modelspec.resolution"] == "64x64"
+    assert said["modelspec.trigger_phrase"] == config.instance.prompt
+    assert cli.main(package, command) == 2 and "exists; choose another name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])

@@ -1,0 +1,451 @@
+"""LoRA files in every layout: names undone, nothing lost on the way, merging, and one line for what cannot work."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from booth import cli, space
+from booth.adapters import LowRank, layers, weight_shapes
+from booth.errors import UserError
+from booth.lora_file import read_lora, write
+from booth.lora_layouts import kohya_key, parsed, peft_key
+from booth.lora_metadata import About
+from booth.pipeline_dir import open_pipeline
+from booth.tokens import ROWS, keep_embeddings, spoken_prompt
+
+QUERY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+OUT = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
+CONV = "unet.up_blocks.0.resnets.0.conv1"
+TEXT = "text_encoder.text_model.encoder.layers.1.self_attn.out_proj"
+MLP = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+WEIGHTS = ("unet/diffusion_pytorch_model", "text_encoder/model")
+LAYERS = (QUERY, OUT, CONV, TEXT, MLP)
+
+
+def low_rank(shape, rank=2, alpha=1.5, seed=0):
+    generator = np.random.default_rng(seed)
+    out, *rest = shape
+    down = generator.normal(size=(rank, *rest)).astype(np.float32)
+    return LowRank(down, generator.normal(size=(out, rank, *(1 for _ in rest[1:]))).astype(np.float32), alpha)
+
+
+@pytest.fixture(scope="module")
+def shapes(tiny_pipeline):
+    pipeline = open_pipeline(tiny_pipeline)
+    return {f"{c}.{n}": s for c in ("unet", "text_encoder") for n, s in layers(weight_shapes(pipeline, c)).items()}
+
+
+@pytest.fixture
+def lora(shapes):
+    return {layer: low_rank(shapes[layer], seed=place) for place, layer in enumerate(LAYERS)}
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(
+        np.array_equal(one[layer].down, two[layer].down)
+        and np.array_equal(one[layer].up, two[layer].up)
+        and one[layer].alpha == two[layer].alpha
+        for layer in one
+    )
+
+
+def run(*arguments):
+    return cli.main("torchbooth", list(map(str, arguments)))
+
+
+def tensors(folder, component):
+    return open_pipeline(folder).tensors(component)
+
+
+@pytest.mark.parametrize("source", ["tiny_pipeline", "tiny_sd2_pipeline", "embedded"])
+def test_underscores_can_be_undone(request, source):
+    """For every layer that an adapter can have, and no two share a key."""
+    pipeline = open_pipeline("embedded" if source == "embedded" else request.getfixturevalue(source))
+    names = [f"{c}.{n}" for c in ("unet", "text_encoder") for n in layers(weight_shapes(pipeline, c))]
+    for part in ("down", "up", "alpha"):
+        keys = [kohya_key(name, part) for name in names]
+        assert [parsed(key) for key in keys] == [(name, part) for name in names]
+        assert len(set(keys)) == len(names) > 50
+    assert [parsed(peft_key(name, "up")) for name in names] == [(name, "up") for name in names]
+
+
+def test_names_are_those_of_kohyas_trainer():
+    """As they are in files that it wrote; the convolutions by its conv_dim."""
+    assert (
+        kohya_key(OUT, "down")
+        == "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0.lora_down.weight"
+    )
+    assert kohya_key(TEXT, "up") == "lora_te_text_model_encoder_layers_1_self_attn_out_proj.lora_up.weight"
+    assert kohya_key(MLP, "alpha") == "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha"
+    conv = kohya_key("unet.down_blocks.1.resnets.0.time_emb_proj", "down")
+    assert conv == "lora_unet_down_blocks_1_resnets_0_time_emb_proj.lora_down.weight"
+
+
+@pytest.mark.parametrize(
+    ("key", "layer", "part"),
+    [
+        (f"{QUERY}.lora_A.weight", QUERY, "down"),
+        (f"{QUERY}.lora_B.default.weight", QUERY, "up"),
+        (f"{QUERY}.lora.down.weight", QUERY, "down"),
+        (f"{QUERY.replace('attn1', 'attn1.processor')}_lora.up.weight", QUERY, "up"),
+        (f"{OUT.removesuffix('.0').replace('attn2', 'attn2.processor')}_lora.up.weight", OUT, "up"),
+        (f"{OUT.removesuffix('.0').removeprefix('unet.')}_lora.down.weight", OUT, "down"),
+        (f"{CONV.replace('unet.', 'base_model.model.')}.lora_A.weight", CONV, "down"),
+        (f"{CONV.replace('unet.', 'unet.base_model.model.')}.lora_B.weight", CONV, "up"),
+        (f"{TEXT.replace('text_encoder.', 'base_model.model.')}.lora_A.weight", TEXT, "down"),
+        (f"{TEXT.replace('text_model.', '')}.lora_A.weight", TEXT, "down"),
+        (f"{TEXT.replace('out_proj', 'to_out_lora')}.down.weight", TEXT, "down"),
+        (f"{TEXT}.lora_linear_layer.up.weight", TEXT, "up"),
+        (f"{MLP}.lora_linear_layer.down.weight", MLP, "down"),
+        (f"{MLP}.alpha", MLP, "alpha"),
+        (kohya_key(TEXT, "up").replace("lora_te_", "lora_te1_"), TEXT, "up"),
+    ],
+)
+def test_keys_of_others(key, layer, part):
+    assert parsed(key) == (layer, part)
+
+
+@pytest.mark.parametrize("alphas", [(1.5, 1.5), (1.5, 0.1), (0.7, 8.0)])
+def test_there_and_back(lora, tmp_path, alphas):
+    """diffusers' -> kohya's -> diffusers': the same tensors and alphas, whether all are the same or not."""
+    lora = {k: LowRank(u.down, u.up, alphas[place % 2]) for place, (k, u) in enumerate(sorted(lora.items()))}
+    first, middle, last = (tmp_path / f"{name}.safetensors" for name in ("first", "middle", "last"))
+    write(first, lora, "peft", "source", About("", ""))
+    assert run("export", "--from", first, "--format", "kohya", "--out", middle) == 0
+    assert run("export", "--from", middle, "--format", "peft", "--out", last) == 0
+    before, after = load_file(first), load_file(last)
+    assert before.keys() == after.keys() and not before.keys() & load_file(middle).keys()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+    assert read_lora(first).metadata == read_lora(last).metadata
+    assert same(read_lora(middle).layers, lora)
+
+
+@pytest.mark.parametrize(("precision", "code"), [("fp16", "F16"), ("bf16", "BF16"), ("fp32", "F32")])
+def test_precision(lora, tmp_path, precision, code):
+    """Of the matrices; the alphas stay exact, and a file in half precision stays so."""
+    write(tmp_path / "a.safetensors", lora, "kohya", precision, About("a", "A"))
+    assert (
+        run("export", "--from", tmp_path / "a.safetensors", "--format", "kohya", "--out", tmp_path / "b.safetensors")
+        == 0
+    )
+    with safe_open(tmp_path / "b.safetensors", framework="np") as file:
+        assert {file.get_slice(key).get_dtype() for key in file.keys() if "lora_" in key.partition(".")[2]} == {code}  # noqa: SIM118
+    assert {update.alpha for update in read_lora(tmp_path / "b.safetensors").layers.values()} == {1.5}
+
+
+def test_what_webuis_read(lora, tmp_path):
+    about = About("saya", "Saya", "sd2", "v", 768, "stable-diffusion-2-1", "a photo of sks girl, portrait")
+    write(tmp_path / "saya.safetensors", lora, "kohya", "source", about)
+    said = read_lora(tmp_path / "saya.safetensors").metadata
+    wanted = {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "2",
+        "ss_network_alpha": "1.5",
+        "ss_network_args": '{"conv_dim": "2", "conv_alpha": "1.5"}',
+        "ss_output_name": "saya",
+        "ss_sd_model_name": "stable-diffusion-2-1",
+        "ss_v2": "True",
+        "ss_base_model_version": "sd_v2_v",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v2-768-v/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": "Saya",
+        "modelspec.resolution": "768x768",
+        "modelspec.prediction_type": "v",
+        "modelspec.trigger_phrase": "a photo of sks girl, portrait",
+    }
+    assert {key: said.get(key) for key in wanted} == wanted
+    assert json.loads(said["ss_tag_frequency"]) == {"instance": {"a photo of sks girl": 1, "portrait": 1}}
+    # What a file says is kept when it is written anew; what nobody knows is not said.
+    other = tmp_path / "other.safetensors"
+    assert (
+        run(
+            "export",
+            "--from",
+            tmp_path / "saya.safetensors",
+            "--format",
+            "kohya",
+            "--trigger-phrase",
+            "zwx",
+            "--out",
+            other,
+        )
+        == 0
+    )
+    again = read_lora(other).metadata
+    assert again["ss_v2"] == "True" and again["ss_output_name"] == "other" and again["modelspec.title"] == "Saya"
+    assert (
+        again["modelspec.trigger_phrase"] == "zwx" and again["modelspec.hash_sha256"] == said["modelspec.hash_sha256"]
+    )
+    write(tmp_path / "bare.safetensors", lora, "kohya", "source", About("bare", "bare"))
+    assert (
+        not {"ss_v2", "ss_base_model_version", "modelspec.architecture"}
+        & read_lora(tmp_path / "bare.safetensors").metadata.keys()
+    )
+
+
+@pytest.mark.parametrize(("width", "second"), [(768, "False"), (1024, "True")])
+def test_the_family_of_a_file(tmp_path, width, second):
+    """By the width of the context that its cross-attention takes."""
+    lora = {OUT.replace("to_out.0", "to_k"): low_rank((8, width))}
+    write(tmp_path / "a.safetensors", lora, "peft", "source", About("", ""))
+    assert (
+        run("export", "--from", tmp_path / "a.safetensors", "--format", "kohya", "--out", tmp_path / "b.safetensors")
+        == 0
+    )
+    assert read_lora(tmp_path / "b.safetensors").metadata["ss_v2"] == second
+
+
+def test_alphas_of_peft_alone(lora, tmp_path):
+    """They are in the config beside the file; rank-stabilized ones are over the root of the rank."""
+    file = tmp_path / "adapter_model.safetensors"
+    content = {}
+    for layer, update in lora.items():
+        name = "base_model.model." + layer.partition(".")[2]
+        content |= {f"{name}.lora_A.weight": update.down, f"{name}.lora_B.weight": update.up}
+    save_file(content, file)
+    with pytest.raises(UserError, match=r"whose alpha is in adapter_config\.json; put that file beside it"):
+        read_lora(file)
+    config = {"r": 2, "lora_alpha": 4, "alpha_pattern": {"fc1": 6}, "use_rslora": False}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    wanted = {layer: LowRank(u.down, u.up, 6.0 if layer == MLP else 4.0) for layer, u in lora.items()}
+    assert same(read_lora(file).layers, wanted)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
+    assert read_lora(file).layers[QUERY].alpha == 4 * math.sqrt(2)
+
+
+def test_without_alphas_they_are_the_ranks(lora, tmp_path):
+    content = {peft_key(layer, "down"): update.down for layer, update in lora.items()}
+    content |= {peft_key(layer, "up"): update.up for layer, update in lora.items()}
+    save_file(content, tmp_path / "a.safetensors")
+    assert {update.alpha for update in read_lora(tmp_path / "a.safetensors").layers.values()} == {2.0}
+
+
+def test_several_are_added(lora, shapes, tiny_pipeline, tmp_path):
+    """Each with its weight, by the formula; nothing else of the pipeline changes, and the record names them."""
+    second = {layer: low_rank(shapes[layer], rank=3, alpha=9.0, seed=9) for layer in (QUERY, CONV)}
+    write(tmp_path / "one.safetensors", lora, "kohya", "source", About("one", "one"))
+    write(tmp_path / "two.safetensors", second, "peft", "source", About("", ""))
+    out = tmp_path / "merged"
+    files = [part for name in ("one", "two") for part in ("--lora", tmp_path / f"{name}.safetensors")]
+    command = ("merge", "--from", tiny_pipeline, *files, "--weight", 0.5, "--weight", -2)
+    assert run(*command, "--out", out) == 0
+    for component in ("unet", "text_encoder", "vae"):
+        before, after = tensors(tiny_pipeline, component), tensors(out, component)
+        assert before.keys() == after.keys()
+        for name, array in before.items():
+            layer = f"{component}.{name.removesuffix('.weight')}"
+            wanted = array.astype(np.float64)
+            for weight, update in ((0.5, lora.get(layer)), (-2, second.get(layer))):
+                if update and name.endswith(".weight"):
+                    product = update.up.reshape(len(update.up), -1) @ update.down.reshape(update.rank, -1)
+                    wanted = wanted + weight * update.alpha / update.rank * product.reshape(array.shape)
+            if layer in lora:
+                np.testing.assert_allclose(after[name], wanted, rtol=1e-5, atol=1e-5)
+            else:
+                assert np.array_equal(after[name], array), name
+    record = json.loads((out / "export.json").read_text(encoding="utf-8"))
+    assert [(entry["file"], entry["weight"]) for entry in record["merged"]] == [
+        ("one.safetensors", 0.5),
+        ("two.safetensors", -2),
+    ]
+    assert record["step"] is None and record["trained"] == []
+    assert {record["changed_files"][f"{name}.safetensors"] for name in WEIGHTS} == {"with LoRA"}
+    assert run(*command, "--precision", "fp16", "--out", out) == 0, "an earlier one is replaced"
+
+
+def test_linear_layers_as_pointwise_convolutions(tiny_pipeline, shapes, tmp_path):
+    """Some trainers write one for the other."""
+    layer = "unet.mid_block.attentions.0.proj_in"
+    assert shapes[layer][2:] == (1, 1)
+    update = low_rank(shapes[layer][:2])
+    write(tmp_path / "a.safetensors", {layer: update}, "kohya", "source", About("a", "a"))
+    assert run("merge", "--from", tiny_pipeline, "--lora", tmp_path / "a.safetensors", "--out", tmp_path / "out") == 0
+    name = "mid_block.attentions.0.proj_in.weight"
+    moved = tensors(tmp_path / "out", "unet")[name] - tensors(tiny_pipeline, "unet")[name]
+    np.testing.assert_allclose(moved[..., 0, 0], 0.75 * update.up @ update.down, atol=1e-5)
+
+
+@pytest.fixture
+def refusal(capsys):
+    def refusal(*arguments):
+        capsys.readouterr()
+        assert run(*arguments) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.count("\n") == 1, said.err
+        return said.err.removeprefix("torchbooth: error: ").rstrip("\n")
+
+    return refusal
+
+
+def test_loras_of_other_models(lora, shapes, tiny_pipeline, tiny_sd2_pipeline, tmp_path, refusal):
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    second = {key: low_rank((shapes[key][0], shapes[key][1] + 32))}
+    write(tmp_path / "wide.safetensors", second, "kohya", "source", About("a", "a"))
+    said = refusal("merge", "--from", tiny_pipeline, "--lora", tmp_path / "wide.safetensors", "--out", tmp_path / "out")
+    assert f"does not fit {tiny_pipeline}, Stable Diffusion 1.x: {key} [" in said and "instead of [" in said
+    write(
+        tmp_path / "deep.safetensors",
+        {CONV.replace("blocks.0", "blocks.7"): lora[CONV]},
+        "kohya",
+        "source",
+        About("a", "a"),
+    )
+    said = refusal("merge", "--from", tiny_pipeline, "--lora", tmp_path / "deep.safetensors", "--out", tmp_path / "out")
+    assert "which has no unet.up_blocks.7.resnets.0.conv1; give a LoRA that was trained from such a model" in said
+    assert not (tmp_path / "out").exists()
+
+
+def down(name="lora_unet_conv_in"):
+    return {f"{name}.lora_down.weight": np.ones((2, 4), np.float32)}
+
+
+UP = {"lora_unet_conv_in.lora_up.weight": np.ones((8, 2), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "is empty"),
+        (down(), "unet.conv_in has no up matrix"),
+        (UP, "unet.conv_in has no down matrix"),
+        (down() | {k: np.ones((8, 3), np.float32) for k in UP}, r"down is \[2, 4\] and up \[8, 3\]"),
+        (down() | UP | {"lora_unet_conv_in.alpha": np.array(np.nan)}, "alpha of unet.conv_in cannot be used"),
+        (down() | UP | {"lora_unet_conv_in.alpha": np.ones(2, np.float32)}, "alpha of unet.conv_in cannot be used"),
+        (down() | UP | {"unet.conv_in.lora_A.weight": np.ones((2, 4), np.float32)}, "two tensors for down of unet"),
+        ({k: v.astype(np.int8) for k, v in (down() | UP).items()}, "has type I8, not a float type"),
+        ({"conv_in.weight": np.ones((2, 2), np.float32)}, "conv_in.weight is no part of a LoRA"),
+        ({"<saya>": np.ones(8, np.float32)}, "<saya> is no part of a LoRA"),
+        (down() | UP | {"lora_unet_conv_in.dora_scale": np.ones(8, np.float32)}, "DoRA"),
+        ({"unet.conv_in.lora_magnitude_vector": np.ones(8, np.float32)}, "DoRA"),
+        ({"lora_unet_conv_in.lora_mid.weight": np.ones((2, 2, 3, 3), np.float32)}, "LoCon with a third"),
+        ({"lora_unet_conv_in.hada_w1_a": np.ones((2, 2), np.float32)}, "LoHa"),
+        ({"lora_unet_conv_in.lokr_w1": np.ones((2, 2), np.float32)}, "LoKr"),
+        ({"lora_unet_conv_in.diff": np.ones((2, 2), np.float32)}, "whole differences"),
+        (down("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "Stable Diffusion XL"),
+        (down("lora_unet_input_blocks_1_1_proj_in"), "numbered as in LoRAs of Stable Diffusion XL"),
+        (down("transformer.blocks.0.to_q"), "Stable Diffusion 3 or FLUX"),
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_lora(content, said, tmp_path, refusal):
+    file = tmp_path / "a.safetensors"
+    save_file(content, file)
+    with pytest.raises(UserError, match=said):
+        read_lora(file)
+    line = refusal("export", "--from", file, "--format", "peft", "--out", tmp_path / "b.safetensors")
+    assert str(file) in line and not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["no JSON", "[1]", '{"unet.lora_alpha": "many"}', '{"unet.lora_alpha": NaN}', '{"unet.alpha_pattern": [3]}',
+     '{"unet.alpha_pattern": {"conv_in": {}}}', '{"unet.use_dora": true}', "[" * 100_000],
+)  # fmt: skip
+def test_broken_settings(metadata, tmp_path):
+    content = {
+        "unet.conv_in.lora_A.weight": np.ones((2, 4), np.float32),
+        "unet.conv_in.lora_B.weight": np.ones((8, 2), np.float32),
+    }
+    save_file(content, tmp_path / "a.safetensors", {"lora_adapter_metadata": metadata})
+    with pytest.raises(UserError, match=r"cannot be used|is broken"):
+        read_lora(tmp_path / "a.safetensors")
+
+
+def test_broken_files(lora, tmp_path, refusal):
+    """Cut anywhere, or with other bytes in the header: one line, or it is a LoRA all the same."""
+    good = tmp_path / "good.safetensors"
+    write(good, lora, "kohya", "source", About("a", "a"))
+    content, generator = good.read_bytes(), np.random.default_rng(0)
+    bad = tmp_path / "bad.safetensors"
+    for length in generator.integers(0, len(content) - 1, 20):
+        bad.write_bytes(content[:length])
+        with pytest.raises(UserError, match="truncated or broken"):
+            read_lora(bad)
+    assert "truncated or broken" in refusal("merge", "--from", "embedded", "--lora", bad, "--out", tmp_path / "x")
+    refused = 0
+    for _ in range(60):
+        changed = bytearray(content)
+        for place in generator.integers(0, 8 + int.from_bytes(content[:8], "little"), 3):
+            changed[place] = generator.integers(32, 127)
+        bad.write_bytes(changed)
+        try:
+            read_lora(bad)
+        except UserError as error:
+            refused += "\n" not in str(error)
+    assert refused > 20
+
+
+EXPORT, MERGE = "export --from a.safetensors --format", "merge --from embedded --lora a.safetensors --out"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("export --from none.safetensors --format kohya --out b.safetensors", "none.safetensors: no such file"),
+        ("export --from a.pt --format kohya --out b.safetensors", "a.pt is a pickle"),
+        ("export --from a.safetensors --out b", "is a LoRA file, no model; give the checkpoint that it is for"),
+        ("export --run none --format kohya --out b.safetensors", "none is not a run folder"),
+        ("export --format kohya --out b.safetensors", "one of the arguments --run --from is required"),
+        (f"{EXPORT} lycoris --out b.safetensors", "invalid choice: 'lycoris'"),
+        (f"{EXPORT} kohya --out b.pt", "--out b.pt must end with .safetensors"),
+        (f"{EXPORT} kohya --out a.safetensors", "a.safetensors exists"),
+        (f"{EXPORT} kohya --step 1 --out b.safetensors", "--step belongs to --run"),
+        (f"{EXPORT} kohya --verify --out b.safetensors", "--verify belongs to --run"),
+        (f"{EXPORT} peft --title A --out b.safetensors", "are said in kohya files"),
+        (f"{EXPORT} peft --run r --out b.safetensors", "not allowed with"),
+        ("merge --from embedded --lora none.safetensors --out b", "none.safetensors: no such file"),
+        ("merge --from none --lora a.safetensors --out b", "none: no such folder"),
+        (f"{MERGE} full", "it holds other files"),
+        (f"{MERGE} b --weight nan", "must be a finite number"),
+        (f"{MERGE} b --weight 1 --weight 1", "--weight is given 2 times and --lora 1"),
+        (f"{MERGE} b --weight much", "invalid float value"),
+    ],
+)
+def test_what_cannot_work(lora, command, said, tmp_path, monkeypatch, refusal):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.safetensors", lora, "kohya", "source", About("a", "a"))
+    (tmp_path / "a.pt").write_bytes(b"pickle")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "photo.png").touch()
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    assert said in refusal(*command.split())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk(lora, tiny_pipeline, tmp_path, monkeypatch, refusal):
+    write(tmp_path / "a.safetensors", lora, "kohya", "source", About("a", "a"))
+    monkeypatch.setattr(space, "free", lambda folder: 100)
+    said = refusal(
+        "export", "--from", tmp_path / "a.safetensors", "--format", "peft", "--out", tmp_path / "b.safetensors"
+    )
+    assert "(the LoRA " in said and "0.1 KB are free; make room, or choose another --out" in said
+    said = refusal("merge", "--from", tiny_pipeline, "--lora", tmp_path / "a.safetensors", "--out", tmp_path / "b")
+    assert "(the pipeline " in said
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_embeddings_are_read_everywhere(tmp_path):
+    """One tensor, [width], under the token: diffusers takes the key for the word, WebUIs the file's name.
+
+    AUTOMATIC1111 and ComfyUI take the only tensor of a file whatever its key; InvokeAI knows the model by its width.
+    """
+    rows = np.arange(16, dtype=np.float32).reshape(2, 8)
+    list(keep_embeddings(tmp_path, ["<saya>", "<its_colour>"], [("text_encoder", ROWS, rows)]))
+    for name, token, row in zip(("saya", "its_colour"), ("<saya>", "<its_colour>"), rows, strict=True):
+        content = load_file(tmp_path / f"{name}.safetensors")
+        assert list(content) == [token] and content[token].shape == (8,) and np.array_equal(content[token], row)
+
+
+def test_what_a_run_is_prompted_with(tiny_config):
+    config = tiny_config
+    config.instance.prompt = "a photo of <saya_token>, {caption}"
+    config.tokens.add = ("<saya_token>=girl",)
+    assert spoken_prompt(config) == "a photo of saya_token"
+    config.tokens.add = ()
+    config.concepts = ({"instance.prompt": "a photo of sks dog"}, {"instance.prompt": "a photo of zwx cat"})
+    assert spoken_prompt(config) == "a photo of sks dog, a photo of zwx cat"
