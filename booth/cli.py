@@ -1,4 +1,4 @@
-"""One command line for both backends: train, sample, export; and jaxbooth plan."""
+"""One command line for both backends: train, sample, export, report, doctor, plan."""
 
 import argparse
 import importlib
@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from booth import config as settings
-from booth import loop, pictures, space, tokens
+from booth import loop, pictures, report, space, tokens
 from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
@@ -29,7 +29,7 @@ from booth.inputs import as_trained, load_tokenizer
 from booth.numbers import with_numbers
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.progress import progress
-from booth.rundir import checkpoint_folder, pinned_revision, read_record, recorded_config, write_text
+from booth.rundir import checkpoint_folder, locked, pinned_revision, read_record, recorded_config, write_text
 from booth.sampling import ImageRequest, Sampler
 from booth.solvers import SOLVERS
 from booth.space import readable
@@ -103,7 +103,7 @@ _OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=package, description="DreamBooth fine-tuning of Stable Diffusion")
-    commands = parser.add_subparsers(required=True, metavar="train|sample|export|doctor|plan")
+    commands = parser.add_subparsers(required=True, metavar="train|sample|export|report|doctor|plan")
 
     train = commands.add_parser(
         "train",
@@ -147,6 +147,10 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     write.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
     write.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
     write.set_defaults(run=_export)
+
+    look = commands.add_parser("report", help="RUN/report.html: what a run has made so far, to look at")
+    look.add_argument("run_dir", metavar="RUN", type=_path, help="the run folder, of either backend")
+    look.set_defaults(run=_report)
 
     doctor = commands.add_parser("doctor", help="advice about photos and prompts, without training")
     doctor.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
@@ -221,6 +225,13 @@ def _train(package: str, options: argparse.Namespace) -> None:
         importlib.import_module(f"{package}.hosts").start(*named)
     meant = None if options.accept_changes else [name for name, _ in options.overrides]
     loop.train(backend_class, config, options.workdir, options.from_step, meant)
+
+
+def _report(package: str, options: argparse.Namespace) -> None:
+    folder = Path(options.run_dir)
+    read_record(folder)  # nothing is written into another folder, not even a lock
+    with locked(folder):
+        log.info("written: %s", report.write(folder))
 
 
 def _doctor(package: str, options: argparse.Namespace) -> None:
