@@ -149,7 +149,7 @@ def test_it_can_be_read_by_all_and_at_any_width(finished):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(set(ids)) == len(ids) and {label["for"] for label in page.of("label")} <= set(ids)
     style = page.text("style")
-    wide = re.findall(r"(?<!max-)width:\s*([\d.]+)(rem|px)|minmax\(([\d.]+)(rem|px)", style)
+    wide = re.findall(r"(?<!max-)(?<!\(min-)width:\s*([\d.]+)(rem|px)|minmax\(([\d.]+)(rem|px)", style)
     sizes = [float(a or b) * (16 if "rem" in (c, d) else 1) for a, c, b, d in wide]
     assert sizes and max(sizes) <= 360 - 2 * 16
     for variables in re.findall(r"\{\s*(--page[^}]*)\}", style):
