@@ -23,6 +23,7 @@ from booth.config import load_config, resolved
 from booth.errors import UserError
 from booth.report_curves import _POINTS, Curve, chart, smoothed
 from booth.report_data import gather
+from booth.report_pictures import LARGE, PREVIEW, PREVIEWS, THUMBNAIL, THUMBNAILS
 from booth.rundir import locked
 
 VOID = {"meta", "img", "input", "br"}
@@ -297,15 +298,17 @@ def test_a_run_begins_without_anything(copied):
     assert "0 of 4" in page.text("dd") and not page.of("img", "svg")
 
 
-def test_a_strangers_run(copied, tmp_path):
+def test_a_strangers_run(copied, photos, tmp_path):
     """Numbers that are none, names that lead elsewhere, pictures that are none."""
-    shutil.copyfile(copied / "samples" / "step-000002.png", tmp_path / "private.png")
+    private = tmp_path / "private.png"
+    shutil.copyfile(copied / "samples" / "step-000002.png", private)
     lines = [{"step": 1, "loss": 10**400, "samples_per_s": -1.0}, {"step": 2, "loss": "<b>", "learning_rate": None},
              {"step": 10**30, "loss": 1.0}, {"step": "3"}, {"step": 3, "loss": 1e299, "samples_per_s": 0}]  # fmt: skip
     text = "\n".join(map(json.dumps, lines)) + '\n{"step": 4, "loss": NaN, "prior_loss": Infinity}\n'
     (copied / "metrics.jsonl").write_text(text)
     manifest = json.loads((copied / "manifest.json").read_text())
-    names = ["../../private.png", str(tmp_path / "private.png"), "robot-0.png"]
+    names = [os.path.relpath(private, photos), str(private), "robot-0.png"]
+    assert (photos / names[0]).exists()
     manifest |= {"instance images": dict.fromkeys(names, ""), "captions": {"robot-0.png": 3}, "versions": {"x": [1]}}
     (copied / "manifest.json").write_text(json.dumps(manifest))
     (copied / "samples" / "before_after.png").write_bytes(b"no picture")
@@ -341,6 +344,11 @@ def test_it_stays_small(copied, tmp_path):
     (copied / "metrics.jsonl").write_text("\n".join(lines))
     page = page_of(report.write(copied).parent)
     assert 2_000_000 < (copied / "report.html").stat().st_size < 5_000_000
+    for alt, limits in (("The instance", LARGE), ("Preview", PREVIEW), ("Instance", THUMBNAIL), ("Class", THUMBNAIL)):
+        for image in pictures(page, alt):
+            assert len(base64.b64decode(image["src"].partition(",")[2])) <= limits.size
+    most = LARGE.size + PREVIEWS * PREVIEW.size + THUMBNAILS * THUMBNAIL.size
+    assert most * 4 / 3 < 4_300_000, "and the rest of the page is less than 0.7 MB"
     shown = [int(re.search(r"\d+", image["alt"])[0]) for image in pictures(page, "Preview")]
     assert len(shown) == 20 and shown[0] == 1 and shown[-1] == 50 and set(np.diff(shown)) <= {2, 3}
     assert "20 of 50 shown" in page.text("p")
