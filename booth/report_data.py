@@ -3,6 +3,7 @@
 All is read from the run folder, so that a running job, a run of last year and a copied one are shown in the same way.
 """
 
+import hashlib
 import logging
 import re
 import shlex
@@ -17,8 +18,9 @@ from booth import config as settings
 from booth.checkpoints import Checkpoints
 from booth.concepts import Concept, class_folder, concepts_of, has_prior
 from booth.errors import UserError
+from booth.image_dataset import cache_folder
 from booth.metrics import read_metrics
-from booth.rundir import ORIGIN, Record, checkpoint_folder, read_manifest, read_record
+from booth.rundir import ORIGINS, Record, checkpoint_folder, read_manifest, read_record
 
 log = logging.getLogger("booth")
 
@@ -80,9 +82,9 @@ class Report:
         return settings.changes(settings.flatten(settings.default_config()), self.fields)
 
     @property
-    def origin(self) -> dict[str, str]:
-        """Where a hub model came from; {} for another."""
-        return self.manifest.get(ORIGIN, {})
+    def origins(self) -> dict[str, dict[str, str]]:
+        """{"model": ..., "dataset": ...}: where on the hub they came from; without what came from elsewhere."""
+        return {kind.type: self.manifest[name] for kind, name in ORIGINS.items() if self.manifest.get(name)}
 
     @property
     def files(self) -> dict[str, tuple[str, int]]:
@@ -159,16 +161,30 @@ def _albums(
         of = f" of {concept.name}" if concept.name else ""
         instance, prior = concept.config.instance, concept.config.prior
         photos = _named(manifest.get("instance images", {}), within)
+        folder = _photo_folder(Path(instance.images), photos)
         photos = {name: str(captions.get(within + name, name)) for name in photos}
-        yield Album(f"Instance images{of}", instance.prompt, Path(instance.images), photos)
+        yield Album(f"Instance images{of}", instance.prompt, folder, photos)
         if made := _named(manifest.get("class images", {}), within):
-            yield Album(f"Class images{of}", prior.prompt, class_folder(concepts, place, class_images), made)
+            yield Album(
+                f"Class images{of}", prior.prompt, class_folder(concepts, place, class_images), dict.fromkeys(made, "")
+            )
 
 
 def _named(names: Mapping[str, str], within: str) -> dict[str, str]:
-    """A concept's images, without a word; a stranger's manifest leads nowhere but into their folder."""
-    found = [Path(name.removeprefix(within)) for name in names if name.startswith(within)]
-    return {path.as_posix(): "" for path in found if not path.is_absolute() and ".." not in path.parts}
+    """{name: sha256} of a concept's images; a stranger's manifest leads nowhere but into their folder."""
+    found = {Path(name.removeprefix(within)): sha256 for name, sha256 in names.items() if name.startswith(within)}
+    return {path.as_posix(): sha256 for path, sha256 in found.items()
+            if not path.is_absolute() and ".." not in path.parts}  # fmt: skip
+
+
+def _photo_folder(source: Path, photos: Mapping[str, str]) -> Path:
+    """Where photos are: `instance.images`, or if that is a dataset where this machine has unpacked it."""
+    name, sha256 = next(iter(photos.items()), ("", ""))
+    for folder in () if not name or (source / name).is_file() else cache_folder().glob("*"):
+        file = folder / name
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
+            return folder
+    return source
 
 
 def _is_step(value: Any) -> bool:

@@ -173,8 +173,10 @@ def _settings(report: Report) -> Iterator[ET.Element]:
 def _model(report: Report) -> Iterator[ET.Element]:
     yield element("h2", "Model and versions")
     hashes = {f"{name}, sha256": value for name, value in report.manifest.get("model weights", {}).items()}
-    origin = {f"hub {name}": value for name, value in report.origin.items() if value and name != "source"}
-    facts = {"source": report.config.model.source, **origin, **hashes, **report.manifest.get("versions", {})}
+    origins = {
+        f"{kind}, {name}": value for kind, origin in report.origins.items() for name, value in origin.items() if value
+    }
+    facts = {"model.source": report.config.model.source, **origins, **hashes, **report.manifest.get("versions", {})}
     yield _table(("name", "value"), [(name, value, "") for name, value in facts.items()])
 
 

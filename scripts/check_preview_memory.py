@@ -79,7 +79,7 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
         return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
 
     trainable = placed({f"unet.{name}": shape for name, shape in unet.shapes.items()})
-    moments = placed(jax.eval_shape(optim.adamw(settings).init, trainable))
+    moments = placed(jax.eval_shape(lambda params: optim.init(params, settings), trainable))
     networks = {"unet": unet, "text_encoder": text_encoder, "settings": settings, "mesh": mesh}
     weights = {"unet": placed(dict(unet.shapes)), "vae": placed(dict(vae.shapes))}
     always = held((trainable, moments, weights["vae"], placed(dict(text_encoder.shapes))))
@@ -95,7 +95,7 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
     latents, contexts = spread(images, side, side, 4), spread(images, 2, TOKENS, width)
     first, guidance = preview_table(config, size)[0], config.samples.guidance
     return {
-        "training step": total(step.train_step.lower(trainable, moments, batch, **networks)),
+        "training step": total(step.train_step.lower(trainable, moments, {}, batch, {}, **networks)),
         "preview, denoising": total(
             sample._denoise.lower(weights["unet"], latents, latents, contexts, first, guidance, unet=unet, mesh=mesh)
         ),

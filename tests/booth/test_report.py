@@ -406,3 +406,22 @@ def test_pictures_are_made_small_once(config, tmp_path, monkeypatch):
     loop.train(FakeBackend, config, tmp_path / "run")
     counts = Counter(made)
     assert counts["step-000002.png"] == counts["step-000004.png"] == counts["class-00000.png"] == 1
+
+
+def test_photos_of_a_dataset_are_found_where_it_was_unpacked(copied, photos, tmp_path, monkeypatch):
+    """Known by their content, as another dataset's have the same names."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("another", "dataset"):
+        shutil.copytree(photos, tmp_path / "booth" / "datasets" / name)
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "booth" / "datasets" / "another" / "robot-0.png")
+    record = json.loads((copied / "config.json").read_text())
+    record["config"]["instance.images"] = "owner/robots"
+    (copied / "config.json").write_text(json.dumps(record))
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["images from the hub"] = {"source": "owner/robots", "revision": "", "commit": "0123abcd"}
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    assert gather(copied).albums[0].folder.name == "dataset"
+    page = page_of(report.write(copied).parent)
+    assert len(pictures(page, "Instance images")) == 5 and "dataset, commit" in page.text("code")
+    shutil.rmtree(tmp_path / "booth" / "datasets" / "dataset")
+    assert not pictures(page_of(report.write(copied).parent), "Instance images")
