@@ -1,4 +1,4 @@
-"""One command line for both backends: train, sample, export, merge, doctor, plan; and torchbooth convert."""
+"""One command line for both backends: train, sample, export, merge, report, doctor, plan; and torchbooth convert."""
 
 import argparse
 import importlib
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from booth import config as settings
 from booth import export as folder_export
-from booth import export_single_file, loop, lora_file, lora_merge, lora_metadata, pictures, space, tokens
+from booth import export_single_file, loop, lora_file, lora_merge, lora_metadata, pictures, report, space, tokens
 from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
@@ -31,7 +31,7 @@ from booth.inputs import as_trained, load_tokenizer
 from booth.numbers import with_numbers
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.progress import progress
-from booth.rundir import checkpoint_folder, pinned_revision, read_record, recorded_config, write_text
+from booth.rundir import checkpoint_folder, locked, pinned_revision, read_record, recorded_config, write_text
 from booth.sampling import ImageRequest, Sampler
 from booth.solvers import SOLVERS
 from booth.space import readable
@@ -105,7 +105,7 @@ _OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=package, description="DreamBooth fine-tuning of Stable Diffusion")
-    commands = parser.add_subparsers(required=True, metavar="train|sample|export|merge|doctor|plan")
+    commands = parser.add_subparsers(required=True, metavar="train|sample|export|merge|report|doctor|plan")
 
     train = commands.add_parser(
         "train",
@@ -170,6 +170,9 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     merge.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
     merge.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
     merge.set_defaults(run=_merge)
+    look = commands.add_parser("report", help="RUN/report.html: what a run has made so far, to look at")
+    look.add_argument("run_dir", metavar="RUN", type=_path, help="the run folder, of either backend")
+    look.set_defaults(run=_report)
 
     if package == "torchbooth":
         convert = commands.add_parser("convert", help="checkpoint that is a pickle (.ckpt, .pt, .bin) -> safetensors")
@@ -271,6 +274,13 @@ def _train(package: str, options: argparse.Namespace) -> None:
         importlib.import_module(f"{package}.hosts").start(*named)
     meant = None if options.accept_changes else [name for name, _ in options.overrides]
     loop.train(backend_class, config, options.workdir, options.from_step, meant)
+
+
+def _report(package: str, options: argparse.Namespace) -> None:
+    folder = Path(options.run_dir)
+    read_record(folder)  # nothing is written into another folder, not even a lock
+    with locked(folder):
+        log.info("written: %s", report.write(folder))
 
 
 def _doctor(package: str, options: argparse.Namespace) -> None:

@@ -8,8 +8,9 @@
 Their photos and class images are shown in one order; `weight` says how much a concept's rows count in the loss.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from booth.config import flat, set_field
@@ -38,6 +39,16 @@ def concepts_of(config: Any) -> tuple[Concept, ...]:
     if not config.concepts:
         return (Concept(config),)
     return tuple(_concept(config, place, entry) for place, entry in enumerate(config.concepts))
+
+
+def class_folder(concepts: Sequence[Concept], place: int, made: Path) -> Path:
+    """Where the class images of a concept are, `made` being where a run makes its own; concepts with the same `prior`
+    share them."""
+    settings = concepts[place].config.prior
+    if settings.images:
+        return Path(settings.images)
+    same = [other for other, concept in enumerate(concepts) if concept.config.prior == settings]
+    return made / str(same[0]) if len(concepts) > 1 else made
 
 
 def has_prior(config: Any) -> bool:

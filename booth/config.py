@@ -221,6 +221,8 @@ def _read_data_file(path: Path) -> dict[str, Any]:
         tree = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else yaml.load(text, _Loader)
         if not isinstance(tree, dict):
             raise UserError(f"--config {path} must hold sections such as 'train:' with fields in them")
+        if tree.keys() == {"backend", "run_id", "config"}:  # a run's own config.json
+            tree = dict(tree["config"])
         tree = {name: value for name, value in tree.items() if value is not None or name not in _SECTIONS}  # left empty
         return {name: _as_number(name, value) for name, value in flat(tree).items()}
     except (OSError, UserError):

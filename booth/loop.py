@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from booth import lora_file, space
+from booth import lora_file, report, space
 from booth.adapters import Adapter, adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints, checkpoint_size
@@ -137,12 +137,15 @@ def _train(
                 if saved:
                     with recorder.paused():
                         save()
+                        report.refresh(run.path)
                 if asked:
                     raise Stopped(done, asked)
                 if _due(done, config.samples.every_steps):
                     pictures = nullcontext() if hosts else request.at_once()  # of several hosts all finish them
-                    with recorder.paused(), _keeping(None if saved else save, done, request), pictures:
-                        previews.write_grid(backend.models(state), done)
+                    with recorder.paused():
+                        with _keeping(None if saved else save, done, request), pictures:
+                            previews.write_grid(backend.models(state), done)
+                        report.refresh(run.path)
 
         if config.samples.before_after:
             previews.write_before_after(
@@ -164,6 +167,8 @@ def _train(
             tensors = enlarged(inputs.pipeline, tensors) if added else tensors
             export(as_trained(inputs.pipeline, config), exported, tensors, precision, last, added)
             log.info("pipeline written to %s", exported)
+        report.refresh(run.path)
+        log.info("to look at: %s", run.path / report.FILE)
         return Run(run.path, exported, read_metrics(run.metrics))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from booth.data import load_image
 from booth.rundir import write_bytes
 
 _GAP = 8
@@ -46,6 +47,22 @@ def labelled_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Image.Ima
             picture.paste(image, (_GAP + place * (width + _GAP), top))
         top += height + _GAP
     return picture
+
+
+def thumbnail(path: Path, box: tuple[int, int], most: int) -> tuple[bytes, tuple[int, int]]:
+    """(JPEG, (width, height)) of an image file: no larger than the box, and `most` bytes at most.
+
+    Raises what `data.load_image` does.
+    """
+    image = load_image(path, 2 * max(box))
+    image.thumbnail(box, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    while True:
+        for quality in (88, 75, 55, 35):
+            buffer = io.BytesIO()
+            image.save(buffer, format="JPEG", quality=quality, optimize=True)
+            if buffer.tell() <= most or max(image.size) == 1:
+                return buffer.getvalue(), image.size
+        image = image.resize((max(1, image.size[0] * 2 // 3), max(1, image.size[1] * 2 // 3)))
 
 
 def save(picture: Image.Image, path: Path) -> None:

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from booth import cache, data, prior
 from booth.backend import Backend
 from booth.batches import Batches, TrainingImage
 from booth.captions import variants
+from booth.concepts import class_folder
 from booth.config import trains_text
 from booth.data import Example
 from booth.inputs import Inputs, as_trained
@@ -90,7 +90,7 @@ def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
     pixels = max(width * height for width, height in inputs.used_sizes)
     for place, concept in enumerate(inputs.concepts):
         if concept.has_prior:
-            folder, count = _class_folder(inputs, run, place), concept.config.prior.count
+            folder, count = class_folder(inputs.concepts, place, run.class_images), concept.config.prior.count
             there = len(data.find_images(folder, "prior.images")) if folder.is_dir() else 0
             needs.append(Need("class images", folder, max(0, count - there) * 3 * pixels))
             images += count
@@ -108,7 +108,7 @@ def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) 
         if concept.has_prior:
             settings = concept.config.prior
             files = prior.class_images(
-                _class_folder(inputs, run, place),
+                class_folder(inputs.concepts, place, run.class_images),
                 concept.config,
                 {size: inputs.sampler(concept.config, "prior", size) for size in inputs.used_sizes},
                 inputs.used_sizes,
@@ -120,15 +120,6 @@ def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) 
                 files, settings.prompt, "prior", "prior.images", concept=place, folder=concept.name and str(place)
             )
     return examples
-
-
-def _class_folder(inputs: Inputs, run: RunDir, place: int) -> Path:
-    """Where a concept's class images are; concepts with the same `prior` share them."""
-    settings = inputs.concepts[place].config.prior
-    if settings.images:
-        return Path(settings.images)
-    same = [other for other, concept in enumerate(inputs.concepts) if concept.config.prior == settings]
-    return run.class_images / str(same[0]) if len(inputs.concepts) > 1 else run.class_images
 
 
 def _warn_if_small(examples: Sequence[Example], inputs: Inputs) -> None:

@@ -7,6 +7,7 @@
     RUN/checkpoints/step-000400/   (checkpoint.dir may point elsewhere: to a folder that carries this run's id)
     RUN/samples/step-000400.png    previews; before_after.png, and in base/ the base's pictures that it needs
     RUN/metrics.jsonl, RUN/tensorboard/
+    RUN/report.html            a page to look at it all
     RUN/pipeline/              the exported diffusers pipeline; RUN/lora/ if an adapter was trained,
                                RUN/tokens/ has the embeddings of new tokens
 
@@ -39,7 +40,7 @@ WINDOWS = os.name == "nt"
 STAGING_PREFIX = ".staging-"
 _JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # what desktops put into a folder that is only looked at
 _CLAIM = ".run-id"
-_ORIGINS = {hub.MODEL: "model from the hub", hub.DATASET: "images from the hub"}  # entries of the manifest
+ORIGINS = {hub.MODEL: "model from the hub", hub.DATASET: "images from the hub"}  # entries of the manifest
 
 
 @contextmanager
@@ -107,6 +108,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of the run in a folder; UserError if another process does."""
+    try:
+        # The operating system drops the lock with its process, so a crash leaves nothing to clean up.
+        with filelock.FileLock(path / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise UserError(f"--workdir {path}: another process is using this run; wait for it or choose another") from None
+
+
 class RunDir:
     """One run's folder, locked while it is open."""
 
@@ -141,25 +153,19 @@ class RunDir:
         path = Path(workdir).expanduser()
         _check_ours(path)
         path.mkdir(parents=True, exist_ok=True)
-        try:
-            # The operating system drops the lock with its process, so a crash leaves nothing to clean up.
-            with filelock.FileLock(path / ".lock", timeout=0):
-                run = cls(path, backend, config, meant)
-                run._check_owner()
-                if run._before is None:
-                    run._write_config()
-                run._claim()
-                written_to = [path, run.cache, run.class_images, run.samples, run.base_samples]
-                if not settings.is_remote(str(run.checkpoints)):
-                    written_to.append(run.checkpoints)
-                for folder in written_to:
-                    for stale in folder.glob(STAGING_PREFIX + "*"):
-                        remove(stale)
-                yield run
-        except filelock.Timeout:
-            raise UserError(
-                f"--workdir {path}: another process is using this run; wait for it or choose another"
-            ) from None
+        with locked(path):
+            run = cls(path, backend, config, meant)
+            run._check_owner()
+            if run._before is None:
+                run._write_config()
+            run._claim()
+            written_to = [path, run.cache, run.class_images, run.samples, run.base_samples]
+            if not settings.is_remote(str(run.checkpoints)):
+                written_to.append(run.checkpoints)
+            for folder in written_to:
+                for stale in folder.glob(STAGING_PREFIX + "*"):
+                    remove(stale)
+            yield run
 
     def record_changes(self) -> None:
         """Brings config.json up to date with fields that changed; for when nothing can refuse the run any more."""
@@ -205,7 +211,7 @@ class RunDir:
         `may_grow`: only what was there and is there is compared, and what is new is recorded.
         """
         path = self.path / "manifest.json"
-        before = _read_manifest(path) if path.exists() else {"versions": _versions()}
+        before = read_manifest(path) if path.exists() else {"versions": _versions()}
         after = dict(before)
         for name, value in inputs.items():
             old = before.get(name, value)
@@ -224,8 +230,8 @@ class RunDir:
 
         Unlike what `check_manifest` holds it may change: what must stay the same is in the content's hashes.
         """
-        path, name = self.path / "manifest.json", _ORIGINS[kind]
-        manifest = _read_manifest(path)
+        path, name = self.path / "manifest.json", ORIGINS[kind]
+        manifest = read_manifest(path)
         if manifest.get(name, {}) != origin:
             write_text(path, json.dumps({**manifest, name: dict(origin)}, indent=1) + "\n")
 
@@ -243,13 +249,14 @@ def pinned_revision(workdir: str | Path, config: Any, kind: hub.Kind = hub.MODEL
     """The commit that the run in a folder took its model or dataset from, while source and revision in the config are
     the same; else that revision. So a run keeps what it began with when a branch moves on."""
     path = Path(workdir).expanduser() / "manifest.json"
-    origin = _read_manifest(path).get(_ORIGINS[kind], {}) if path.is_file() else {}
+    origin = read_manifest(path).get(ORIGINS[kind], {}) if path.is_file() else {}
     source, revision = settings.get(config, kind.source), str(settings.get(config, kind.revision))
     same = (origin.get("source"), origin.get("revision")) == (source, revision)
     return str(origin.get("commit", "")) if same else revision
 
 
-def _read_manifest(path: Path) -> dict[str, dict[str, str]]:
+def read_manifest(path: Path) -> dict[str, dict[str, str]]:
+    """A manifest.json; UserError if it is damaged."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         return {name: dict(value) for name, value in manifest.items()}

@@ -121,7 +121,8 @@ def test_a_wheel_has_all_of_it(tiny_pipeline, tmp_path):
     shutil.copytree(ROOT / "booth" / "example_subjects", package / "example_subjects")
     shutil.copytree(tiny_pipeline, package / "embedded_base")
     (package / "embedded_base" / "README.md").touch()
-    (package / "yardstick.safetensors").touch()
+    for name in ("yardstick.safetensors", "report_template.html"):
+        (package / name).touch()
     (package / "__init__.py").touch()
     command = [sys.executable, "-c", "from setuptools import setup; setup()", "build_py", "--build-lib", "built"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -235,7 +235,7 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "arguments are required: train|sample|export|merge|doctor|plan; torchbooth --help shows"),
+    [([], "arguments are required: train|sample|export|merge|report|doctor|plan; torchbooth --help shows"),
      (["teach"], "invalid choice: 'teach'"),
      (["train"], "arguments are required: --config"),
      (["train", "--config", "SMOKE"], "--workdir is missing; give the folder the run is to live in"),
