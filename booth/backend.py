@@ -117,9 +117,11 @@ class Backend(Protocol[Models, State]):
         negative_context: np.ndarray,
         table: SamplingTable,
         guidance: float,
+        step_noise: np.ndarray | None = None,
     ) -> np.ndarray:
         """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1].
 
+        `step_noise`, [b, steps, h, w, c], is what the steps of the table add, if any `needs_noise`.
         All b images are denoised together; they are decoded one by one on each device, so that memory does not grow.
         """
         ...

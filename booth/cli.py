@@ -4,37 +4,32 @@ import argparse
 import importlib
 import json
 import logging
-import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from booth import config as settings
-from booth import loop, pictures, space, tokens
+from booth import loop, sample_command, space, tokens, xy_grid
 from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
 from booth.doctor import advice
 from booth.errors import UserError
 from booth.export import check_target, export, export_size
-from booth.fields import SEED
-from booth.inputs import as_trained, load_tokenizer
+from booth.inputs import as_trained
 from booth.numbers import with_numbers
 from booth.pipeline_dir import PipelineDir, open_pipeline
-from booth.progress import progress
 from booth.rundir import checkpoint_folder, pinned_revision, read_record, recorded_config, write_text
-from booth.sampling import ImageRequest, Sampler
 from booth.solvers import SOLVERS
 from booth.space import readable
 from booth.stopping import Stopped, deafness_ends
-from booth.validation import check_capabilities, validate, validate_plan
+from booth.validation import validate, validate_plan
 
 log = logging.getLogger("booth")
 
@@ -128,14 +123,20 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
 
     sample = commands.add_parser("sample", help="prompts -> PNGs and a grid")
     _add_source(sample)
-    sample.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    sample.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    sample.add_argument("--prompts", type=_path, metavar="FILE", help="one a line; # begins a comment")
     sample.add_argument("--negative-prompt", default="", help="what the images should not show")
     sample.add_argument("--solver", choices=SOLVERS, default="dpm++", help="how the noise is removed")
     sample.add_argument("--steps", type=int, default=25, help="denoising steps")
     sample.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance scale; 1 turns it off")
     sample.add_argument("--seeds", type=int, nargs="+", default=[0], help="one image for every prompt and seed")
     sample.add_argument("--size", help="512 or WIDTHxHEIGHT; default: the size the model was made for")
-    sample.add_argument("--batch-size", type=int, default=4, help="images sampled at once")
+    sample.add_argument("--batch-size", default="4", help="images sampled at once; torchbooth: auto, as memory allows")
+    for option, where in (("--x", "across"), ("--y", "down")):
+        sample.add_argument(
+            option, action="append", default=[], metavar="NAME=VALUE,...",
+            help=f"a grid, xy.png, with these values {where}: {', '.join(xy_grid.AXES)} (prompts: between |)",
+        )  # fmt: skip
     sample.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="compute type")
     sample.add_argument("--out", required=True, type=_path, help="folder for the images")
     sample.set_defaults(run=_sample)
@@ -248,13 +249,7 @@ def _plan(package: str, options: argparse.Namespace) -> None:
 
 
 def _sample(package: str, options: argparse.Namespace) -> None:
-    for seed in options.seeds:
-        if not SEED.holds(seed):
-            raise UserError(f"--seeds {seed} must be {SEED.text}")
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size {options.batch_size} must be at least 1")
-    if not 0 <= options.guidance < math.inf:
-        raise UserError(f"--guidance {options.guidance} must be a finite number, at least 0")
+    asked = sample_command.read_options(options)
     backend_class = load_backend(package)
     if options.step is not None and not options.run_dir:
         raise UserError("--step names a checkpoint of --run; with --model leave it out")
@@ -264,54 +259,7 @@ def _sample(package: str, options: argparse.Namespace) -> None:
     pipeline = trained.pipeline if trained else open_pipeline(options.model, revision=options.revision)
     if options.verify:
         pipeline.verify()
-    sampler = Sampler(
-        pipeline,
-        load_tokenizer(pipeline, tokens.new_tokens(trained.config) if trained else ()),
-        _size(options.size, pipeline),
-        options.solver,
-        options.steps,
-        options.guidance,
-        options.batch_size,
-    )
-    sampler.check()
-    config = trained.config if trained else _inference_config(options.precision)
-    try:
-        check_capabilities(config, backend_class.name, backend_class.capabilities)
-        backend_class.check(config)
-    except UserError as error:
-        raise UserError(str(error).replace("train.precision=", "--precision ")) from error
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)  # if it cannot be made, then better now than after sampling
-    if trained:
-        backend, state = trained.restore(backend_class)
-        models = backend.models(state)
-    else:
-        backend = backend_class(config)
-        models = backend.load(pipeline)
-    requests = [
-        ImageRequest(prompt, seed, options.negative_prompt) for prompt in options.prompt for seed in options.seeds
-    ]
-    images = []
-    made = _advised(sampler.images(backend, models, requests))
-    for index, image in progress(made, desc="sampling", total=len(requests), unit="image"):
-        request = requests[index]
-        name = re.sub(r"\W+", "-", request.prompt).strip("-")[:40]
-        parts = (f"{index:03d}", name, f"seed{request.seed}")
-        pictures.save(Image.fromarray(image), out / f"{'-'.join(filter(None, parts))}.png")
-        images.append(image)
-    captions = [f"{request.prompt} (seed {request.seed})" for request in requests]
-    pictures.save(pictures.grid(images, captions, columns=len(options.seeds)), out / "grid.png")
-    log.info("%d images and grid.png written to %s", len(images), out)
-
-
-def _advised(images: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """The same; a UserError for want of memory says what this command can change."""
-    try:
-        yield from images
-    except UserError as error:
-        if not str(error).startswith("out of memory"):
-            raise
-        raise UserError(f"{str(error).partition(';')[0]}; lower --batch-size or --size") from error
+    sample_command.run(backend_class, options, asked, pipeline, trained)
 
 
 def _export(package: str, options: argparse.Namespace) -> None:
@@ -379,24 +327,3 @@ def _check_base(run_dir: Path, pipeline: PipelineDir) -> None:
         raise UserError(
             f"model.source={pipeline.path} changed since {run_dir} was trained ({', '.join(changed)}); put it back"
         )
-
-
-def _inference_config(precision: str) -> Any:
-    config = settings.default_config()
-    config.train.precision = precision
-    return config
-
-
-def _size(text: str | None, pipeline: PipelineDir) -> tuple[int, int]:
-    if text is None:
-        unet, vae = pipeline.component_config("unet"), pipeline.component_config("vae")
-        if not isinstance(unet.get("sample_size"), int):
-            raise UserError(
-                f"--size is missing: {pipeline.path}/unet/config.json names no sample_size; give one such as 512"
-            )
-        side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-        return side, side
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if not match:
-        raise UserError(f"--size {text!r} must be a number such as 512, or WIDTHxHEIGHT such as 768x512")
-    return int(match[1]), int(match[2] or match[1])

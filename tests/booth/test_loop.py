@@ -277,7 +277,7 @@ def test_paths_may_be_relative_and_begin_at_home(config, tmp_path, monkeypatch, 
     [("data.resolution", 60, r"data\.resolution: image size 60x60 must be a multiple of 8"),
      ("prior.inference_steps", 1001, r"prior\.inference_steps: inference steps 1001 must be from 1 to 999"),
      ("samples.inference_steps", 1001, r"samples\.inference_steps: inference steps 1001 must be from 1 to 999"),
-     ("prior.solver", "euler", r"prior\.solver='euler' must be one of 'dpm\+\+', 'ddim'"),
+     ("prior.solver", "heun", r"prior\.solver='heun' must be one of 'dpm\+\+', 'ddim', 'euler', 'euler_a', 'pndm'"),
      ("train.steps", -1, r"train\.steps=-1 must be at least 0"),
      ("instance.images", "/nowhere", r"instance\.images='/nowhere' is not a folder"),
      ("prior.images", __file__, r"prior\.images='.*' is not a folder"),
@@ -371,9 +371,9 @@ def test_zero_terminal_snr_is_trained_sampled_and_exported(config, tiny_sd2_pipe
     seen = {}
 
     class Watched(FakeBackend):
-        def sample(self, models, noise, context, negative_context, table, guidance):
+        def sample(self, models, noise, context, negative_context, table, *rest):
             tables.append([step.timestep for step in table])
-            return super().sample(models, noise, context, negative_context, table, guidance)
+            return super().sample(models, noise, context, negative_context, table, *rest)
 
         def train_step(self, state, batch):
             last = batch.timestep > 900
