@@ -115,7 +115,9 @@ def run(
     for kind in dict.fromkeys(recipe.settings for recipe in recipes):
         Sampler(pipeline, tokenizer, size, *kind, batch_size=1).check()
     if asked.by_memory and "memory techniques" not in backend_class.capabilities:
-        raise UserError(f"--batch-size auto must be a number: {backend_class.name}booth does not go on without memory")
+        raise UserError(
+            f"--batch-size auto must be a number: {backend_class.name}booth cannot go on once memory has run out"
+        )
     config = trained.config if trained else _inference_config(options.precision)
     try:
         check_capabilities(config, backend_class.name, backend_class.capabilities)
@@ -209,8 +211,7 @@ def _images(
                 if not asked.by_memory or at_once == 1:
                     raise
                 at_once //= 2
-                log.info("no memory for so many images at once: from here on %d (in the last bits, pictures may be"
-                         " others for it)", at_once)  # fmt: skip
+                log.info("memory ran out: from here on %d images at once (only their last bits depend on it)", at_once)
 
 
 def _advised(images: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 from make_pipeline import make_pipeline
 
 from booth import loop
@@ -24,7 +30,12 @@ from booth.pipeline_dir import open_pipeline
 from booth.sampling import ImageRequest, Sampler, initial_noise
 
 # solver -> diffusers' class and the number of steps
-SOLVERS = {"dpm++": (DPMSolverMultistepScheduler, 25), "ddim": (DDIMScheduler, 50)}
+SOLVERS = {
+    "dpm++": (DPMSolverMultistepScheduler, 25),
+    "ddim": (DDIMScheduler, 50),
+    "euler": (EulerDiscreteScheduler, 30),
+    "pndm": (PNDMScheduler, 50),
+}
 
 
 def image_difference(package: str, folder: Path, prompt: str, solver: str) -> int:

@@ -126,7 +126,7 @@ def test_batches_by_memory(sample, caplog, monkeypatch):
     halved = sample(*given, "--batch-size", "auto", backend=Scarce)
     assert Scarce.batches == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     assert [text.partition(" (")[0] for text in caplog.messages[:2]] == [
-        f"no memory for so many images at once: from here on {count}" for count in (3, 1)
+        f"memory ran out: from here on {count} images at once" for count in (3, 1)
     ]
     plain = sample(*given, out="plain")
     assert all(np.array_equal(one, other) for one, other in zip(pixels(halved), pixels(plain), strict=True))
@@ -135,7 +135,7 @@ def test_batches_by_memory(sample, caplog, monkeypatch):
     assert said == "out of memory in class images; lower --batch-size or --size"
     monkeypatch.setattr(Scarce, "most", 0)
     assert sample(*given, "--batch-size", "auto", backend=Scarce, out="none") == said
-    assert "does not go on without memory" in sample(*given, "--batch-size", "auto")
+    assert "cannot go on once memory has run out" in sample(*given, "--batch-size", "auto")
     assert sample(*given, "--batch-size", "many") == "--batch-size many must be at least 1, or auto"
 
 
