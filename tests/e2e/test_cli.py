@@ -87,7 +87,7 @@ def test_sample_from_a_checkpoint(run_dir, main, tmp_path):
         done = main("torchbooth", "sample", "--prompt", "a photo of robot", "--seeds", 1, "--steps", 2, "--size", "64",
                     "--batch-size", 2, "--out", tmp_path / name, *arguments)  # fmt: skip
         assert done.code == 0, done.err
-        return (tmp_path / name / "000-a-photo-of-robot-seed1.png").read_bytes()
+        return Image.open(tmp_path / name / "000-a-photo-of-robot-seed1.png").tobytes()
 
     newest, fourth = images("newest", "--run", run_dir), images("4", "--run", run_dir, "--step", 4)
     assert newest == fourth == images("pipeline", "--model", run_dir / "pipeline")
