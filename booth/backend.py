@@ -127,14 +127,14 @@ class Backend(Protocol[Models, State]):
         ...
 
     def init(self, models: Models, *, training: bool = True) -> State:
-        """Trainable tensors and optimizer states at step 0. The models' own trained weights may be taken over.
+        """Trainable tensors, optimizer states and average at step 0. The models' own trained weights may be taken over.
 
-        Without `training` there are no optimizer states: enough to restore weights, sample and export.
+        Without `training` there are no optimizer states and no average: enough to restore weights, sample and export.
         """
         ...
 
     def models(self, state: State) -> Models:
-        """The networks with the weights as trained so far, for sampling."""
+        """The networks with the weights as trained so far, for sampling: their average, if `ema.decay` asks for one."""
         ...
 
     def own_rows(self, rows: int) -> Set[int] | None:
@@ -150,7 +150,7 @@ class Backend(Protocol[Models, State]):
         ...
 
     def save(self, state: State, folder: Path) -> None:
-        """Writes trainable tensors and optimizer states into an existing empty folder.
+        """Writes trainable tensors, optimizer states and average into an existing empty folder.
 
         UserError, before anything is written, if a trainable tensor is not finite.
         """
@@ -159,10 +159,13 @@ class Backend(Protocol[Models, State]):
     def restore(self, state: State, folder: Path) -> State:
         """The state saved in `folder`, bit for bit, in the shape and placement of `state` (which is consumed).
 
-        A state without optimizer states gets the trainable tensors only.
+        A state without optimizer states gets, as its trainable tensors, the average if there is one, and nothing else.
         """
         ...
 
     def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:
-        """(component, diffusers name, float32 array in diffusers layout) of everything trained, for export."""
+        """(component, diffusers name, float32 array in diffusers layout) of everything trained, for export.
+
+        Of the average, if there is one.
+        """
         ...

@@ -36,11 +36,11 @@ def read_captions(folder: Path, paths: Sequence[Path], source: str, column: str,
     names = [path.name for path in paths]
     if without := [name for name in names if not found.get(name)]:
         raise UserError(
-            f"{_FIELD}={source!r}: no caption for {_listed(without)} in {folder}; write one, or move the image away"
+            f"{_FIELD}={source!r}: no caption for {listed(without)} in {folder}; write one, or move the image away"
         )
     if lost := [name for name in found if name not in names]:
         raise UserError(
-            f"{_FIELD}={source!r}: captions of {_listed(lost)}, but no such images lie in {folder}; correct the names,"
+            f"{_FIELD}={source!r}: captions of {listed(lost)}, but no such images lie in {folder}; correct the names,"
             " or take the lines out"
         )
     return [prompt.replace(PLACE, found[name]) if prompt else found[name] for name in names]
@@ -65,7 +65,7 @@ def _beside(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
     """X.txt beside X.jpg. Other text files are only named: notes are not captions."""
     stems = {path.stem for path in paths}
     if other := sorted(file.name for file in folder.glob("*.txt") if file.stem not in stems):
-        log.warning("%s='text': %s belong to no image", _FIELD, _listed(other))
+        log.warning("%s='text': %s belong to no image", _FIELD, listed(other))
     return {
         path.name: " ".join(_text_of(path.with_suffix(".txt")).split())
         for path in paths
@@ -119,7 +119,8 @@ def _text_of(path: Path) -> str:
         raise UserError(f"{path} cannot be read ({error}); save it as UTF-8") from error
 
 
-def _listed(names: Sequence[str], shown: int = 5) -> str:
+def listed(names: Sequence[str], shown: int = 5) -> str:
+    """The first names and how many more there are, in one line of a terminal."""
     some = ", ".join(
         name.encode("unicode_escape").decode() if not name.isprintable() else name for name in names[:shown]
     )

@@ -31,7 +31,7 @@ _HEADER = 600  # bytes for a tensor's name and those of its states
 
 
 def checkpoint_size(config: Any, pipeline: PipelineDir) -> int:
-    """Bytes of a checkpoint, at most: trained weights and optimizer states."""
+    """Bytes of a checkpoint, at most: trained weights, optimizer states and their average."""
     size = 0
     if adapter := adapter_of(config, pipeline):
         size = sum(_tensor_size(config, shape, 4) for shape in adapter.tensor_shapes().values())
@@ -52,12 +52,14 @@ def _tensor_size(config: Any, shape: tuple[int, ...], width: int) -> int:
     small = count < 4096  # then states are not in 8 bits
     states = {
         "adamw": 8.0 * count,
+        "prodigy": 16.0 * count,
         "adamw8bit": (8 if small else 2.04) * count,
         "lion": 4.0 * count,
         "lion8bit": (4 if small else 1.02) * count,
         "adafactor": 4.0 * (count / shape[-1] + count / shape[-2] if len(shape) > 1 else count),
     }
-    return int(width * count + states[config.train.optimizer]) + _HEADER
+    average = 4 * count + _HEADER if config.ema.decay > 0 else 0
+    return int(width * count + states[config.train.optimizer]) + _HEADER + average
 
 
 class Checkpoints:

@@ -1,4 +1,4 @@
-"""One command line for both backends: train, sample, export; and jaxbooth plan."""
+"""One command line for both backends: train, sample, export, doctor, plan; and torchbooth convert."""
 
 import argparse
 import importlib
@@ -7,21 +7,23 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from booth import config as settings
-from booth import loop, sample_command, space, tokens, xy_grid
+from booth import export as folder_export
+from booth import export_single_file, loop, sample_command, space, tokens, xy_grid
 from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
 from booth.doctor import advice
 from booth.errors import UserError
-from booth.export import check_target, export, export_size
+from booth.hub import DATASET, MODEL
 from booth.inputs import as_trained
 from booth.numbers import with_numbers
 from booth.pipeline_dir import PipelineDir, open_pipeline
@@ -141,13 +143,24 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     sample.add_argument("--out", required=True, type=_path, help="folder for the images")
     sample.set_defaults(run=_sample)
 
-    write = commands.add_parser("export", help="checkpoint -> diffusers pipeline folder")
-    write.add_argument("--run", dest="run_dir", required=True, type=_path, help="the run folder")
-    _add_verify(write)
-    write.add_argument("--step", type=int, help="checkpoint; default: the newest")
+    write = commands.add_parser("export", help="checkpoint or pipeline -> diffusers pipeline folder or single file")
+    exported = write.add_mutually_exclusive_group(required=True)
+    exported.add_argument("--run", dest="run_dir", type=_path, help="a run folder: its newest checkpoint, or --step")
+    exported.add_argument("--from", dest="model", type=_path, help="a pipeline: folder, hub id, embedded, single file")
+    _add_model(write, "--from")
+    write.add_argument("--step", type=int, help="checkpoint of --run")
+    write.add_argument("--format", choices=("diffusers", "single-file"), default="diffusers")
     write.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
-    write.add_argument("--out", required=True, type=_path, help="folder of the pipeline")
+    write.add_argument("--out", required=True, type=_path, help="folder of the pipeline, or NAME.safetensors")
+    write.add_argument("--title", default="", help="of a single file; default: its name")
+    write.add_argument("--trigger-phrase", help="of a single file; default: the prompt that --run trained with")
     write.set_defaults(run=_export)
+
+    if package == "torchbooth":
+        convert = commands.add_parser("convert", help="checkpoint that is a pickle (.ckpt, .pt, .bin) -> safetensors")
+        convert.add_argument("file", type=_path, help="the checkpoint")
+        convert.add_argument("--out", required=True, type=_path, help="NAME.safetensors")
+        convert.set_defaults(run=_convert)
 
     doctor = commands.add_parser("doctor", help="advice about photos and prompts, without training")
     doctor.add_argument("--config", required=True, type=_path, help=".py with get_config(), .yaml or .json")
@@ -177,16 +190,37 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", type=_path, help="folder of a diffusers pipeline, hub id owner/name, or embedded")
+    source.add_argument("--model", type=_path, help="folder of a diffusers pipeline, hub id, embedded, or single file")
     source.add_argument(
         "--run",
         dest="run_dir",
         type=_path,
         help="a run folder: samples from its newest checkpoint, or from --step",
     )
-    _add_verify(parser)
+    _add_model(parser, "--model")
     parser.add_argument("--step", type=int, help="checkpoint of --run")
-    parser.add_argument("--revision", default="", help="branch, tag or commit of a hub --model")
+
+
+def _add_model(parser: argparse.ArgumentParser, option: str) -> None:
+    _add_verify(parser)
+    parser.add_argument("--revision", default="", help=f"branch, tag or commit of a hub {option}")
+    parser.add_argument(
+        "--model-config", default="", type=_path,
+        help=f"of a single file {option}: folder or hub id that it has configs and tokenizer from",
+    )  # fmt: skip
+
+
+def _open_model(options: argparse.Namespace) -> PipelineDir:
+    return open_pipeline(options.model, revision=options.revision, config=options.model_config)
+
+
+def _check_of_run(options: argparse.Namespace, option: str) -> None:
+    """UserError for an option of the other of --run and `option`."""
+    if options.step is not None and not options.run_dir:
+        raise UserError(f"--step names a checkpoint of --run; with {option} leave it out")
+    for name in ("revision", "model_config"):
+        if getattr(options, name) and options.run_dir:
+            raise UserError(f"--{name.replace('_', '-')} belongs to {option}; with --run leave it out")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -202,12 +236,12 @@ def _train(package: str, options: argparse.Namespace) -> None:
     backend_class = load_backend(package)
     if options.verify:
         revision = pinned_revision(options.workdir, config) if options.workdir else config.model.revision
-        open_pipeline(config.model.source, config.model.variant, revision, weights=False).verify()
+        _open_configured(config, revision, weights=False).verify()
     if options.dry_run:
         validate(config, backend_class.name, backend_class.capabilities)
         backend_class.check(config)
-        revision = pinned_revision(options.workdir, config) if options.workdir else ""
-        inputs = loop.check_inputs(config, revision)
+        kept = [pinned_revision(options.workdir, config, kind) for kind in (MODEL, DATASET)] if options.workdir else []
+        inputs = loop.check_inputs(config, *kept)
         config, pipeline = with_numbers(config, len(inputs.instances)), inputs.pipeline
         recorded = recorded_config(options.workdir) if options.workdir else None
         config = backend_class.fit(config, pipeline, recorded)
@@ -241,7 +275,7 @@ def _plan(package: str, options: argparse.Namespace) -> None:
     backend_class = load_backend(package)
     validate_plan(config, backend_class.name, backend_class.capabilities)
     config = with_numbers(config, photos=5)  # how many there are hardly matters to memory
-    pipeline = open_pipeline(config.model.source, config.model.variant, config.model.revision, weights=False)
+    pipeline = _open_configured(config, config.model.revision, weights=False)
     chosen = (options.gpu,) if package == "torchbooth" else (options.topology, options.find_batch)
     plans = importlib.import_module(f"{package}.plan").run(config, pipeline, *chosen)
     if options.json:
@@ -251,33 +285,69 @@ def _plan(package: str, options: argparse.Namespace) -> None:
 def _sample(package: str, options: argparse.Namespace) -> None:
     asked = sample_command.read_options(options)
     backend_class = load_backend(package)
-    if options.step is not None and not options.run_dir:
-        raise UserError("--step names a checkpoint of --run; with --model leave it out")
-    if options.revision and options.run_dir:
-        raise UserError("--revision belongs to --model; with --run leave it out")
+    _check_of_run(options, "--model")
     trained = _find(backend_class, options.run_dir, options.step, options.precision) if options.run_dir else None
-    pipeline = trained.pipeline if trained else open_pipeline(options.model, revision=options.revision)
+    pipeline = trained.pipeline if trained else _open_model(options)
     if options.verify:
         pipeline.verify()
     sample_command.run(backend_class, options, asked, pipeline, trained)
 
 
 def _export(package: str, options: argparse.Namespace) -> None:
-    backend_class, out = load_backend(package), Path(options.out)
-    trained = _find(backend_class, options.run_dir, options.step, "fp32")
-    check_target(trained.pipeline, out)
+    out, single = Path(options.out), options.format == "single-file"
+    _check_of_run(options, "--from")
+    if not single and (options.title or options.trigger_phrase is not None):
+        raise UserError("--title and --trigger-phrase are said in single files; leave them out, or give --format")
+    if not single and out.suffix == ".safetensors":
+        raise UserError(f"--out {out} is named as a single file; give --format single-file, or a folder")
+    trained = _find(load_backend(package), options.run_dir, options.step, "fp32") if options.run_dir else None
+    pipeline = trained.pipeline if trained else _open_exported(options)
+    (export_single_file if single else folder_export).check_target(pipeline, out)
     if options.verify:
-        trained.pipeline.verify()
-    size = export_size(trained.pipeline, options.precision, settings.trained_networks(trained.config))
-    space.require([space.Need("the pipeline", out, size)], "make room, or export to another disk")
-    backend, state = trained.restore(backend_class)
-    tensors = backend.tensors(state)
-    if adapter := adapter_of(trained.config, trained.pipeline):
-        tensors = adapter.merged(trained.pipeline, tensors)
-    if added := tokens.new_tokens(trained.config):
-        tensors = tokens.enlarged(trained.pipeline, tensors)
-    export(trained.pipeline, out, tensors, options.precision, trained.step, added)
-    log.info("pipeline of step %d written to %s", trained.step, out)
+        pipeline.verify()
+    networks = settings.trained_networks(trained.config) if trained else ()
+    size = (
+        export_single_file.file_size(pipeline, options.precision, networks)
+        if single
+        else folder_export.export_size(pipeline, options.precision, networks)
+    )
+    what = "the checkpoint" if single else "the pipeline"
+    space.require([space.Need(what, out, size)], "make room, or export to another disk")
+    tensors = trained.tensors(load_backend(package)) if trained else iter(())
+    added = tokens.new_tokens(trained.config) if trained else ()
+    if single:
+        spoken = trained.config.instance.prompt.replace("{caption}", "").strip(" ,") if trained else ""
+        for token, file in zip(added, tokens.file_names(added), strict=True):
+            spoken = spoken.replace(token, Path(file).stem)  # as WebUIs call an embedding
+        phrase = spoken if options.trigger_phrase is None else options.trigger_phrase
+        resolution = trained.config.data.resolution if trained else None
+        kept = (tensor for tensor in tensors if tensor[1] != tokens.ROWS)
+        export_single_file.write(
+            pipeline, out, kept, options.precision, networks, title=options.title, resolution=resolution,
+            trigger_phrase=phrase,
+        )  # fmt: skip
+        if added:
+            log.info("%s: no WebUI takes new words from a checkpoint; give it the files in %s/tokens", ", ".join(added),
+                     options.run_dir)  # fmt: skip
+    else:
+        if added:
+            tensors = tokens.enlarged(pipeline, tensors)
+        step = trained.step if trained else None
+        folder_export.export(pipeline, out, tensors, options.precision, step, added)
+    of = f"pipeline of step {trained.step}" if trained else str(options.model)
+    log.info("%s written to %s", of, out)
+
+
+def _open_exported(options: argparse.Namespace) -> PipelineDir:
+    folder = Path(options.model)
+    if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
+        raise UserError(f"--from {folder} is a run folder; give it with --run, or its {folder / 'pipeline'}")
+    return _open_model(options)
+
+
+def _convert(package: str, options: argparse.Namespace) -> None:
+    load_backend(package)
+    importlib.import_module(f"{package}.pickles").convert(Path(options.file), Path(options.out))
 
 
 @dataclass(frozen=True)
@@ -294,6 +364,14 @@ class _Trained:
         backend = backend_class(self.config)
         state = backend.init(backend.load(self.pipeline), training=False)
         return backend, self.checkpoints.restore(backend, state, self.step)
+
+    def tensors(self, backend_class: type[Backend]) -> Iterator[tuple[str, str, np.ndarray]]:
+        """(component, name, array) of all that was trained, adapters merged."""
+        backend, state = self.restore(backend_class)
+        tensors = backend.tensors(state)
+        if adapter := adapter_of(self.config, self.pipeline):
+            tensors = adapter.merged(self.pipeline, tensors)
+        return tensors
 
 
 def _find(backend_class: type[Backend], run_dir: str, step: int | None, precision: str) -> _Trained:
@@ -314,7 +392,7 @@ def _find(backend_class: type[Backend], run_dir: str, step: int | None, precisio
     config.mesh.fsdp = 1  # this machine may have other devices than the one that trained
     config.train.optimizer = "adamw"  # none is needed, so its package neither
     config.train.compile, config.memory.weights, config.memory.fit = "none", "fp32", ""
-    pipeline = open_pipeline(config.model.source, config.model.variant, pinned_revision(run_dir, config))
+    pipeline = _open_configured(config, pinned_revision(run_dir, config))
     _check_base(Path(run_dir), pipeline)
     return _Trained(config, as_trained(pipeline, config), checkpoints, step)
 
@@ -325,5 +403,10 @@ def _check_base(run_dir: Path, pipeline: PipelineDir) -> None:
     changed = [name for name, sha256 in recorded.items() if pipeline.weights_hash(name) != sha256]
     if changed:
         raise UserError(
-            f"model.source={pipeline.path} changed since {run_dir} was trained ({', '.join(changed)}); put it back"
+            f"model.source={pipeline.where} changed since {run_dir} was trained ({', '.join(changed)}); put it back"
         )
+
+
+def _open_configured(config: Any, revision: str, *, weights: bool = True) -> PipelineDir:
+    model = config.model
+    return open_pipeline(model.source, model.variant, revision, config=model.config, weights=weights)

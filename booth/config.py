@@ -24,7 +24,7 @@ from yaml.constructor import ConstructorError
 from booth.embedded import EMBEDDED
 from booth.errors import UserError
 from booth.fields import ANY, AUTO, FIELDS
-from booth.hub import is_id
+from booth.hub import DATASET, MODEL, is_id
 
 CONCEPTS = "concepts"  # the one field that is not in a section; `booth.concepts` reads it
 _BY_NAME = {field.name: field for field in FIELDS}
@@ -63,7 +63,8 @@ def resolved(config: ConfigDict) -> ConfigDict:
 def _absolute(name: str, value: Any) -> Any:
     """A field's value; if it is a local path, from the root."""
     local = name in _BY_NAME and _BY_NAME[name].is_path and isinstance(value, str) and value and not is_remote(value)
-    if not local or (name == "model.source" and (value == EMBEDDED or is_id(value))):
+    model = name in (MODEL.source, "model.config")
+    if not local or (model and value == EMBEDDED) or ((model or name == DATASET.source) and is_id(value)):
         return value
     return str(Path(os.path.expanduser(value)).absolute())  # noqa: PTH111 (Path's own raises for an unknown user)
 
@@ -289,6 +290,11 @@ def is_trained(config: ConfigDict, name: str) -> bool:
         return bool(config.tokens.add)
     trains = name.partition(".")[0] in trained_networks(config)
     return trains and (config.adapter.kind == "none" or ".lora_" in name)
+
+
+def is_pulled(config: ConfigDict, name: str) -> bool:
+    """Whether `train.pull` pulls a trained tensor, by `component.name`: not new tokens, which the base has not."""
+    return bool(config.train.pull > 0 and rate_group(name) != "tokens")
 
 
 def rate_group(name: str) -> str:

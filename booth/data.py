@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"]
 )
 MASK_END = "-mask"  # of the name of a mask that lies beside its photo
-_BESIDE_IMAGES = frozenset([".txt", ".json", ".csv", ".db", ".ini"])  # passed over without a word
+_BESIDE_IMAGES = frozenset([".txt", ".json", ".jsonl", ".csv", ".db", ".ini"])  # passed over without a word
 # As many bytes as 16-bit RGB takes, uncompressed, of the most pixels that PIL reads. Some decoders read the whole of a
 # file, however long it is.
 MOST_BYTES = 2**29
@@ -207,12 +207,12 @@ def _decoded(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they tell of broken EXIF, not of which file
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=_formats()) as file:
+        with Image.open(path, formats=image_formats()) as file:
             ImageOps.exif_transpose(file, in_place=True)
     return file
 
 
-def _formats() -> list[str]:
+def image_formats() -> list[str]:
     """PIL's names of the formats in IMAGE_SUFFIXES. It is to try no others: PostScript it would give to Ghostscript."""
     known = Image.registered_extensions()
     return sorted({known[suffix] for suffix in IMAGE_SUFFIXES if suffix in known})

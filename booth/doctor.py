@@ -44,7 +44,7 @@ def _about(config: Any, instances: Sequence[Example], tokenizer: Tokenizer) -> I
     yield from _duplicates(photos, small)
     yield from _blur(small)
     if config.instance.captions == "none":
-        yield from _prompts(config, tokenizer)
+        yield from _prompts(config, instances[0].caption, tokenizer)
     if config.prior.weight > 0 and config.prior.images:
         yield from _class_images(config, small)
 
@@ -87,8 +87,8 @@ def _blur(small: dict[Example, np.ndarray]) -> Iterator[str]:
         yield f"{_names(blurred)}: blurred, and the model would learn that"
 
 
-def _prompts(config: Any, tokenizer: Tokenizer) -> Iterator[str]:
-    said, of_class = _words(config.instance.prompt), _words(config.prior.prompt)
+def _prompts(config: Any, prompt: str, tokenizer: Tokenizer) -> Iterator[str]:
+    said, of_class = _words(prompt), _words(config.prior.prompt)
     if config.prior.weight > 0 and of_class and of_class[-1] not in said:
         yield f"instance.prompt has no {of_class[-1]!r}, the class noun of prior.prompt: say what the subject is"
     new = {entry.partition("=")[0] for entry in config.tokens.add}

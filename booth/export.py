@@ -9,9 +9,8 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
 
@@ -28,13 +27,10 @@ from booth.pipeline_dir import (
 )
 from booth.prompts import Tokenizer
 from booth.rundir import STAGING_PREFIX, publish, remove, rename
+from booth.safetensors_file import CODES, Precision, SafetensorsFile
 from booth.space import readable
 
 RECORD = "export.json"
-Precision = Literal["source", "fp32", "fp16", "bf16"]
-
-_CODES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}  # as safetensors writes them
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 def export(
@@ -100,7 +96,7 @@ def export_size(source: PipelineDir, precision: Precision, trained: Collection[s
         kept = precision == "source" and component not in trained
         for specs in source.weights[component].specs.values():
             for spec in specs.values():
-                wanted = spec if kept else TensorSpec(_CODES.get(precision, "F32"), spec.shape)
+                wanted = spec if kept else TensorSpec(CODES.get(precision, "F32"), spec.shape)
                 size += wanted.nbytes + 200  # its entry in the header
     return size
 
@@ -119,8 +115,8 @@ def exported_step(folder: Path, precision: Precision | None = None) -> int | Non
 def check_target(source: PipelineDir, out: Path) -> None:
     """UserError if an export to `out` would replace anything but an earlier export."""
     out = out.resolve()
-    if source.path.resolve().is_relative_to(out):
-        raise UserError(f"export to {out} would replace the source pipeline {source.path}; choose another folder")
+    if any(path.resolve().is_relative_to(out) for path in (source.path, source.where)):
+        raise UserError(f"export to {out} would replace the source pipeline {source.where}; choose another folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"export to {out}: it is a file; choose another name for the folder")
     if out.exists() and any(out.iterdir()) and not (out / RECORD).is_file():
@@ -146,13 +142,13 @@ def _write_pipeline(
         if component not in writers:
             assert component in source.family.trainable, f"{component} cannot have been trained"
             more = {tokens.TABLE: len(added)} if component == "text_encoder" else {}
-            writers[component] = _ComponentWriter(source, component, out, _CODES.get(precision, "F32"), more)
+            writers[component] = _ComponentWriter(source, component, out, CODES.get(precision, "F32"), more)
         writers[component].add(name, array)
     for component in source.family.networks:
         shutil.copyfile(source.path / component / "config.json", out / component / "config.json")
         if component in writers:
             writers[component].finish("trained", changes)
-        elif _is_as_wanted(source, component, _CODES.get(precision)):
+        elif _is_as_wanted(source, component, CODES.get(precision)):
             _copy_weights(source, component, out, changes)
         else:
             _convert_weights(source, component, out, precision, changes)
@@ -170,7 +166,7 @@ def _write_pipeline(
     return {
         "family": source.family.name,
         "source": {
-            "path": str(source.path),
+            "path": str(source.where),
             **({"hub_id": source.model.id, "commit": source.model.commit} if source.model else {}),
             "variant": source.variant,
             "weights_sha256": _hashes(source),
@@ -197,8 +193,8 @@ class _ComponentWriter:
         self._component = component
         self._weights = source.weights[component]
         self._index = out / component / _plain_name(self._weights.index, source) if self._weights.index else None
-        self._files: dict[Path, _SafetensorsFile] = {}  # by the source's file
-        self._places: dict[str, tuple[_SafetensorsFile, str]] = {}  # by canonical name: file and key
+        self._files: dict[Path, SafetensorsFile] = {}  # by the source's file
+        self._places: dict[str, tuple[SafetensorsFile, str]] = {}  # by canonical name: file and key
         for path, specs in self._weights.specs.items():
             keys = {key: written_key(component, key) for key in specs}
             names = {key: canonical_name(component, key) for key in specs}
@@ -207,7 +203,7 @@ class _ComponentWriter:
                 more = more_rows.get(names[key] or "", 0)
                 shape = (spec.shape[0] + more, *spec.shape[1:]) if more else spec.shape
                 wanted[keys[key]] = TensorSpec(code, shape) if code and names[key] else spec
-            file = self._files[path] = _SafetensorsFile(out / component / _plain_name(path, source), wanted)
+            file = self._files[path] = SafetensorsFile(out / component / _plain_name(path, source), wanted)
             for key, name in names.items():
                 if name is None:  # a buffer, in no backend's hands
                     file.write(keys[key], self._weights.tensor(path, key))
@@ -243,51 +239,9 @@ class _ComponentWriter:
             changes[_relative(self._index)] = "index of these shards"
 
 
-class _SafetensorsFile:
-    """A safetensors file whose tensors arrive in any order: keys, dtypes and shapes are fixed when it is made."""
-
-    def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
-        self.path, self.specs = path, specs
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
-        self._start: dict[str, int] = {}
-        self.data_bytes = 0
-        for key in sorted(specs, key=lambda key: (-specs[key].itemsize, key)):  # big items first: all are aligned
-            self._start[key] = self.data_bytes
-            self.data_bytes += specs[key].nbytes
-            header[key] = {
-                "dtype": specs[key].dtype,
-                "shape": specs[key].shape,
-                "data_offsets": [self._start[key], self.data_bytes],
-            }
-        encoded = json.dumps(header, separators=(",", ":")).encode()
-        encoded += b" " * (-len(encoded) % 8)
-        self._start = {key: start + 8 + len(encoded) for key, start in self._start.items()}
-        with path.open("wb") as file:
-            file.write(len(encoded).to_bytes(8, "little") + encoded)
-            file.truncate(file.tell() + self.data_bytes)
-
-    def write(self, key: str, array: np.ndarray) -> None:
-        spec = self.specs[key]
-        if array.shape != spec.shape:
-            raise RuntimeError(f"{key} to export has shape {array.shape}, in the source {spec.shape}")
-        converted = as_type(key, array, _DTYPES.get(spec.dtype))
-        with self.path.open("r+b") as file:
-            file.seek(self._start[key])
-            file.write(converted.reshape(-1).view(np.uint8).data)
-
-
-def as_type(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
-    """The array in another type; UserError if float16 cannot hold it."""
-    with np.errstate(over="ignore"):
-        converted = np.ascontiguousarray(array, dtype)
-    if converted.dtype == np.float16 and np.isinf(converted).any() and not np.isinf(array).any():
-        raise UserError(f"export.precision=fp16 cannot hold {name}: it exceeds 65504; use bf16 or fp32")
-    return converted
-
-
 def _is_as_wanted(source: PipelineDir, component: str, code: str | None) -> bool:
     """Whether the files of a network that was not trained can be copied byte for byte."""
-    return all(
+    return source.weights[component].whole_files and all(
         key == written_key(component, key) and (code in (None, spec.dtype) or canonical_name(component, key) is None)
         for specs in source.weights[component].specs.values()
         for key, spec in specs.items()
@@ -297,7 +251,7 @@ def _is_as_wanted(source: PipelineDir, component: str, code: str | None) -> bool
 def _convert_weights(
     source: PipelineDir, component: str, out: Path, precision: Precision, changes: dict[str, str]
 ) -> None:
-    writer = _ComponentWriter(source, component, out, _CODES.get(precision))
+    writer = _ComponentWriter(source, component, out, CODES.get(precision))
     for key, array in source.weights[component].read():
         if name := canonical_name(component, key):
             writer.add(name, array)

@@ -78,19 +78,27 @@ class Field:
 
 FIELDS = (
     # Model and photos may have moved: what is in them is compared through the manifest.
-    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, ...), hub id owner/name, or"
-          " 'embedded', the small base that comes with booth", may_change=True, is_path=True),
+    Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, ...), hub id owner/name,"
+          " single-file checkpoint X.safetensors, or 'embedded', the small base that comes with booth", may_change=True,
+          is_path=True),
+    Field("model.config", "", "of a single-file checkpoint: folder or hub id that it has configs and tokenizer from;"
+          " empty: the published model of its family", may_change=True, is_path=True),
     Field("model.revision", "", "branch, tag or commit of a hub model; empty: its default branch", may_change=True),
     Field("model.variant", "", "weight file variant, such as fp16"),
     Field("concepts", (), "several subjects in one run: for each its own fields of instance and prior, such as"
           " {instance.images: ..., instance.prompt: ..., prior.prompt: ...}, and weight, how much it counts"),
-    Field("instance.images", "", "folder with the photos of the subject", may_change=True, is_path=True),
+    Field("instance.images", "", "folder with the photos of the subject; or a dataset: Parquet or Arrow files, a folder"
+          " that `datasets` saved, or the id of one on the hub, owner/name", may_change=True, is_path=True),
+    Field("instance.revision", "", "branch, tag or commit of a hub dataset; empty: its default branch",
+          may_change=True),
+    Field("instance.image_column", "image", "column of the images in a dataset"),
     Field("instance.prompt", "", "prompt with identifier and class noun, such as 'a photo of sks dog'; with captions"
           " empty, or what they are put in: 'a photo of sks car, {caption}'"),
     Field("instance.captions", "none", "where each photo's caption is: none: instance.prompt for all; text: X.txt"
-          " beside X.jpg; names: the files' names; metadata: metadata.jsonl or metadata.csv in the folder",
+          " beside X.jpg; names: the files' names; metadata: metadata.jsonl or metadata.csv in the folder, or a column"
+          " of the dataset",
           one_of(*SOURCES)),
-    Field("instance.caption_column", "text", "column of the captions in that table, beside file_name"),
+    Field("instance.caption_column", "text", "column of the captions in that table or dataset"),
     Field("instance.caption_dropout", 0.0, "share of photos shown without any caption", below_one()),
     Field("instance.shuffled_captions", 0, "orders of a caption's comma-separated tags to train with; 0: as it is",
           at_least(0)),
@@ -115,8 +123,8 @@ FIELDS = (
     Field("train.batch_size", 1, "instance images an update, over all devices; as many class images join", at_least(1)),
     Field("train.accumulation", 1, "pieces an update is computed in: less memory, the same result", at_least(1),
           may_change=True),
-    Field("train.learning_rate", 5e-6, "peak learning rate; auto (0): 5e-6, with LoRA 1e-4", at_least(0),
-          may_change=True),
+    Field("train.learning_rate", 5e-6, "peak learning rate; auto (0): 5e-6, with LoRA 1e-4, with prodigy 1",
+          at_least(0), may_change=True),
     Field("train.lr_schedule", "constant", "shape of the learning rate after warmup",
           one_of("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"), may_change=True),
     Field("train.lr_warmup_steps", 0, "updates of linear warmup from 0", at_least(0), may_change=True),
@@ -131,13 +139,15 @@ FIELDS = (
     Field("train.text_encoder", False, "train the text encoder too (in float32)"),
     Field("train.text_encoder_learning_rate", 0.0, "its peak learning rate; 0: train.learning_rate", at_least(0),
           may_change=True),
-    Field("train.optimizer", "adamw", "optimizer; torchbooth also has AdamW and Lion with moments in 8 bits, Lion (a"
-          " third to a tenth of the learning rate) and Adafactor",
-          one_of("adamw", "adamw8bit", "lion", "lion8bit", "adafactor")),
+    Field("train.optimizer", "adamw", "optimizer; prodigy finds the learning rate, of which train.learning_rate, then"
+          " 1, is a factor; torchbooth also has AdamW and Lion with moments in 8 bits, Lion (a third to a tenth of the"
+          " learning rate) and Adafactor", one_of("adamw", "prodigy", "adamw8bit", "lion", "lion8bit", "adafactor")),
     Field("train.adam_b1", 0.9, "decay of the first moment", below_one()),
     Field("train.adam_b2", 0.999, "decay of the second moment", below_one()),
     Field("train.adam_eps", 1e-8, "epsilon beside the root of the second moment", above(0)),
     Field("train.weight_decay", 1e-2, "decoupled weight decay", at_least(0)),
+    Field("train.pull", 0.0, "decoupled pull of all weights towards the base's, as weight decay's towards 0; felt where"
+          " learning rate x pull x steps is about 1, such as 250 by the defaults; 0: none", at_least(0)),
     Field("train.max_grad_norm", 1.0, "gradients are clipped jointly to this global norm; 0: not clipped", at_least(0)),
     Field("train.loss", "mse", "what an error costs: mse: its square; huber, smooth_l1: pseudo-Huber losses, which"
           " forgive large errors", one_of(*LOSSES)),
@@ -174,7 +184,7 @@ FIELDS = (
           " layers, a few megabytes, with a learning rate of about 1e-4", one_of("none", "lora")),
     Field("adapter.rank", 16, "rank of the adapters", at_least(1)),
     Field("adapter.alpha", 0.0, "an adapter counts alpha / rank; 0: alpha is the rank", at_least(0)),
-    Field("adapter.dropout", 0.0, "torchbooth: share of what goes into an adapter that is left out", below_one()),
+    Field("adapter.dropout", 0.0, "share of what goes into an adapter that is left out while it trains", below_one()),
     Field("adapter.targets", "attention", "layers that get one: attention, cross_attention, feed_forward (attention"
           " too), all (convolutions too), or a regular expression for whole names",
           Rule("attention, cross_attention, feed_forward, all or a regular expression", _is_regex)),
@@ -184,6 +194,10 @@ FIELDS = (
     Field("tokens.learning_rate", 5e-4, "their peak learning rate", above(0), may_change=True),
     Field("tokens.fraction", 1.0, "share of train.steps in which they train, from the first on",
           Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1), may_change=True),
+    Field("ema.decay", 0.0, "exponential moving average of what trains, of which previews and the export are made; 0:"
+          " none; 0.9999 is usual, less at first: min(decay, (1 + n) / (10 + n)) after n updates", below_one()),
+    Field("ema.device", "device", "where the average is kept: on the device, or in the host's memory, from where it is"
+          " fetched in every update", one_of("device", "host"), may_change=True),
     Field("data.resolution", 512, "side of the square training images, in pixels", at_least(8)),
     Field("data.buckets", (), "sizes that images are brought to, each to that of the nearest aspect ratio, such as"
           " 512x512 and 448x576; auto: all of the resolution's area; empty: squares",

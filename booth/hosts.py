@@ -223,7 +223,7 @@ class _Follower:
 
     def load(self, commit: str, hashes: dict[str, str]) -> None:
         source = self._config.model
-        pipeline = open_pipeline(source.source, source.variant, commit or source.revision)
+        pipeline = open_pipeline(source.source, source.variant, commit or source.revision, config=source.config)
         here = pipeline.hashes()
         if changed := [name for name, sha256 in hashes.items() if here.get(name) != sha256]:
             raise UserError(f"model.source={source.source!r} is another model here ({', '.join(changed)})")

@@ -2,18 +2,19 @@
 
 Only what a pipeline is made of is fetched: the configs and the safetensors weights, in one variant, of the components
 that its model_index.json names. A file is in the cache whole or not at all, so an interrupted download goes on with
-the files that are missing.
+the files that are missing. What asking the hub has in common for models and datasets is here too.
 """
 
 import hashlib
 import logging
 import re
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from booth import space
 from booth.errors import UserError
 from booth.family import FAMILIES
 from booth.progress import progress
@@ -43,8 +44,23 @@ _NETWORKS = {name for family in FAMILIES for name in family.networks}
 
 
 def is_id(source: str) -> bool:
-    """Whether a model.source is meant for the hub: `owner/name`, and nothing of that name is here."""
+    """Whether a model or dataset is meant to be on the hub: `owner/name`, and nothing of that name is here."""
     return _ID.fullmatch(source) is not None and not Path(source).exists()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the hub has, and the fields of a config that name it."""
+
+    type: Literal["model", "dataset"]
+    source: str
+    revision: str
+    pages: str  # their web pages begin so
+    index: str = ""  # the file without which it is none
+
+
+MODEL = Kind("model", "model.source", "model.revision", "https://huggingface.co/", "model_index.json")
+DATASET = Kind("dataset", "instance.images", "instance.revision", "https://huggingface.co/datasets/")
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ class HubModel:
             return
         from huggingface_hub import hf_hub_download
 
-        size, free = self.size(missing), shutil.disk_usage(self.path).free
+        size, free = self.size(missing), space.free(self.path)
         if size > free:
             raise UserError(
                 f"model.source={self.source} is {readable(size)} more, and {self.path} has {readable(free)} of space;"
@@ -100,7 +116,7 @@ class HubModel:
             )
         log.info("%s at %s: downloading %d files, %s", self.id, self.commit[:12], len(missing), readable(size))
         for name in missing:
-            with _explained(self.source, self.id, self.commit, name):
+            with explained(MODEL, self.source, self.id, self.commit, name):
                 hf_hub_download(self.id, name, revision=self.commit)
 
     def verify(self, names: Collection[str]) -> None:
@@ -150,19 +166,29 @@ def find(source: str, revision: str = "") -> HubModel:
 
     If the hub cannot be asked, what an earlier download left in the cache is taken. Raises UserError.
     """
-    from huggingface_hub import HfApi, hf_hub_download  # here: a local folder needs none of it
+    from huggingface_hub import hf_hub_download  # here: a local folder needs none of it
 
     name = MOVED.get(source, source)
     if name != source:
         log.warning("model.source=%s was removed by its owner: taking the copy %s", source, name)
+    commit = commit_of(MODEL, source, name, revision)
+    with explained(MODEL, source, name, revision):
+        path = Path(hf_hub_download(name, MODEL.index, revision=commit)).parent
+        return HubModel(source, name, commit, path, *_listing(name, commit, path))
+
+
+def commit_of(kind: Kind, source: str, name: str, revision: str) -> str:
+    """The commit of a branch, tag or commit ("": the default branch) of what the user wrote as `source` and is at
+    `name`; what the cache remembers, if the hub cannot be asked. Raises UserError."""
+    from huggingface_hub import HfApi
+
     if not _REVISION.fullmatch(revision):
-        raise UserError(f"model.revision={revision!r} is no name of a branch, tag or commit; correct it")
-    with _explained(source, name, revision):
-        commit = HfApi().resolve_revision(name, revision=revision or None).resolved
+        raise UserError(f"{kind.revision}={revision!r} is no name of a branch, tag or commit; correct it")
+    with explained(kind, source, name, revision):
+        commit = HfApi().resolve_revision(name, repo_type=kind.type, revision=revision or None).resolved
         if not _COMMIT.fullmatch(commit):
             raise ValueError(f"the hub says that it is commit {commit!r}")
-        path = Path(hf_hub_download(name, "model_index.json", revision=commit)).parent
-        return HubModel(source, name, commit, path, *_listing(name, commit, path))
+    return commit
 
 
 def _listing(name: str, commit: str, path: Path) -> tuple[dict[str, int], dict[str, str], bool]:
@@ -182,20 +208,20 @@ def _listing(name: str, commit: str, path: Path) -> tuple[dict[str, int], dict[s
 
 
 @contextmanager
-def _explained(source: str, name: str, revision: str, file: str = "model_index.json") -> Iterator[None]:
+def explained(kind: Kind, source: str, name: str, revision: str, file: str = "") -> Iterator[None]:
     """Turns what huggingface_hub and its transports raise into one line that says what to do."""
     try:
         yield
     except Exception as error:  # every transport has its own kinds
-        raise UserError(_explanation(error, source, name, revision, file)) from error
+        raise UserError(_explanation(error, kind, source, name, revision, file or kind.index)) from error
 
 
-def _explanation(error: BaseException, source: str, name: str, revision: str, file: str) -> str:
+def _explanation(error: BaseException, kind: Kind, source: str, name: str, revision: str, file: str) -> str:
     from huggingface_hub import constants, errors
 
     while isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError) and error.__cause__:
         error = error.__cause__
-    where, page, token = f"model.source={source}", f"https://huggingface.co/{name}", "HF_TOKEN or `hf auth login`"
+    where, page, token = f"{kind.source}={source}", f"{kind.pages}{name}", "HF_TOKEN or `hf auth login`"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     match error:
         case errors.GatedRepoError() if status == 403:
@@ -203,14 +229,14 @@ def _explanation(error: BaseException, source: str, name: str, revision: str, fi
         case errors.GatedRepoError():
             return f"{where} is gated: accept its licence on {page}, then give your token with {token}"
         case errors.RevisionNotFoundError():
-            return f"model.revision={revision!r} is no branch, tag or commit of {name}; {page}/commits lists them"
+            return f"{kind.revision}={revision!r} is no branch, tag or commit of {name}; {page}/commits lists them"
         case errors.RemoteEntryNotFoundError():
-            fix = "give a diffusers pipeline" if file == "model_index.json" else "take another model.revision"
+            fix = "give a diffusers pipeline" if file == MODEL.index else f"take another {kind.revision}"
             return f"{where}: no {file} in it on the hub; {fix}"
         case errors.RepositoryNotFoundError() | errors.HFValidationError():
             return (
-                f"{where}: no such folder here and no such model on the hub; correct it,"
-                f" or if the model is private give your token with {token}"
+                f"{where}: no such folder here and no such {kind.type} on the hub; correct it,"
+                f" or if the {kind.type} is private give your token with {token}"
             )
         case errors.OfflineModeIsEnabled():
             return (

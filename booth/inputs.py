@@ -1,24 +1,30 @@
 """What the user gave, looked at before anything is written and before a device starts."""
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from booth import data, prior
+from booth import data, hub, prior
 from booth.concepts import Concept, concepts_of, has_prior
+from booth.config import get
 from booth.data import Example
 from booth.errors import UserError, naming
+from booth.image_dataset import Photos, open_photos
 from booth.masks import mask_hash, with_masks
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.prompts import Tokenizer
+from booth.repeats import Subfolder, repeated_folders
 from booth.sampling import Sampler, latent_shape, sampling_table, side_multiple
 from booth.schedule import noise_schedule, zero_terminal_snr
 from booth.solvers import is_guided
 from booth.tokens import initial_rows, new_tokens
 from booth.views import Size, bucket_sizes, nearest
+
+log = logging.getLogger("booth")
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Inputs:
     instances: list[Example]
     concepts: tuple[Concept, ...]
     sizes: tuple[Size, ...]
+    dataset: Mapping[str, str] = field(default_factory=dict)  # where the photos came from, if from the hub
 
     @cached_property
     def used_sizes(self) -> Counter[Size]:
@@ -58,12 +65,13 @@ class Inputs:
             }
         )
 
-    def origin(self, config: Any) -> dict[str, str]:
-        """Where a hub model came from; {} for a local folder."""
-        if not (model := self.pipeline.model):
-            return {}
+    def origins(self, config: Any) -> dict[hub.Kind, dict[str, str]]:
+        """Where model and photos came from, if from the hub; {} for a local folder."""
+        model = self.pipeline.model
+        found = {hub.MODEL: {"id": model.id, "commit": model.commit} if model else {}, hub.DATASET: self.dataset}
         return {
-            "source": config.model.source, "revision": config.model.revision, "id": model.id, "commit": model.commit,
+            kind: {"source": get(config, kind.source), "revision": get(config, kind.revision), **origin}
+            if origin else {} for kind, origin in found.items()
         }  # fmt: skip
 
     def sampler(self, config: Any, section: str, size: Size | None = None, *, tuned: bool = False) -> Sampler:
@@ -104,12 +112,14 @@ def preview_batch_size(config: Any) -> int:
     return max(1, rows // 2 if is_guided(config.samples.guidance) else rows)
 
 
-def check_inputs(config: Any, revision: str = "") -> Inputs:
+def check_inputs(config: Any, revision: str = "", dataset_revision: str = "") -> Inputs:
     """Looks at everything that can be refused, before anything is written and before a device starts. UserError.
 
-    `revision` is the commit that a run keeps to, if it has one already.
+    `revision` and `dataset_revision` are the commits that a run keeps to, if it has them already; each of several
+    concepts has a dataset of its own, at its `instance.revision`.
     """
-    pipeline = open_pipeline(config.model.source, config.model.variant, revision or config.model.revision)
+    model = config.model
+    pipeline = open_pipeline(model.source, model.variant, revision or model.revision, config=model.config)
     trained = as_trained(pipeline, config)
     noise_schedule(trained.component_config("scheduler"))
     with naming("data.resolution"):
@@ -119,7 +129,12 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
         for size in sizes:
             latent_shape(pipeline, *size)
     concepts = concepts_of(config)
-    instances = [example for place, concept in enumerate(concepts) for example in _instances(concept, place)]
+    photos = [_open_photos(concept, "" if concept.name else dataset_revision) for concept in concepts]
+    instances = [
+        example
+        for place, (concept, opened) in enumerate(zip(concepts, photos, strict=True))
+        for example in _instances(concept, place, str(opened.folder))
+    ]
     for concept in concepts:
         if concept.has_prior:
             with naming(concept.name):
@@ -130,24 +145,39 @@ def check_inputs(config: Any, revision: str = "") -> Inputs:
         _check_sampling(config, "samples", pipeline)
     tokenizer = load_tokenizer(pipeline, new_tokens(config))
     _check_tokens(config, pipeline, instances)
-    return Inputs(pipeline, tokenizer, instances, concepts, sizes)
+    return Inputs(pipeline, tokenizer, instances, concepts, sizes, photos[0].origin if len(photos) == 1 else {})
 
 
-def _instances(concept: Concept, place: int) -> list[Example]:
+def _open_photos(concept: Concept, revision: str) -> Photos:
     settings = concept.config.instance
     with naming(concept.name):
-        examples = data.instance_examples(
-            settings.images, settings.prompt, settings.captions, settings.caption_column,
-            masks=settings.masks == "files",
-        )  # fmt: skip
-        examples = with_masks(examples, settings.masks)
-    return [
-        replace(
-            example, repeats=settings.repeats * example.repeats, concept=place,
-            folder="/".join(filter(None, (concept.name and str(place), example.folder))),
-        )
-        for example in examples
-    ]  # fmt: skip
+        return open_photos(settings.images, settings.image_column, settings.captions, revision or settings.revision)
+
+
+def _instances(concept: Concept, place: int, images: str) -> list[Example]:
+    """A concept's photos: those of the folder `images`, or of the folders with repeats in that."""
+    settings, examples = concept.config.instance, []
+    of_concept = concept.name and str(place)
+    with naming(concept.name):
+        folders = repeated_folders(images)
+        for folder in folders or [Subfolder(Path(images), 1, "")]:
+            if folders:
+                log.info("instance.images: each photo in %r is shown %d times an epoch", folder.name, folder.repeats)
+            found = data.instance_examples(
+                str(folder.path),
+                settings.prompt or (folder.words if settings.captions == "none" else ""),
+                settings.captions,
+                settings.caption_column,
+                masks=settings.masks == "files",
+            )
+            examples += [
+                replace(
+                    example, repeats=settings.repeats * folder.repeats, concept=place,
+                    folder="/".join(filter(None, (of_concept, folder.name if folders else ""))),
+                )
+                for example in with_masks(found, settings.masks)
+            ]  # fmt: skip
+    return examples
 
 
 def _check_prior(config: Any, pipeline: PipelineDir, photos: Sequence[str]) -> None:

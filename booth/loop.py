@@ -19,6 +19,7 @@ from booth.doctor import advice
 from booth.errors import UserError
 from booth.export import export, export_size, exported_step, finish_interrupted
 from booth.hosts import Hosts, Leader, feed, follow, leading
+from booth.hub import DATASET, MODEL
 from booth.inputs import Inputs, as_trained, check_inputs
 from booth.lora_file import write_lora
 from booth.metrics import Recorder, read_metrics
@@ -77,7 +78,7 @@ def _train(
     config = resolved(config)
     validate(config, backend_class.name, backend_class.capabilities)
     backend_class.check(config)
-    inputs = check_inputs(config, pinned_revision(workdir, config))
+    inputs = check_inputs(config, *(pinned_revision(workdir, config, kind) for kind in (MODEL, DATASET)))
     config = with_numbers(config, len(inputs.instances))
     validate_updates(config)
     for line in advice(config, inputs):
@@ -90,7 +91,8 @@ def _train(
         start = checkpoints.find(from_step) or 0
         log.info("%d photos, model %s: reading and hashing its weights", len(inputs.instances), config.model.source)
         run.check_manifest(inputs.fingerprint())
-        run.record_origin(inputs.origin(config))
+        for kind, origin in inputs.origins(config).items():
+            run.record_origin(kind, origin)
         exported = run.lora if adapter else run.pipeline
         if start >= config.train.steps and exported_step(exported, config.export.precision) == start:
             run.record_changes()

@@ -16,8 +16,9 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from booth.adapters import Adapter
-from booth.export import RECORD, Precision, as_type
+from booth.export import RECORD
 from booth.rundir import write_bytes, write_text
+from booth.safetensors_file import Precision, as_type
 
 FILE = "pytorch_lora_weights.safetensors"
 

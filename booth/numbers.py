@@ -1,7 +1,8 @@
 """What `auto` stands for: steps, class images and learning rate, by the photos and by what trains.
 
 The rules of thumb for one object: 100 to 200 updates a photo (here 150, shared out over the rows of a batch), 200 to
-300 class images (here 200), a learning rate of 5e-6 for all weights and of 1e-4 for LoRA.
+300 class images (here 200), a learning rate of 5e-6 for all weights and of 1e-4 for LoRA, and 1 for Prodigy, which
+finds it.
 """
 
 import logging
@@ -32,10 +33,11 @@ def with_numbers(config: Any, photos: int) -> Any:
         config.prior.count = CLASS_IMAGES
         log.info("prior.count=%d: as many class images as the recipes use", CLASS_IMAGES)
     if train.learning_rate == 0.0:
-        train.learning_rate = RATES[config.adapter.kind]
+        prodigy = train.optimizer == "prodigy"
+        train.learning_rate = 1.0 if prodigy else RATES[config.adapter.kind]
         log.info(
-            "train.learning_rate=%g: as the recipes for adapter.kind=%s have it",
+            "train.learning_rate=%g: as the recipes for %s=%s have it",
             train.learning_rate,
-            config.adapter.kind,
+            *(("train.optimizer", "prodigy") if prodigy else ("adapter.kind", config.adapter.kind)),
         )
     return config

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes  # noqa: F401 (with it NumPy knows bfloat16)
 import numpy as np
@@ -30,6 +30,8 @@ from booth.family import Family, detect_family
 from booth.hub import HubModel
 
 log = logging.getLogger("booth")
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # never read
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I64", "I32")
@@ -58,6 +60,7 @@ class Weights:
 
     index: Path | None  # of shards
     specs: Mapping[Path, Mapping[str, TensorSpec]]
+    whole_files: ClassVar[bool] = True  # whether they are all that is in the files
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         """(key as in the file, array) of all files, one at a time."""
@@ -78,6 +81,7 @@ class PipelineDir:
         self, path: Path, variant: str, model_index: Mapping[str, Any], family: Family, model: HubModel | None = None
     ) -> None:
         self.path = path
+        self.where = path  # what the user gave, and its weights are in
         self.variant = variant
         self.model_index = model_index
         self.family = family
@@ -201,34 +205,48 @@ class PipelineDir:
     def _read_weights(self, component: str) -> Weights:
         path = self.weight_files[component]
         if path.suffix == ".safetensors":
-            return Weights(None, {path: _read_specs(path)})
-        weight_map = _read_json(path).get("weight_map")
+            return Weights(None, {path: read_specs(path)})
+        weight_map = read_json(path).get("weight_map")
         if not isinstance(weight_map, dict) or not all(map(_is_shard_name, weight_map.values())):
             raise UserError(f"model.source={self.path}: {component}/{path.name} is broken; {_again(path)}")
         shards = [path.with_name(name) for name in sorted(set(weight_map.values()))]
-        return Weights(path, {shard: _read_specs(shard) for shard in shards})
+        return Weights(path, {shard: read_specs(shard) for shard in shards})
 
 
-def open_pipeline(source: str | Path, variant: str = "", revision: str = "", *, weights: bool = True) -> PipelineDir:
+def open_pipeline(
+    source: str | Path, variant: str = "", revision: str = "", *, config: str = "", weights: bool = True
+) -> PipelineDir:
     """Opens a pipeline and checks that it is complete, readable and of a supported family.
 
-    `source` is a folder, "embedded" (the base that comes with booth), or the id of a model on the hub, whose configs
-    are downloaded here and whose weights later.
+    `source` is a folder, "embedded" (the base that comes with booth), the id of a model on the hub, whose configs are
+    downloaded here and whose weights later, or a single-file checkpoint, which has configs and tokenizer from `config`.
     `variant` is the middle part of the weight files' names, such as `fp16`; `revision` a branch, tag or commit of a hub
     model. Without `weights` only the configs need be there. Raises UserError.
     """
     where = f"model.source={source}"
-    model = hub.find(str(source), revision) if hub.is_id(str(source)) else None
+    named_file = str(source).endswith((".safetensors", *PICKLES))
+    model = hub.find(str(source), revision) if hub.is_id(str(source)) and not named_file else None
     path = model.path if model else _local_path(source)
     if path.is_file():
-        raise UserError(f"{where}: single-file checkpoints are not supported; give a diffusers pipeline folder")
+        for field, value in (("model.variant", variant), ("model.revision", revision)):
+            if value:
+                raise UserError(f"{field}={value!r} is not for single files, and {where} is one; leave it empty")
+        from booth.single_file import open_single_file  # which is made of what is here
+
+        return open_single_file(path, config)
+    if named_file and not path.exists():
+        raise UserError(
+            f"{where}: no such file; give a single-file checkpoint, a diffusers pipeline folder or a hub id"
+        )
+    if config:
+        raise UserError(f"model.config={config!r} is for single files, and {where} is none; leave it empty")
     if not path.is_dir():
         raise UserError(f"{where}: no such folder; give a diffusers pipeline folder, or a hub id such as owner/name")
     if revision and not model:
         raise UserError(f"model.revision={revision!r} is for hub ids, and {where} is a local folder; leave it empty")
     if not (path / "model_index.json").is_file():
         raise UserError(f"{where}: no model_index.json in it; give the top folder of a diffusers pipeline")
-    model_index = _read_json(path / "model_index.json")
+    model_index = read_json(path / "model_index.json")
     if model:
         model.fetch(model.files(components(model_index), variant)[0])
     family = detect_family(where, model_index, lambda component: _component_config(path, component))
@@ -264,7 +282,7 @@ def fit_weights(
     missing, left_over = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
     if missing or left_over:
         raise UserError(
-            f"{component} weights do not fit its config: missing {_listed(missing)}; left over {_listed(left_over)}"
+            f"{component} weights do not fit its config: missing {listed(missing)}; left over {listed(left_over)}"
         )
     fitted, wrong = {}, []
     for name, shape in shapes.items():
@@ -276,11 +294,11 @@ def fit_weights(
         else:
             fitted[name] = tensor.astype(np.float32, copy=False)
     if wrong:
-        raise UserError(f"{component} weights do not fit its config: {_listed(wrong)}")
+        raise UserError(f"{component} weights do not fit its config: {listed(wrong)}")
     return fitted
 
 
-def _listed(items: Collection[str], shown: int = 4) -> str:
+def listed(items: Collection[str], shown: int = 4) -> str:
     some = ", ".join(sorted(items)[:shown]) or "none"
     return some if len(items) <= shown else f"{some} and {len(items) - shown} more"
 
@@ -354,10 +372,10 @@ def _check_values(where: str, component: str, config: Mapping[str, Any]) -> None
 
 
 def _component_config(path: Path, component: str) -> dict[str, Any]:
-    return _read_json(path / component / ("scheduler_config.json" if component == "scheduler" else "config.json"))
+    return read_json(path / component / ("scheduler_config.json" if component == "scheduler" else "config.json"))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -376,8 +394,9 @@ def _again(path: Path) -> str:
     return "download it again"
 
 
-def _read_specs(path: Path) -> dict[str, TensorSpec]:
-    """Keys, dtypes and shapes of a safetensors file, whose size is checked against them."""
+def read_specs(path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
+    """Keys, dtypes and shapes of a safetensors file, whose size is checked against them. UserError if it is broken, or
+    if a file that is `whole` a network's has anything but floats."""
     try:
         with safe_open(path, framework="np") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -390,7 +409,7 @@ def _read_specs(path: Path) -> dict[str, TensorSpec]:
     for key, spec in specs.items():
         if not key.isprintable() or 0 in spec.shape or len(spec.shape) > _MAX_DIMENSIONS:
             raise UserError(f"{path} is broken (it has a tensor {key!r} of shape {spec.shape}); {_again(path)}")
-        if spec.dtype not in (FLOATS + _INTEGERS if key.endswith("position_ids") else FLOATS):
+        if whole and spec.dtype not in (FLOATS + _INTEGERS if key.endswith("position_ids") else FLOATS):
             raise UserError(
                 f"{path}: {key} has type {spec.dtype}, not a float type; use the model without quantization"
             )

@@ -30,7 +30,7 @@ from typing import Any
 import filelock
 
 from booth import config as settings
-from booth import space
+from booth import hub, space
 from booth.errors import UserError
 
 log = logging.getLogger("booth")
@@ -39,7 +39,7 @@ WINDOWS = os.name == "nt"
 STAGING_PREFIX = ".staging-"
 _JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # what desktops put into a folder that is only looked at
 _CLAIM = ".run-id"
-_ORIGIN = "model from the hub"  # an entry of the manifest
+_ORIGINS = {hub.MODEL: "model from the hub", hub.DATASET: "images from the hub"}  # entries of the manifest
 
 
 @contextmanager
@@ -219,15 +219,15 @@ class RunDir:
         if after != before:
             write_text(path, json.dumps(after, indent=1) + "\n")
 
-    def record_origin(self, origin: Mapping[str, str]) -> None:
-        """Notes where a hub model came from ({}: it is none) in manifest.json.
+    def record_origin(self, kind: hub.Kind, origin: Mapping[str, str]) -> None:
+        """Notes where a hub model or dataset came from ({}: it is none) in manifest.json.
 
-        Unlike what `check_manifest` holds it may change: what must stay the same is in the weights' hashes.
+        Unlike what `check_manifest` holds it may change: what must stay the same is in the content's hashes.
         """
-        path = self.path / "manifest.json"
+        path, name = self.path / "manifest.json", _ORIGINS[kind]
         manifest = _read_manifest(path)
-        if manifest.get(_ORIGIN, {}) != origin:
-            write_text(path, json.dumps({**manifest, _ORIGIN: dict(origin)}, indent=1) + "\n")
+        if manifest.get(name, {}) != origin:
+            write_text(path, json.dumps({**manifest, name: dict(origin)}, indent=1) + "\n")
 
 
 def checkpoint_folder(workdir: Path, checkpoint_dir: str) -> Path:
@@ -239,13 +239,14 @@ def checkpoint_folder(workdir: Path, checkpoint_dir: str) -> Path:
     return Path(checkpoint_dir) if checkpoint_dir else workdir / "checkpoints"
 
 
-def pinned_revision(workdir: str | Path, config: Any) -> str:
-    """The commit that the run in a folder took its model from, while `model.source` and `model.revision` are the same;
-    else `model.revision`. So a run keeps its model when a branch moves on."""
+def pinned_revision(workdir: str | Path, config: Any, kind: hub.Kind = hub.MODEL) -> str:
+    """The commit that the run in a folder took its model or dataset from, while source and revision in the config are
+    the same; else that revision. So a run keeps what it began with when a branch moves on."""
     path = Path(workdir).expanduser() / "manifest.json"
-    origin = _read_manifest(path).get(_ORIGIN, {}) if path.is_file() else {}
-    same = (origin.get("source"), origin.get("revision")) == (config.model.source, config.model.revision)
-    return str(origin.get("commit", "")) if same else config.model.revision
+    origin = _read_manifest(path).get(_ORIGINS[kind], {}) if path.is_file() else {}
+    source, revision = settings.get(config, kind.source), str(settings.get(config, kind.revision))
+    same = (origin.get("source"), origin.get("revision")) == (source, revision)
+    return str(origin.get("commit", "")) if same else revision
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, str]]:

@@ -1,6 +1,7 @@
 """The `sample` command: prompts and seeds, or axes of settings, -> PNGs that tell how they were made, and a grid."""
 
 import argparse
+import hashlib
 import logging
 import math
 import re
@@ -167,8 +168,7 @@ class _Source:
         else:
             self.backend = backend_class(config)
             self._models = self.backend.load(pipeline)
-        # A checkpoint of a run is no file that another program could have.
-        self.hash = "" if trained else pipeline.weights_hash("unet")[:10]
+        self.hash = "" if trained else _model_hash(pipeline)  # no other program has a run's checkpoint
 
     def models(self, step: int | None) -> Any:
         if not self.trained:
@@ -178,11 +178,19 @@ class _Source:
         return self.backend.models(self._state)
 
     def title(self, options: argparse.Namespace, recipe: Recipe) -> str:
-        """What the model is called: the run and the step, or the last part of a hub id or of a path."""
+        """What the model is called: the run and the step, or the last part of a hub id or of a path without suffix."""
         if self.trained:
             return f"{Path(options.run_dir).resolve().name}-{recipe.checkpoint:06d}"
         path = Path(options.model)
-        return path.resolve().parent.name if path.name == "pipeline" else path.name
+        return path.resolve().parent.name if path.name == "pipeline" else path.name.removesuffix(".safetensors")
+
+
+def _model_hash(pipeline: PipelineDir) -> str:
+    """As WebUIs have it, the beginning of a single file's sha256; of a folder, that of the UNet's weights."""
+    if Path(pipeline.where).is_file():
+        with Path(pipeline.where).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:10]
+    return pipeline.weights_hash("unet")[:10]
 
 
 def _images(

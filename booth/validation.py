@@ -7,9 +7,10 @@ from ml_collections import ConfigDict
 
 from booth.captions import PLACE
 from booth.concepts import concepts_of
-from booth.config import default_of, get, is_remote, trains_text, typed
+from booth.config import default_of, get, is_remote, trained_networks, trains_text, typed
 from booth.errors import UserError, naming
 from booth.fields import FIELDS
+from booth.repeats import repeated_folders
 
 
 def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
@@ -59,6 +60,11 @@ def _validate_concepts(config: ConfigDict) -> None:
         )
 
 
+def _has_words(config: ConfigDict) -> bool:
+    """Whether the names of the folders that the photos are in say the prompts."""
+    return bool(repeated_folders(config.instance.images))
+
+
 def _validate_inputs(config: ConfigDict) -> None:
     """What the user must name."""
     captioned = config.instance.captions != "none"
@@ -67,7 +73,7 @@ def _validate_inputs(config: ConfigDict) -> None:
         ("instance.images", "photos/"),
         ("instance.prompt", "a photo of sks dog"),
     ):
-        if not get(config, name).strip() and not (captioned and name == "instance.prompt"):
+        if not get(config, name).strip() and not (name == "instance.prompt" and (captioned or _has_words(config))):
             raise UserError(f"{name} is empty; set it in the config or with --config.{name}='{example}'")
     if captioned and config.instance.prompt.strip() and PLACE not in config.instance.prompt:
         raise UserError(
@@ -87,7 +93,6 @@ def _validate_inputs(config: ConfigDict) -> None:
 
 
 _TORCH_ONLY = (
-    "adapter.dropout",
     "train.checkpointed_blocks", "train.channels_last", "train.compile", "train.tf32", "memory.fit", "memory.weights",
     "memory.fused_backward", "memory.offload_optimizer", "memory.vae_tiling",
 )  # fmt: skip
@@ -103,8 +108,10 @@ def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset
         )
     if config.train.precision == "fp16" and "fp16" not in capabilities:
         raise UserError(f"train.precision='fp16' must be 'bf16' or 'fp32': {backend}booth does not compute in float16")
-    if config.train.optimizer != "adamw" and "optimizers" not in capabilities:
-        raise UserError(f"train.optimizer={config.train.optimizer!r} must be 'adamw': {backend}booth has no other yet")
+    if config.train.optimizer not in ("adamw", "prodigy") and "optimizers" not in capabilities:
+        raise UserError(
+            f"train.optimizer={config.train.optimizer!r} must be 'adamw' or 'prodigy': {backend}booth has no other yet"
+        )
     if config.train.gradient_checkpointing == "attention" and "attention kernels" not in capabilities:
         raise UserError(
             f"train.gradient_checkpointing='attention' must be 'none' or 'block': {backend}booth's attention keeps no"
@@ -142,6 +149,8 @@ def validate_updates(config: ConfigDict) -> None:
             " a timestep counts; leave one of them out"
         )
     _validate_memory(config)
+    _validate_pull(config)
+    _validate_prodigy(config)
     if not (train.unet or trains_text(config)):
         raise UserError("train.unet=false leaves nothing to train; set train.text_encoder=true, or give tokens.add")
     if config.adapter.kind == "lora" and not (train.unet or train.text_encoder):
@@ -150,6 +159,58 @@ def validate_updates(config: ConfigDict) -> None:
         raise UserError(
             f"train.text_encoder_learning_rate={train.text_encoder_learning_rate} needs train.text_encoder=true;"
             " leave it 0 where the text encoder does not train"
+        )
+
+
+def _validate_pull(config: ConfigDict) -> None:
+    """What cannot be pulled towards the base's weights."""
+    train = config.train
+    if train.pull == 0:
+        return
+    if config.adapter.kind == "lora":
+        raise UserError(
+            f"train.pull={train.pull} must be 0 with adapter.kind='lora': adapters begin at 0, so towards the base"
+            " pulls train.weight_decay already"
+        )
+    if not trained_networks(config):
+        raise UserError(f"train.pull={train.pull} must be 0 where only new tokens train: the base has none of them")
+    if config.memory.fused_backward or config.memory.weights == "bf16":
+        raise UserError(
+            f"train.pull={train.pull} must be 0 with memory.fused_backward=true or memory.weights='bf16': each tensor"
+            " would have to be pulled inside its own update; leave one of them out"
+        )
+    rate = max(train.learning_rate, train.text_encoder_learning_rate)
+    if rate * train.pull >= 1:
+        raise UserError(
+            f"train.pull={train.pull} must be less than {1 / rate:g}, 1 / the learning rate: an update would not leave"
+            " the base"
+        )
+
+
+def _validate_prodigy(config: ConfigDict) -> None:
+    """Prodigy finds one rate for all that trains, from all of it."""
+    train, memory = config.train, config.memory
+    if train.optimizer != "prodigy":
+        return
+    if 0 < train.learning_rate < 0.1:
+        raise UserError(
+            f"train.learning_rate={train.learning_rate} must be at least 0.1, best 1, with train.optimizer='prodigy':"
+            " it is a factor of the rate that this finds"
+        )
+    if config.tokens.add or train.text_encoder_learning_rate not in (0, train.learning_rate):
+        raise UserError(
+            "train.optimizer='prodigy' finds one learning rate for all, so it goes neither with tokens.add nor with a"
+            " train.text_encoder_learning_rate; use 'adamw', or leave them out"
+        )
+    if memory.fused_backward or memory.weights == "bf16" or memory.offload_optimizer == "always":
+        raise UserError(
+            "train.optimizer='prodigy' does not go with memory.fused_backward=true, memory.weights='bf16' or"
+            " memory.offload_optimizer='always': they update one tensor at a time, and it needs all; leave them out"
+        )
+    if train.pull:
+        raise UserError(
+            f"train.pull={train.pull} must be 0 with train.optimizer='prodigy': its strength goes with the learning"
+            " rate, which is not known before"
         )
 
 

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from booth.backend import Batch, Metrics
-from booth.config import is_remote, is_trained
+from booth.config import is_pulled, is_remote, is_trained
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
 from booth.stored_messages import StoredMessages
-from jaxbooth import checkpoint, networks, optim, sample, step
+from jaxbooth import checkpoint, ema, networks, optim, sample, step
 from jaxbooth.hosts import join
 from jaxbooth.networks import Models
+from jaxbooth.optim import Params
 from jaxbooth.precision import exact_float32
 from jaxbooth.sharding import fetch, make_mesh, own_rows, place_batch, place_parameters, place_rows, place_shared
 from jaxbooth.step import State
@@ -92,10 +94,21 @@ class Backend:
             trainable |= place_parameters(self._mesh, networks.initial_adapters(models, self._config.train.seed))
         rest = {name: value for name, value in models.params.items() if name not in trainable}
         optimizer = step.init_optimizer(trainable, self._settings, self._mesh) if training else None
-        return State(replace(models.with_adapter(), params=rest), trainable, optimizer)
+        state = State(replace(models.with_adapter(), params=rest), trainable, optimizer)
+        if not training:
+            return state
+        if self._config.ema.decay > 0:
+            state = replace(state, average=ema.begin(trainable, self._mesh, self._config.ema.device))
+        # Copies: `trainable` will be given away.
+        anchor = {name: jnp.copy(value) for name, value in trainable.items() if is_pulled(self._config, name)}
+        return replace(state, anchor=anchor)
 
     def models(self, state: State) -> Models:
-        return replace(state.frozen, params=state.frozen.params | state.trainable)
+        return replace(state.frozen, params=state.frozen.params | self._result(state))
+
+    def _result(self, state: State) -> Params:
+        """The trained tensors for use."""
+        return ema.on_device(state.average, self._mesh) if state.average else state.trainable
 
     def own_rows(self, rows: int) -> frozenset[int] | None:
         return own_rows(self._mesh, rows, self._config.train.accumulation)
@@ -111,12 +124,20 @@ class Backend:
             state.optimizer,
             {name: value for name, value in state.frozen.params.items() if name.partition(".")[0] in used},
             placed,
+            state.anchor,
             unet=state.frozen.unet,
             text_encoder=state.frozen.text_encoder,
             settings=self._settings,
             mesh=self._mesh,
         )
-        return State(state.frozen, trainable, optimizer), metrics
+        state = replace(state, trainable=trainable, optimizer=optimizer)
+        if state.average:
+            decay, device = self._config.ema.decay, self._config.ema.device
+            average = ema.update(
+                state.average, trainable, metrics["skipped"], decay=decay, device=device, mesh=self._mesh
+            )
+            state = replace(state, average=average)
+        return state, metrics
 
     def save(self, state: State, folder: Path) -> None:
         checkpoint.save(state, folder)
@@ -125,7 +146,7 @@ class Backend:
         return checkpoint.restore(state, folder)
 
     def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:
-        for name, array in state.trainable.items():
+        for name, array in self._result(state).items():
             component, _, key = name.partition(".")
             yield component, key, to_diffusers(getattr(state.frozen, component), key, fetch(array))
 

@@ -1,4 +1,4 @@
-"""Checkpoints through Orbax: trainable tensors and Adam moments, restored to any number of devices and hosts."""
+"""Checkpoints through Orbax: trainable tensors, moments and average, restored to any number of devices and hosts."""
 
 import logging
 import sys
@@ -14,9 +14,11 @@ import orbax.checkpoint as ocp
 
 from booth.config import is_remote
 from booth.errors import not_finite
+from jaxbooth.ema import Average
+from jaxbooth.sharding import shared_sharding
 from jaxbooth.step import State
 
-_TRAINABLE, _OPTIMIZER = "trainable", "optimizer"
+_TRAINABLE, _OPTIMIZER, _AVERAGE = "trainable", "optimizer", "average"
 
 # Copies of one part would be sliced on the devices, so that each writes a piece: a small program compiled for every
 # shape, and memory where there is none to spare.
@@ -37,6 +39,8 @@ def save(state: State, folder: Path) -> None:
     with _without_tracebacks(), _checkpointer() as checkpointer:
         checkpointer.save(_absolute(folder) / _TRAINABLE, args=ocp.args.PyTreeSave(state.trainable))
         checkpointer.save(_absolute(folder) / _OPTIMIZER, args=ocp.args.PyTreeSave(state.optimizer))
+        if state.average:
+            checkpointer.save(_absolute(folder) / _AVERAGE, args=ocp.args.PyTreeSave(_tree(state.average)))
 
 
 @contextmanager
@@ -64,9 +68,24 @@ def _without_tracebacks() -> Iterator[None]:
 
 
 def restore(state: State, folder: Path) -> State:
-    """The saved state, bit for bit, placed as `state` is; a state that is not training gets its tensors only."""
+    """The saved state, bit for bit, placed as `state` is; one that is not training gets the average, if there is one,
+    as its trainable tensors."""
+    if state.optimizer is None and (folder / _AVERAGE).exists():
+        placed: Any = next(iter(state.trainable.values())).sharding
+        updates = jax.ShapeDtypeStruct((), np.float32, sharding=shared_sharding(placed.mesh))
+        average = _read(folder / _AVERAGE, {"weights": state.trainable, "updates": updates})
+        return replace(state, trainable=average["weights"])
     state = replace(state, trainable=_read(folder / _TRAINABLE, state.trainable))
-    return replace(state, optimizer=_read(folder / _OPTIMIZER, state.optimizer)) if state.optimizer else state
+    if state.optimizer is None:
+        return state
+    state = replace(state, optimizer=_read(folder / _OPTIMIZER, state.optimizer))
+    if state.average:
+        state = replace(state, average=Average(**_read(folder / _AVERAGE, _tree(state.average))))
+    return state
+
+
+def _tree(average: Average) -> dict[str, Any]:
+    return {"weights": average.weights, "updates": average.updates}
 
 
 def _read(path: Path, like: Any) -> Any:

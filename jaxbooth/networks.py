@@ -81,6 +81,7 @@ def build(pipeline: PipelineDir, mesh: Mesh, config: Any, adapter: Adapter | Non
     for component in _CLASSES:
         if adapter and (names := adapter.layers(component)):
             options[component] |= {"adapted": names, "rank": adapter.rank, "scale": adapter.scale}
+            options[component] |= {"dropout": adapter.dropout}
     return {
         component: _build(
             component, json.dumps(pipeline.component_config(component), sort_keys=True), **options[component]

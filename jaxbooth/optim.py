@@ -1,30 +1,78 @@
-"""The optimizer: AdamW (arXiv 1711.05101) and joint clipping, as torch computes them."""
+"""AdamW (arXiv 1711.05101), Prodigy (arXiv 2306.06101) and joint clipping, as torch computes them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from booth.config import rate_group
+
+Params = dict[str, jax.Array]
+
 
 @dataclass(frozen=True)
 class Settings:
     """Hashable, so that the compiled step can be shared between runs with the same settings."""
 
+    optimizer: str
     b1: float
     b2: float
     eps: float
     weight_decay: float
+    pull: float
     max_grad_norm: float
 
     @classmethod
     def of(cls, config: Any) -> "Settings":
         train = config.train
-        return cls(train.adam_b1, train.adam_b2, train.adam_eps, train.weight_decay, train.max_grad_norm)
+        return cls(
+            train.optimizer,
+            train.adam_b1,
+            train.adam_b2,
+            train.adam_eps,
+            train.weight_decay,
+            train.pull,
+            train.max_grad_norm,
+        )
 
 
-def adamw(settings: Settings) -> optax.GradientTransformation:
+def init(trainable: Params, settings: Settings) -> optax.OptState:
+    """The optimizer's states before the first update."""
+    if settings.optimizer == "prodigy":
+        # Where it begins is one of them, which must not be the very arrays that training will give away.
+        return _prodigy(settings, 1.0).init(jax.tree.map(jnp.copy, trainable))
+    return _adamw(settings).init(trainable)
+
+
+def update(
+    trainable: Params,
+    states: optax.OptState,
+    gradients: Params,
+    learning_rate: Mapping[str, jax.Array],
+    anchor: Params,
+    settings: Settings,
+) -> tuple[Params, optax.OptState]:
+    """(trainable, states) after an update at each group's learning rate.
+
+    What has an `anchor` is pulled there by learning rate x `train.pull`. L2-SP (arXiv 1802.01483, section 3), a penalty
+    on the distance to where fine-tuning began, decoupled from the gradient as AdamW decouples weight decay (arXiv
+    1711.05101, section 2): in the loss, Adam would divide it by the gradients' size, so that weights with small
+    gradients would be held the most, and clipping would weaken it.
+    """
+    if settings.optimizer == "prodigy":
+        return _prodigy_update(trainable, states, gradients, next(iter(learning_rate.values())), settings)
+    updates, states = _adamw(settings).update(gradients, states, trainable)
+    for name, start in anchor.items():
+        updates[name] += settings.pull * (trainable[name] - start)
+    updated = {name: value - learning_rate[rate_group(name)] * updates[name] for name, value in trainable.items()}
+    return updated, states
+
+
+def _adamw(settings: Settings) -> optax.GradientTransformation:
     """AdamW without its learning rate, which comes with every batch: the update is -learning_rate times the result.
 
     optax's own `adamw` differs from torch's in its default weight decay; here every setting is given.
@@ -33,6 +81,25 @@ def adamw(settings: Settings) -> optax.GradientTransformation:
         optax.scale_by_adam(settings.b1, settings.b2, settings.eps),
         optax.add_decayed_weights(settings.weight_decay),
     )
+
+
+def _prodigy(settings: Settings, learning_rate: Any) -> optax.GradientTransformation:
+    return optax.contrib.prodigy(
+        learning_rate, (settings.b1, settings.b2), eps=settings.eps, weight_decay=settings.weight_decay
+    )
+
+
+def _prodigy_update(
+    trainable: Params, states: optax.OptState, gradients: Params, learning_rate: jax.Array, settings: Settings
+) -> tuple[Params, optax.OptState]:
+    updates, updated_states = _prodigy(settings, learning_rate).update(gradients, states, trainable)
+    updated = optax.apply_updates(trainable, updates)
+    # The rate found is a quotient, 0 / 0 before anything has a gradient and at a rate of 0, with which warmup begins.
+    # Then nothing happens, as in the package of the paper's authors.
+    happens = (learning_rate > 0) & jnp.isfinite(updated_states.estim_lr)
+    before, after = (trainable, states), (updated, updated_states)
+    kept: tuple[Params, optax.OptState] = jax.tree.map(partial(jnp.where, happens), after, before)
+    return kept
 
 
 def clip_by_global_norm(gradients: Any, max_norm: float) -> tuple[Any, jax.Array]:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from booth.adapters import adapter_of
 from booth.backend import ROW_FIELDS, Batch
 from booth.concepts import has_prior
-from booth.config import is_trained, rate_groups, trained_networks, trains_text
+from booth.config import is_pulled, is_trained, rate_groups, trained_networks, trains_text
 from booth.errors import UserError
 from booth.inputs import largest_size
 from booth.pipeline_dir import PipelineDir
@@ -73,10 +74,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 class Plan:
     """What one device needs for an update; the names of the JSON that `--json` writes.
 
-    `peak_gib`: everything in memory at the worst moment, `resident_gib` of it networks that the step does not touch.
-    `flops_per_row`, of which `kernel_flops_per_row` in Pallas kernels; `cycles_per_row` has those at `KERNEL_SPEED` of
-    the peak. `collective_bytes` are received by a device in an update. Times in seconds; `utilisation` is that of the
-    FLOPs that the model needs, none computed twice.
+    `peak_gib`: everything in memory at the worst moment, `resident_gib` of it what the step does not touch: networks
+    and an average. `flops_per_row`, of which `kernel_flops_per_row` in Pallas kernels; `cycles_per_row` has those at
+    `KERNEL_SPEED` of the peak. `collective_bytes` are received by a device in an update. Times in seconds;
+    `utilisation` is that of the FLOPs that the model needs, none computed twice.
     """
 
     topology: str
@@ -126,7 +127,7 @@ class Plan:
         lines += [
             f"  memory      {self.peak_gib:.2f} GiB of {self.hbm_gib}: weights, optimizer and batch"
             f" {self.arguments_gib:.2f}, temporaries {self.temporaries_gib:.2f},"
-            f" other networks {self.resident_gib:.2f}",
+            f" other networks and average {self.resident_gib:.2f}",
             f"  work        {self.flops_per_row:.2e} FLOPs and {self.cycles_per_row:.2e} cycles a row{kernels}",
             f"  collectives {self.collective_bytes / GIB:.2f} GiB received an update ({moved})",
             f"  step        {self.compute_s + self.collective_s:.3f} s: {self.compute_s:.3f} of work, and"
@@ -216,6 +217,8 @@ def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], 
         / GIB
     )
     arguments = _arguments(config, pipeline, parts, mesh, rows_per_device // pieces)
+    if config.ema.decay > 0 and config.ema.device == "device":
+        made.resident_gib += _bytes_on_a_device(arguments[0]) / GIB
     traced = step.train_step.trace(
         *arguments,
         unet=parts["unet"],
@@ -277,7 +280,7 @@ def _bytes_on_a_device(shapes: Any) -> int:
 
 def _arguments(
     config: Any, pipeline: PipelineDir, parts: dict[str, Network], mesh: Mesh, rows_per_device: int
-) -> tuple[Any, Any, Any, Batch]:
+) -> tuple[Any, Any, Any, Batch, Any]:
     """Of the step, with shapes in place of arrays; `rows_per_device` of one piece."""
     trainable, frozen = {}, {}
     for component in ("unet", "text_encoder") if trains_text(config) else ("unet",):
@@ -288,13 +291,14 @@ def _arguments(
             else:
                 dtype = parts[component].dtype if len(shape.shape) > 1 else jnp.float32
                 frozen[f"{component}.{name}"] = _shape(mesh, shape.shape, spec, dtype)
-    states = jax.eval_shape(optim.adamw(optim.Settings.of(config)).init, trainable)
+    states = jax.eval_shape(partial(optim.init, settings=optim.Settings.of(config)), trainable)
     states = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         states,
         state_shardings(mesh, states),
     )
-    return trainable, states, frozen, _batch(config, pipeline, mesh, rows_per_device * mesh.size)
+    anchor = {name: shape for name, shape in trainable.items() if is_pulled(config, name)}
+    return trainable, states, frozen, _batch(config, pipeline, mesh, rows_per_device * mesh.size), anchor
 
 
 def _batch(config: Any, pipeline: PipelineDir, mesh: Mesh, rows: int) -> Batch:

@@ -1,6 +1,7 @@
 """One update: forward over instance and class rows, the loss, backward, clip, AdamW. A pure function."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -11,18 +12,17 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from booth.backend import ROW_FIELDS, STATIC_FIELDS, Batch
-from booth.config import rate_group
 from booth.objective import dreambooth_loss, noisy_latents
+from jaxbooth import optim
+from jaxbooth.ema import Average
 from jaxbooth.networks import Models, of
-from jaxbooth.optim import Settings, adamw, clip_by_global_norm
+from jaxbooth.optim import Params, Settings, clip_by_global_norm
 from jaxbooth.sharding import batch_specs, gathered, over_rows, parameter_specs, state_shardings, summed, summed_rows
 from jaxbooth.weights import Network
 
 jax.tree_util.register_dataclass(
-    Batch, [field.name for field in fields(Batch) if field.name not in STATIC_FIELDS], STATIC_FIELDS
+    Batch, [each.name for each in fields(Batch) if each.name not in STATIC_FIELDS], STATIC_FIELDS
 )
-
-Params = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,20 @@ class State:
     """`frozen`: all networks, without the arrays of `trainable`, which are float32 by `component.name`: all weights of
     the networks that train, or their adapters'.
 
-    `optimizer`: Adam's moments; None in a state that is not training.
+    `optimizer`: its moments; None in a state that is not training; `average`: of `trainable`, if there is one;
+    `anchor`: what `train.pull` pulls towards, by the same names, if it does.
     """
 
     frozen: Models
     trainable: Params
     optimizer: optax.OptState
+    average: Average | None = None
+    anchor: Params = field(default_factory=dict)
 
 
 def init_optimizer(trainable: Params, settings: Settings, mesh: Mesh) -> optax.OptState:
-    """Adam's moments at zero, each placed as the parameter it belongs to."""
-    init = adamw(settings).init
+    """The optimizer's states before the first update, each placed as the parameter it belongs to."""
+    init = partial(optim.init, settings=settings)
     return jax.jit(init, out_shardings=state_shardings(mesh, jax.eval_shape(init, trainable)))(trainable)
 
 
@@ -52,6 +55,7 @@ def train_step(
     optimizer: optax.OptState,
     frozen: Params,
     batch: Batch,
+    anchor: Params,
     *,
     unet: Network,
     text_encoder: Network,
@@ -60,19 +64,19 @@ def train_step(
 ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
     """(trainable, optimizer states, metrics) after one update; the metrics are float32 scalars.
 
-    `frozen` is what the networks that train have beside `trainable`: their weights, if those train only adapters.
+    `frozen` is what the networks that train have beside `trainable`: their weights, if those train only adapters;
+    `anchor` is as in `optim.update`.
 
-    The rows of the batch are [pieces, rows, ...]. Gradients come from `sharding.over_rows`; clipping and AdamW are done
-    where each part of a parameter is. The new state is pinned to the places of the old one; otherwise the second step
-    would be compiled anew. It is the old one where the loss or a gradient is not finite.
+    The rows of the batch are [pieces, rows, ...]. Gradients come from `sharding.over_rows`; clipping and the update are
+    done where each part of a parameter is. The new state is pinned to the places of the old one; otherwise the second
+    step would be compiled anew. It is the old one where the loss or a gradient is not finite.
     """
     gradients, metrics = _gradients(trainable, frozen, batch, unet, text_encoder, mesh)
     gradients, metrics["grad_norm"] = clip_by_global_norm(gradients, settings.max_grad_norm)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] ** 2)  # as moments will be
     metrics["skipped"] = 1.0 - finite
-    updates, updated_optimizer = adamw(settings).update(gradients, optimizer, trainable)
-    updated = {name: value - batch.learning_rate[rate_group(name)] * updates[name] for name, value in trainable.items()}
-    state = jax.tree.map(partial(jnp.where, finite), (updated, updated_optimizer), (trainable, optimizer))
+    updated = optim.update(trainable, optimizer, gradients, batch.learning_rate, anchor, settings)
+    state = jax.tree.map(partial(jnp.where, finite), updated, (trainable, optimizer))
     trainable, optimizer = jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
     return trainable, optimizer, metrics
 
@@ -91,16 +95,18 @@ def _local_gradients(
 ) -> tuple[Params, dict[str, jax.Array]]:
     """On one device: its rows, and its part of the parameters and gradients."""
 
-    def bind(network: Network, component: str, params: Params) -> Any:
-        return network.bind(gathered(of(frozen, component) | params, of(specs, component), network.dtype))
+    def bind(network: Network, component: str, params: Params, row_numbers: Callable[[], jax.Array]) -> Any:
+        keys = _row_keys(batch, row_numbers()) if network.dropout > 0 else None
+        return network.bind(gathered(of(frozen, component) | params, of(specs, component), network.dtype), keys)
 
     def encode(params: Params) -> jax.Array:
         if batch.prompts.ndim == 3:
             return batch.prompts  # encoded already
-        return bind(text_encoder, "text_encoder", params)(batch.prompts)
+        return bind(text_encoder, "text_encoder", params, lambda: jnp.arange(len(batch.prompts)))(batch.prompts)
 
     def loss_of(params: Params, context: jax.Array, piece: Batch) -> tuple[jax.Array, dict[str, Any]]:
-        network = bind(unet, "unet", params)
+        # Its noise tells a row from all others, on whatever device and in whatever piece it is computed.
+        network = bind(unet, "unet", params, lambda: jax.lax.bitcast_convert_type(piece.noise[:, 0, 0, 0], jnp.uint32))
         prediction = network(noisy_latents(piece), piece.timestep, context[piece.prompt_index])
         return dreambooth_loss(prediction.astype(jnp.float32), piece)
 
@@ -119,6 +125,11 @@ def _local_gradients(
         f"{component}.{name}": value for component, grads in by_component.items() for name, value in grads.items()
     }
     return summed(gradients, specs), summed_rows(metrics)
+
+
+def _row_keys(batch: Batch, rows: jax.Array) -> jax.Array:
+    """A key for each of these rows, given as numbers [b], new in each update."""
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(batch.key)))(rows)
 
 
 def _sum_over_pieces(function: Any, pieces: dict[str, jax.Array]) -> Any:

@@ -14,6 +14,7 @@ Outside this file and the models, parameters are a flat dict: diffusers' name ->
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -38,11 +39,14 @@ class Network:
         shapes: diffusers' name -> shape (in Flax's layout) and dtype of every parameter.
         axes: diffusers' name -> the axes of the Flax array in the order diffusers has them.
         dtype: what it computes in.
+        dropout: share of what goes into adapters that is left out where `bind` is given `row_keys`.
     """
 
     shapes: dict[str, jax.ShapeDtypeStruct]
     axes: dict[str, tuple[int, ...]]
     dtype: DTypeLike
+    dropout: float
+    _adapted: tuple[str, ...]
     _paths: dict[str, PathParts]
     _graphdef: nnx.GraphDef
 
@@ -55,28 +59,26 @@ class Network:
         adapted: Collection[str] = (),
         rank: int = 0,
         scale: float = 1.0,
+        dropout: float = 0.0,
         tokens: int = 0,
         dtype: DTypeLike = jnp.float32,
         **kw: Any,
     ) -> "Network":
         """Builds `model(config, dtype=dtype, **kw)`; allocates nothing and compiles nothing.
 
-        The layers `adapted` get an adapter of this rank and scale, whose parameters are named as in PEFT; a text
-        encoder gets rows for so many new tokens.
+        The layers `adapted` get an adapter of this rank, scale and dropout, whose parameters are named as in PEFT; a
+        text encoder gets rows for so many new tokens.
 
         Raises:
             UserError: where the model does not support the config.
         """
         built: Any = model(config, dtype=dtype, **kw)  # type: ignore[call-arg]
         for name in adapted:
-            layer: Any = built
-            for part in name.split("."):
-                layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)
-            layer.add_adapter(rank, scale)
+            _layer(built, name).add_adapter(rank, scale, dropout)
         if tokens:
             built.text_model.embeddings.token_embedding.add_rows(tokens)
         graphdef, state = nnx.split(built)
-        network = cls({}, {}, dtype, {}, graphdef)
+        network = cls({}, {}, dtype, dropout, tuple(adapted), {}, graphdef)
         for path, parameter in nnx.to_flat_state(state):
             name = ".".join(str(part) for part in (*path[:-1], _LEAF_NAMES[str(path[-1])]))
             shape = parameter.get_value()
@@ -87,7 +89,7 @@ class Network:
             network._paths[name] = path
         return network
 
-    def bind(self, params: Mapping[str, jax.Array]) -> Any:
+    def bind(self, params: Mapping[str, jax.Array], row_keys: jax.Array | None = None) -> Any:
         """Returns the model with these parameters, ready to be called.
 
         Meant for the inside of a jitted function, where it costs trace time only:
@@ -95,9 +97,21 @@ class Network:
 
         Args:
             params: an array in Flax's layout for each name in `shapes`, of any floating dtype.
+            row_keys: [b] of the rows that it will be called with, for dropout of adapters; None: without.
         """
         leaves: dict[PathParts, Any] = {path: params[name] for name, path in self._paths.items()}
-        return nnx.merge(self._graphdef, nnx.from_flat_state(leaves))
+        model: Any = nnx.merge(self._graphdef, nnx.from_flat_state(leaves))
+        if row_keys is not None:
+            for number, name in enumerate(self._adapted):
+                _layer(model, name).row_keys = jax.vmap(partial(jax.random.fold_in, data=number))(row_keys)
+        return model
+
+
+def _layer(model: Any, name: str) -> Any:
+    """A module's layer by its dotted name."""
+    for part in name.split("."):
+        model = model[int(part)] if part.isdecimal() else getattr(model, part)
+    return model
 
 
 def from_diffusers(network: Network, tensors: Mapping[str, np.ndarray], component: str) -> dict[str, np.ndarray]:

@@ -54,6 +54,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "two pieces": {"train.accumulation": 2, "train.batch_size": 2, **BF16},
     "text encoder": {"train.text_encoder": True, **BF16, **BLOCK},
     "adafactor, bf16 weights, fused": {"train.optimizer": "adafactor", **ROUNDED, **FUSED},
+    "pulled and averaged": {"train.pull": 1.0, "ema.decay": 0.9},
     "tiles, states away": {"memory.vae_tiling": True, "memory.offload_optimizer": "sampling"},
 }  # fmt: skip
 if torch.cuda.is_available():  # on a CPU the host's memory is the device's
@@ -89,6 +90,8 @@ def measure(config: Any, pipeline: PipelineDir) -> dict[str, tuple[float, float]
         tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
         if state is not None and not (work == "sampling" and config.memory.offload_optimizer == "sampling"):
             tensors += [tensor for each in state.optimizer.state.values() for _, tensor in movable(each)]
+        if state is not None:
+            tensors += [*state.anchor.values(), *(state.average.weights.values() if state.average else ())]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def phase(name: str, at_work: str, work: Callable[[], Any]) -> None:

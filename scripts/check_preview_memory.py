@@ -79,7 +79,7 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
         return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
 
     trainable = placed({f"unet.{name}": shape for name, shape in unet.shapes.items()})
-    moments = placed(jax.eval_shape(optim.adamw(settings).init, trainable))
+    moments = placed(jax.eval_shape(lambda params: optim.init(params, settings), trainable))
     networks = {"unet": unet, "text_encoder": text_encoder, "settings": settings, "mesh": mesh}
     weights = {"unet": placed(dict(unet.shapes)), "vae": placed(dict(vae.shapes))}
     always = held((trainable, moments, weights["vae"], placed(dict(text_encoder.shapes))))
@@ -96,7 +96,7 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
     first, guidance = preview_table(config, size)[0], config.samples.guidance
     asked = (latents, (latents,) * HISTORY, latents, contexts, first, guidance)
     return {
-        "training step": total(step.train_step.lower(trainable, moments, batch, **networks)),
+        "training step": total(step.train_step.lower(trainable, moments, {}, batch, {}, **networks)),
         "preview, denoising": total(sample._denoise.lower(weights["unet"], *asked, unet=unet, mesh=mesh)),
         "preview, decoding": total(
             sample._decode.lower(weights["vae"], spread(mesh.size, side, side, 4), vae=vae, mesh=mesh)

@@ -1,6 +1,7 @@
 """A server on this machine that answers as the Hugging Face hub does, as far as downloads go.
 
-Repositories are dicts of files; big ones are kept elsewhere, where the hub redirects to, as on the real one.
+Repositories are dicts of files; big ones are kept elsewhere, where the hub redirects to, as on the real one. A
+dataset's name begins with `datasets/`, as on its web page.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-BIG = ".safetensors"  # such files are redirected
+BIG = (".safetensors", ".parquet")  # such files are redirected
 
 
 def files_of(folder):
@@ -69,6 +70,15 @@ def _described(name, content):
     return described
 
 
+def _in_tree(name, content):
+    """The same, in the words in which the hub lists a folder."""
+    described = _described(name, content)
+    entry = {"type": "file", "path": name, "size": len(content), "oid": described["blobId"]}
+    if lfs := described.get("lfs"):
+        entry["lfs"] = {"oid": lfs["sha256"], "size": lfs["size"], "pointerSize": lfs["pointerSize"]}
+    return entry
+
+
 def _git_hash(content):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
@@ -95,20 +105,26 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
         elif stored := re.fullmatch(r"/elsewhere/(\w+)/(.+)", path):
             self._send_file(stored[2], self.hub.commits[stored[1]][stored[2]])
-        elif asked := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            self._repository(asked[1], asked[2] or "main", None, token)
-        elif asked := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif asked := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            self._repository(
+                ("datasets/" if asked[1] == "datasets" else "") + asked[2], asked[3] or "main", None, token
+            )
+        elif asked := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)", path):
+            self._repository(f"datasets/{asked[1]}", asked[2], None, token, tree=True)
+        elif asked := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._repository(asked[1], asked[2], asked[3], token)
         else:
             self._send(404)
 
-    def _repository(self, name, revision, file, token):
+    def _repository(self, name, revision, file, token, tree=False):
         if name not in self.hub.revisions:
             return self._send(404 if token else 401, {"X-Error-Code": "RepoNotFound"})
         if revision not in self.hub.revisions[name]:
             return self._send(404, {"X-Error-Code": "RevisionNotFound"})
         commit = self.hub.revisions[name][revision]
         files = self.hub.commits[commit]
+        if tree:
+            return self._send(200, content=json.dumps([_in_tree(*item) for item in files.items()]).encode())
         if file is None:
             siblings = [_described(path, content) for path, content in files.items()]
             return self._send(200, content=json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode())

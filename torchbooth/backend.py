@@ -11,13 +11,13 @@ import torch
 
 from booth.adapters import adapter_of
 from booth.backend import Batch, Metrics
-from booth.config import get, is_trained, trains_text
+from booth.config import get, is_pulled, is_trained, trains_text
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
 from booth.stored_messages import StoredMessages
 from booth.tokens import initial_rows
-from torchbooth import checkpoint, lora, memory, models, optim, out_of_memory, sample, speed, step, tokens
+from torchbooth import checkpoint, ema, lora, memory, models, optim, out_of_memory, sample, speed, step, tokens
 from torchbooth.hosts import join, local_device
 from torchbooth.models import Models, diffusers_name
 from torchbooth.precision import check_precision, set_tf32, weights_dtype
@@ -139,11 +139,19 @@ class Backend:
             self.placement.place(models.networks, "training")
         gradients = GradientSum(trainable.values())  # before the optimizer, which may want them in the backward pass
         optimizer = memory.make_optimizer_of(trainable, config, gradients.wait)
-        return State(models, trainable, optimizer, scaler, gradients, forward)
+        state = State(models, trainable, optimizer, scaler, gradients, forward)
+        with out_of_memory.named("training"):
+            if config.ema.decay > 0:
+                state.average = ema.Average(trainable, config)
+            pulled = {name: parameter for name, parameter in trainable.items() if is_pulled(config, name)}
+            state.anchor = {name: parameter.detach().clone() for name, parameter in pulled.items()}
+        return state
 
     def models(self, state: State) -> Models:
         if self._config.memory.offload_optimizer == "sampling" and state.optimizer:
             self.placement.move_states(state.optimizer, away=True)
+        if state.average:
+            state.average.put_in()
         self._sampled = state
         for network in state.models.networks.values():
             network.eval()  # pictures are made without dropout
@@ -166,8 +174,13 @@ class Backend:
                     network.train(memory.trains(network))
                 if self._config.memory.offload_optimizer == "sampling" and state.optimizer:
                     self.placement.move_states(state.optimizer, away=False)
+                if state.average:
+                    state.average.take_out()
                 self._sampled = None
-            return step.train_step(state, batch, self._config)
+            state, metrics = step.train_step(state, batch, self._config)
+            if state.average:
+                state.average.update(metrics["skipped"])
+            return state, metrics
 
     def save(self, state: State, folder: Path) -> None:
         checkpoint.save(state, folder)
@@ -176,7 +189,7 @@ class Backend:
         return checkpoint.restore(state, folder)
 
     def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:
-        for name, tensor in state.trainable.items():
+        for name, tensor in (state.average.weights if state.average else state.trainable).items():
             component, _, key = name.partition(".")
             yield component, key, whole(tensor.detach()).cpu().float().contiguous().numpy()
 
@@ -188,7 +201,7 @@ def _check_sharding(config: Any) -> None:
     for name, value in (
         ("train.optimizer", "adamw"), ("memory.weights", "fp32"), ("memory.fused_backward", False),
         ("memory.offload_optimizer", "none"), ("train.compile", "none"), ("train.channels_last", False),
-        ("adapter.kind", "none"),
+        ("adapter.kind", "none"), ("ema.device", "device"),
     ):  # fmt: skip
         if get(config, name) != value:
             raise UserError(
@@ -212,6 +225,11 @@ def check_packages(config: Any) -> None:
         raise UserError(
             f"train.optimizer={optimizer!r} needs bitsandbytes: install this project with its [8bit] extra, or use"
             " 'adamw'"
+        )
+    if optimizer == "prodigy" and importlib.util.find_spec("prodigyopt") is None:
+        raise UserError(
+            "train.optimizer='prodigy' needs prodigyopt: pip install prodigyopt, or install this project with its"
+            " [torch] extra"
         )
     if config.train.attention == "xformers" and importlib.util.find_spec("xformers") is None:
         raise UserError(

@@ -1,7 +1,8 @@
-"""Checkpoints as safetensors: trainable tensors and moments, by diffusers name; the loss scale as JSON; no pickles."""
+"""Checkpoints as safetensors: trainable tensors, moments and the average, by diffusers name; the loss scale as JSON; no
+pickles."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -10,12 +11,14 @@ from safetensors.torch import save_file
 
 from booth.errors import not_finite
 from torchbooth.memory import TensorwiseOptimizer
-from torchbooth.optim import read_moments, write_moments
+from torchbooth.optim import read_moments, read_numbers, write_moments, write_numbers
 from torchbooth.sharding import leads, placed_as, whole
 from torchbooth.step import State
 
-_LAST_NORM = "last_norm"  # beside the moments, which all have a "/" in their names
+_LAST_NORM = "last_norm"  # as numbers of all tensors together beside the moments, which all have a "/" in their names
+_UPDATES = "updates"  # beside averages, which all have a "." in their names
 _TRAINABLE, _OPTIMIZER, _LOSS_SCALE = "trainable.safetensors", "optimizer.safetensors", "loss_scale.json"
+_AVERAGE = "average.safetensors"
 
 
 def save(state: State, folder: Path) -> None:
@@ -26,6 +29,9 @@ def save(state: State, folder: Path) -> None:
     assert state.optimizer is not None
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # states may be on their way to the host's memory
+    if state.average:
+        state.average.take_out()
+    averages = _of_average(state)
     trainable: dict[str, torch.Tensor] = {}
     moments: dict[str, torch.Tensor] = {}
     for name, parameter in state.trainable.items():
@@ -33,8 +39,11 @@ def save(state: State, folder: Path) -> None:
         if leads():  # where they are split, no GPU need hold all of them
             trainable[name] = weights.cpu().contiguous()
             moments |= {f"{name}/{key}": value.cpu().contiguous() for key, value in states.items()}
+    for name, value in averages.items():
+        averages[name] = whole(value)
     if isinstance(state.optimizer, TensorwiseOptimizer):
         moments[_LAST_NORM] = state.optimizer.last_norm
+    moments |= read_numbers(state.optimizer)
     if not leads():
         return
     for name, weights in trainable.items():
@@ -42,21 +51,22 @@ def save(state: State, folder: Path) -> None:
             raise not_finite(name)
     save_file(trainable, folder / _TRAINABLE)
     save_file(moments, folder / _OPTIMIZER)
+    if averages:
+        save_file({name: value.cpu().contiguous() for name, value in averages.items()}, folder / _AVERAGE)
     if state.scaler.is_enabled():
         (folder / _LOSS_SCALE).write_text(json.dumps(state.scaler.state_dict()), encoding="utf-8", newline="\n")
 
 
 def restore(state: State, folder: Path) -> State:
-    """Copies the saved tensors into the state's own, bit for bit."""
+    """Copies the saved tensors into the state's own, bit for bit; one that is not training gets the average, if any."""
     device = str(next(iter(state.trainable.values())).device)
-    missing = set(state.trainable)
-    with torch.no_grad():
-        for name, value in _read(folder / _TRAINABLE, device):
-            state.trainable[name].copy_(placed_as(value, state.trainable[name]))
-            missing.remove(name)
-    assert not missing, "the manifest ties a run to its model"
     if state.optimizer is None:
+        averaged = folder / _AVERAGE
+        _copy(averaged if averaged.exists() else folder / _TRAINABLE, state.trainable, device)
         return state
+    _copy(folder / _TRAINABLE, state.trainable, device)
+    if state.average:
+        _copy(folder / _AVERAGE, _of_average(state), device)
     tensorwise = state.optimizer if isinstance(state.optimizer, TensorwiseOptimizer) else None
     if tensorwise and tensorwise.on_host:
         device = "cpu"
@@ -70,9 +80,27 @@ def restore(state: State, folder: Path) -> State:
                 write_moments(state.optimizer, state.trainable[name], values)
             elif tensorwise:
                 tensorwise.last_norm.copy_(values[_LAST_NORM])
+            else:
+                write_numbers(state.optimizer, values)
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(json.loads((folder / _LOSS_SCALE).read_text(encoding="utf-8")))
     return state
+
+
+def _of_average(state: State) -> dict[str, torch.Tensor]:
+    """The tensors of the average by their names in its file; none if there is no average."""
+    return {**state.average.weights, _UPDATES: state.average.updates} if state.average else {}
+
+
+@torch.no_grad()
+def _copy(path: Path, into: Mapping[str, torch.Tensor], device: str) -> None:
+    """Copies a file's tensors into those of its names: all that there are."""
+    missing = set(into)
+    for name, value in _read(path, device):
+        if name in into or name != _UPDATES:
+            into[name].copy_(placed_as(value, into[name]))
+            missing.remove(name)
+    assert not missing, "the manifest ties a run to its model"
 
 
 def _read(path: Path, device: str) -> Iterator[tuple[str, torch.Tensor]]:

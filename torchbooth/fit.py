@@ -41,7 +41,7 @@ _CHOICES: tuple[tuple[tuple[float, dict[str, Any]], ...], ...] = (
 )
 
 # Bytes of optimizer states for each parameter.
-_STATES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "lion8bit": 1, "adafactor": 0}
+_STATES = {"adamw": 8, "prodigy": 16, "adamw8bit": 2, "lion": 4, "lion8bit": 1, "adafactor": 0}
 
 
 def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None = None) -> Any:
@@ -158,13 +158,15 @@ def _trained_parameters(config: Any, pipeline: PipelineDir) -> dict[str, int]:
 
 
 def _at_least(config: Any, parameters: Mapping[str, int]) -> float:
-    """GiB of weights, gradients and optimizer states alone: what needs no plan to be too much."""
+    """GiB of weights, their copies, gradients and optimizer states alone: what needs no plan to be too much."""
+    averaged = config.ema.decay > 0 and config.ema.device == "device"
+    copies = 4 * (averaged + (config.train.pull > 0))
     total = 0
     for component, count in parameters.items():
         weight = 2 if component == "unet" and config.memory.weights == "bf16" else 4
         gradient = 0 if config.memory.fused_backward else weight
         states = 0 if config.memory.offload_optimizer == "always" else _STATES[config.train.optimizer]
-        total += count * (weight + gradient + states)
+        total += count * (weight + copies + gradient + states)
     return total / GIB
 
 

@@ -291,6 +291,11 @@ class HostStates:
         yield
         self._store(state)
 
+    def wait(self) -> None:
+        """Until all copies to the host's memory are done."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
     def _fetch(self, state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:
         """(copies on the device, the event after which they are there)."""
         # The host would run ahead of the copies, and all states be on the device in the end.

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
 from booth.config import rate_group
-from torchbooth.sharding import placed_as, whole
+from torchbooth.sharding import local, placed_as, whole
 
 EIGHT_BIT = ("adamw8bit", "lion8bit")
 BITSANDBYTES = (*EIGHT_BIT, "lion")  # what needs that package
@@ -22,14 +22,23 @@ def make_optimizer(parameters: Iterable[Any], config: Any) -> torch.optim.Optimi
 
     `adamw`: arXiv 1711.05101. `lion`: arXiv 2302.06675, with its own decays 0.9 and 0.99; wants a third to a tenth of
     AdamW's learning rate. `adafactor`: arXiv 1804.04235, second moments as row and column means, steps relative to each
-    tensor's size, no first moment. The `8bit` ones (arXiv 2110.02861) keep moments in 8 bits with a scale for every 256
-    of them, except those of tensors under 4096 elements. Learning rates are set by `set_learning_rate`.
+    tensor's size, no first moment. `prodigy`: arXiv 2306.06101, its authors' package with Adam's bias
+    correction; finds the rate, of which the learning rate is a factor. The `8bit` ones (arXiv 2110.02861) keep moments
+    in 8 bits with a scale for every 256 of them, except those of tensors under 4096 elements. Learning rates are
+    set by `set_learning_rate`.
     """
     train = config.train
     common = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
     adam = {"betas": (train.adam_b1, train.adam_b2), "eps": train.adam_eps}
     if train.optimizer == "adafactor":
         return torch.optim.Adafactor(parameters, **common)
+    if train.optimizer == "prodigy":
+        from prodigyopt import Prodigy
+
+        prodigy = Prodigy(parameters, train.learning_rate, **adam, use_bias_correction=True)
+        for group in prodigy.param_groups:
+            group["weight_decay"] = train.weight_decay  # given at once, it would be announced on stdout
+        return prodigy
     if train.optimizer in BITSANDBYTES:
         from bitsandbytes import optim as bitsandbytes
 
@@ -76,6 +85,23 @@ def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
+@torch.no_grad()
+def pull(
+    trainable: Mapping[str, torch.Tensor],
+    anchor: Mapping[str, torch.Tensor],
+    shares: Mapping[str, float],
+    skipped: torch.Tensor,
+) -> None:
+    """Moves each tensor of `anchor`'s names its group's share of the way there; where `skipped`, a scalar, is 1, none.
+
+    L2-SP (arXiv 1802.01483, section 3), a penalty on the distance to where fine-tuning began, decoupled from the
+    gradient as AdamW decouples weight decay (arXiv 1711.05101, section 2): in the loss, Adam would divide it by the
+    gradients' size, so that weights with small gradients would be held the most, and clipping would weaken it.
+    """
+    for name, start in anchor.items():
+        local(trainable[name]).lerp_(local(start), shares[rate_group(name)] * (1 - skipped))
+
+
 def step_if_finite(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
     """An update, or none at all where `skipped`, a scalar, is 1; the host waits for it but with fused AdamW."""
     whole_tensors = not any(isinstance(p, DTensor) for group in optimizer.param_groups for p in group["params"])
@@ -120,6 +146,22 @@ def write_moments(
             for key, table in SHARED_STATES.items():
                 if table in tables:
                     tables[table] = state[key] = tables[table].to(parameter.device)
+
+
+# What Prodigy knows about all tensors together: Python numbers, the same in each group.
+_SHARED_NUMBERS = ("d", "d_max", "d_numerator", "k")
+
+
+def read_numbers(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What the optimizer knows about all parameters together, float64 scalars by name."""
+    group = optimizer.param_groups[0]
+    return {name: torch.tensor(group[name], dtype=torch.float64) for name in _SHARED_NUMBERS if name in group}
+
+
+def write_numbers(optimizer: torch.optim.Optimizer, numbers: Mapping[str, torch.Tensor]) -> None:
+    """The inverse of `read_numbers`, to the bit."""
+    for group in optimizer.param_groups:
+        group.update({name: type(group[name])(value.item()) for name, value in numbers.items()})
 
 
 def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

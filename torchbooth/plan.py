@@ -8,7 +8,7 @@ weights, as those for GPUs.
 
 import logging
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,6 +94,11 @@ class Tracker(memory.Placement, TorchDispatchMode):
 
     def move_states(self, optimizer: torch.optim.Optimizer, *, away: bool) -> None:
         self._away = sum(map(_bytes, optimizer.state.values())) if away else 0
+
+    def hold(self, tensors: Iterable[torch.Tensor]) -> None:
+        """What was made while this was off, and stays."""
+        for tensor in tensors:
+            self._see(tensor)
 
     def restart(self) -> None:
         """A new peak begins."""
@@ -206,21 +211,26 @@ class _Rehearsal:
             self._state = self._backend.init(self._models)
             # It would ask whether gradients overflowed.
             self._state.scaler = torch.amp.GradScaler(HOST.type, enabled=False)
+            if self._state.average and not self._state.average.on_host:
+                self._tracker.hold(self._state.average.weights.values())
+            self._tracker.hold(self._state.anchor.values())
             self._training = max(self._measured(self._update) for _ in range(2))  # the first makes the moments
         optimizer = self._state.optimizer
         assert optimizer is not None
         on_host = self._config.memory.offload_optimizer == "always"  # where fake tensors cannot be
-        states = sum(map(_bytes, optimizer.state.values())) if on_host else 0
+        away = sum(map(_bytes, optimizer.state.values())) if on_host else 0
+        if (average := self._state.average) and average.on_host:
+            away += _bytes(average.weights)
         if phase == "training":
             # On the GPU are the states of one tensor, and of the next, which are on their way.
-            return self._training - states + 2 * on_host * max(map(_bytes, optimizer.state.values()))
+            return self._training - away + 2 * on_host * max(map(_bytes, optimizer.state.values()))
         if phase == "export":
-            return self._measured(lambda: None) - states
+            return self._measured(lambda: None) - away
         self._backend.models(self._state)
         peak = self._measured(lambda: self._sample(self._config.samples, preview_batch_size(self._config)))
         self._tracker.move_states(optimizer, away=False)
         self._tracker.place(self._models.networks, "training")
-        return peak - states
+        return peak - away
 
     def _measured(self, work: Callable[[], Any]) -> float:
         self._tracker.restart()
@@ -250,7 +260,7 @@ class _Rehearsal:
 
 
 def _bytes(state: Mapping[str, Any]) -> int:
-    """Of a tensor's optimizer states what could be in the host's memory."""
+    """Of tensors by name, such as one's optimizer states, what could be in the host's memory."""
     return sum(tensor.numel() * tensor.element_size() for _, tensor in movable(state))
 
 

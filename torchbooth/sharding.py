@@ -135,6 +135,12 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a parameter or of what is split as one is; in the same memory, without gradients."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def placed_as(value: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
     """A whole tensor split as the example is, if that has its shape."""
     if not isinstance(example, DTensor) or value.shape != example.shape:

@@ -1,6 +1,6 @@
 """One update: forward over instance and class rows, the loss, backward, clip, AdamW."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,10 @@ import torch
 
 from booth.backend import ROW_FIELDS, Batch
 from booth.objective import dreambooth_loss, noisy_latents
+from torchbooth.ema import Average
 from torchbooth.memory import TensorwiseOptimizer
 from torchbooth.models import Models
-from torchbooth.optim import clip_by_global_norm, is_true, set_learning_rate, step_if_finite
+from torchbooth.optim import clip_by_global_norm, is_true, pull, set_learning_rate, step_if_finite
 from torchbooth.precision import autocast
 from torchbooth.sharding import GradientSum, own_part, sum_metrics
 
@@ -20,7 +21,8 @@ class State:
     """`trainable`: the live parameters of the trained networks by `component.name`.
 
     `optimizer`: their moments, None if not training; `scaler`: the loss scale, of use in fp16 only;
-    `gradients`: their sum over processes; `forward`: the UNet as updates call it, compiled if it is.
+    `gradients`: their sum over processes; `forward`: the UNet as updates call it, compiled if it is; `average`: of
+    `trainable`, and `anchor`: what `train.pull` pulls towards, by the same names; each if there is one.
     """
 
     models: Models
@@ -29,6 +31,8 @@ class State:
     scaler: torch.amp.GradScaler
     gradients: GradientSum
     forward: Any
+    average: Average | None = None
+    anchor: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str, torch.Tensor]]:
@@ -74,6 +78,9 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
     parameters = list(state.trainable.values())
     metrics["grad_norm"] = clip_by_global_norm(parameters, config.train.max_grad_norm)
     metrics["skipped"] = _skipped(metrics)
+    if state.anchor:
+        rates = {group: config.train.pull * float(rate) for group, rate in batch.learning_rate.items()}
+        pull(state.trainable, state.anchor, rates, metrics["skipped"])
     if state.scaler.is_enabled():
         metrics["loss_scale"] = state.scaler.scale(torch.ones_like(loss))
         state.scaler.step(optimizer)  # does nothing where a gradient is not finite

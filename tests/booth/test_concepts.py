@@ -93,6 +93,26 @@ def test_repeats(batches, config):
     assert counted == {(200, 0): 1, (200, 1): 1, (200, 2): 1, (100, 0): 3, (100, 1): 3}
 
 
+def test_folders_with_repeats(batches, config, tmp_path, caplog):
+    """kohya's folders, as they are: their names say the prompts, and how often their photos are shown."""
+    (tmp_path / "all").mkdir()
+    (tmp_path / "dog").rename(tmp_path / "all" / "2_sks dog")
+    (tmp_path / "cat").rename(tmp_path / "all" / "3_zwx cat")
+    (tmp_path / "all" / "3_zwx cat" / "1.png").write_bytes((tmp_path / "all" / "2_sks dog" / "1.png").read_bytes())
+    config.concepts, config.instance.images, config.prior.weight = (), str(tmp_path / "all"), 0.0
+    with caplog.at_level(logging.INFO, "booth"):
+        make = batches()
+    assert "instance.images: each photo in '3_zwx cat' is shown 3 times an epoch" in caplog.messages
+    counted, prompts = Counter(), set()
+    for step in range(24):
+        batch = make(step, {})
+        counted[shown(make, batch, 0)] += 1
+        prompts.add(batch.prompts[batch.prompt_index[0]].tobytes())
+    assert counted == {(200, 0): 4, (200, 1): 4 + 6, (200, 2): 4, (100, 0): 6}
+    assert len(prompts) == 2
+    assert {"2_sks dog/1.png", "3_zwx cat/1.png"} <= {image.name for image in check_inputs(resolved(config)).instances}
+
+
 def test_buckets(batches, config, tmp_path):
     make = batches(data_buckets=("auto",))
     assert {bucket.size for bucket in make.buckets} == {(80, 48), (64, 64), (48, 80)}

@@ -133,12 +133,13 @@ OUT_OF_RANGE = {
     "instance.caption_dropout": -0.1, "instance.shuffled_captions": -1, "instance.kept_tags": -1,
     "tokens.add": ("<x>",), "tokens.learning_rate": 0.0, "tokens.fraction": 0.0,
     "instance.repeats": 0, "instance.masks": "yes", "instance.background_weight": 1.1, "data.buckets": ("448 x 576",),
+    "ema.decay": 1.0, "ema.device": "disk", "train.pull": -1.0,
 }  # fmt: skip
-FREE = {"model.source", "model.revision", "model.variant", "instance.images", "instance.prompt", "prior.prompt",
-        "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
+FREE = {"model.source", "model.config", "model.revision", "model.variant", "instance.images", "instance.prompt",
+        "prior.prompt", "prior.images", "checkpoint.dir", "samples.prompts", "data.flip", "train.text_encoder",
         "samples.before_after", "mesh.topology", "memory.fused_backward", "memory.vae_tiling", "train.channels_last",
         "train.debiased_estimation", "train.zero_terminal_snr", "train.tf32", "train.unet",
-        "instance.caption_column", "concepts"}  # fmt: skip
+        "instance.caption_column", "instance.image_column", "instance.revision", "concepts"}  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():
@@ -179,7 +180,7 @@ def test_sharding_only_where_the_backend_can(valid):
     ("train.precision", "fp16",
      "train.precision='fp16' must be 'bf16' or 'fp32': jaxbooth does not compute in float16"),
     ("train.optimizer", "adamw8bit",
-     "train.optimizer='adamw8bit' must be 'adamw': jaxbooth has no other yet"),
+     "train.optimizer='adamw8bit' must be 'adamw' or 'prodigy': jaxbooth has no other yet"),
     ("memory.fused_backward", True, "memory.fused_backward=True must be False: jaxbooth does without it"),
     ("memory.fit", "8GB", "memory.fit='8GB' must be '': jaxbooth does without it"),
 ])  # fmt: skip
@@ -226,6 +227,21 @@ def test_memory_techniques_that_do_not_go_together(valid, fields, said):
 @pytest.mark.parametrize(("text", "gib"), [("8GB", 8), ("6 GiB", 6), ("11.5g", 11.5), ("8", None), ("0GB", None)])
 def test_a_cards_memory(text, gib):
     assert memory_size(text) == (gib and gib * 2**30)
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"adapter.kind": "lora"}, "train.pull=1.0 must be 0 with adapter.kind='lora': adapters begin at 0, so towards"),
+    ({"train.unet": False, "tokens.add": ("<x>=a",)}, "train.pull=1.0 must be 0 where only new tokens train: "),
+    ({"memory.fused_backward": True}, "train.pull=1.0 must be 0 with memory.fused_backward=true or"),
+    ({"memory.weights": "bf16", "train.precision": "bf16"}, "train.pull=1.0 must be 0 with memory.fused_backward=true"),
+    ({"train.pull": 2e5}, "train.pull=200000.0 must be less than 200000, 1 / the learning rate: an update would not"),
+])  # fmt: skip
+def test_what_cannot_be_pulled(valid, fields, said):
+    valid.train.pull = 1.0
+    validate(valid, "torch", TORCH)
+    for name, value in fields.items():
+        set_field(valid, name, value)
+    assert refusal(validate, valid, "torch", TORCH).startswith(said)
 
 
 def test_accumulation_splits_the_batch_of_an_update(valid):
@@ -418,12 +434,12 @@ def test_paths_are_resolved_to_one_spelling(valid, tmp_path, monkeypatch):
 def test_what_may_change_on_resume():
     longer = {"train.steps", "train.learning_rate", "prior.count", "checkpoint.every_steps", "checkpoint.keep",
               "samples.every_steps", "samples.prompts", "samples.solver", "samples.before_after",
-              "export.precision", "mesh.fsdp",
+              "export.precision", "mesh.fsdp", "ema.device",
               "train.accumulation", "train.lr_schedule", "train.lr_warmup_steps", "train.text_encoder_learning_rate",
               "model.source", "model.revision", "instance.images"}  # fmt: skip
     fixed = {"instance.prompt", "prior.weight", "train.batch_size", "train.seed",
-             "train.precision", "train.text_encoder", "train.optimizer", "train.min_snr_gamma",
-             "data.resolution", "data.flip", "checkpoint.dir"}  # fmt: skip
+             "train.precision", "train.text_encoder", "train.optimizer", "train.min_snr_gamma", "train.pull",
+             "ema.decay", "data.resolution", "data.flip", "checkpoint.dir"}  # fmt: skip
     assert all(map(settings.may_change, longer)) and not any(map(settings.may_change, fixed))
     before, after = flatten(default_config()), flatten(default_config()) | {"train.steps": 7}
     assert settings.changes(before, after) == {"train.steps": (800, 7)}

@@ -6,6 +6,7 @@ Hypothesis makes the examples, the same ones every time.
 import contextlib
 import io
 import json
+import math
 import shutil
 import warnings
 from collections import Counter
@@ -20,11 +21,12 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
 from safetensors.numpy import save
 
+from booth import ldm_layout
 from booth.config import flatten, load_config, parse_text, resolved, set_field
 from booth.data import read_examples
 from booth.errors import UserError
 from booth.fields import FIELDS
-from booth.pipeline_dir import Weights, _read_specs, canonical_name, open_pipeline
+from booth.pipeline_dir import Weights, canonical_name, open_pipeline, read_specs
 from booth.prompts import Tokenizer
 from booth.validation import validate
 from booth.views import pixels, views
@@ -267,7 +269,7 @@ def test_weight_files(fuzz, tmp_path):
 
     def check(content):
         path.write_bytes(content)
-        specs = _read_specs(path)
+        specs = read_specs(path)
         assert sum(spec.nbytes for spec in specs.values()) <= len(content)
         for key, array in Weights(None, {path: specs}).read():
             assert array.shape == specs[key].shape and array.nbytes == specs[key].nbytes
@@ -280,6 +282,64 @@ def test_weight_files(fuzz, tmp_path):
     assert outcomes["read"] and outcomes["refused"]
     texts = st.binary().map(with_length) | st.binary() | st.text().map(lambda text: with_length(text.encode()))
     assert fuzz(check, 50, content=texts)["refused"]
+
+
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 64, 128]), max_size=5)
+EDITS = st.tuples(
+    st.sampled_from(["shape", "dtype", "name", "gone", "more"]), st.integers(0, 424), SHAPES,
+    st.sampled_from(["F32", "F16", "I64", "F8_E4M3"]),
+    st.sampled_from(["model_ema.decay", "cond_stage_model.model.x", "lora_unet_x", "\n", "", "first_stage_model.x"]),
+)  # fmt: skip
+
+
+def test_single_files(fuzz, tiny_pipeline, tmp_path):
+    """Whole safetensors files, with the keys of a model or nearly so: zeros, which a file system need not store."""
+    config = {
+        name: json.loads((tiny_pipeline / name / "config.json").read_text()) for name in ("unet", "vae", "text_encoder")
+    }
+    keys = list(ldm_layout.table(config))
+    specs = {
+        (name, canonical_name(name, key)): spec
+        for name in config
+        for path in (tiny_pipeline / name).glob("*.safetensors")
+        for key, spec in read_specs(path).items()
+    }
+    whole = {}
+    for key, piece in ldm_layout.table(config).items():
+        shape = list(specs[piece.component, piece.names[0]].shape)
+        whole[key] = "F32", [*shape, 1, 1] if piece.pointwise else shape
+
+    def check(edits, metadata, text):
+        tensors = dict(whole)
+        for what, place, shape, dtype, name in edits:
+            key = keys[place % len(keys)]
+            if what == "gone":
+                tensors.pop(key, None)
+            elif key in tensors:
+                old = tensors[key]
+                new = {"shape": (old[0], shape), "dtype": (dtype, old[1])}.get(what, old)
+                tensors[name if what in ("name", "more") else key] = new
+        header, end = {"__metadata__": metadata}, 0
+        for key, (dtype, shape) in tensors.items():
+            start, end = end, end + BITS[dtype] // 8 * math.prod(shape)
+            header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        file = tmp_path / "dog.safetensors"
+        with file.open("wb") as opened:
+            opened.write(with_length(json.dumps(header).encode()))
+            opened.truncate(opened.tell() + end)
+        file.with_suffix(".yaml").write_text(text, encoding="utf-8")
+        pipeline = open_pipeline(file, config=str(tiny_pipeline))
+        for component in pipeline.family.networks:
+            for _, array in pipeline.weights[component].read():
+                assert array.size
+
+    outcomes = fuzz(
+        check, 150, edits=st.lists(EDITS, max_size=2),
+        metadata=st.dictionaries(st.sampled_from(["modelspec.prediction_type", "modelspec.architecture"]),
+                                 st.sampled_from(["v", "epsilon", "", "stable-diffusion-v2-768-v/lora"])),
+        text=st.sampled_from(["", "model: {params: {parameterization: v}}", "model: [", "model: {params: 3}", "*a"]),
+    )  # fmt: skip
+    assert outcomes["read"] and outcomes["refused"]
 
 
 def test_pipeline_folders(fuzz, tiny_pipeline, tmp_path):

@@ -30,6 +30,7 @@ from booth.pipeline_dir import open_pipeline
 from booth.prompts import Tokenizer
 from booth.validation import validate
 from booth.views import View
+from torchbooth.pickles import convert
 
 ID = "owner/tiny"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -144,8 +145,13 @@ def test_weights_that_are_pickles(folder, canary, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pt", ".safetensors"])
 def test_single_files(tmp_path, canary, kind, suffix):
-    replace(tmp_path / f"model{suffix}", pickles(canary)[kind])
-    assert "single-file checkpoints are not supported" in refusal(open_pipeline, tmp_path / f"model{suffix}")
+    file = tmp_path / f"model{suffix}"
+    replace(file, pickles(canary)[kind])
+    said = "is missing, truncated or broken" if suffix == ".safetensors" else "is a pickle, which can run code"
+    assert said in refusal(open_pipeline, file)
+    said = "need no converting" if suffix == ".safetensors" else "which is not run"
+    assert said in refusal(convert, file, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -123,7 +123,7 @@ def test_half_precision_keeps_its_type(folder):
 def test_refuses_what_is_no_pipeline_folder(tiny_pipeline, tmp_path):
     assert "no such folder; give a diffusers pipeline folder, or a hub id such as" in refusal("models/sd15/tiny")
     assert "no model_index.json" in refusal(tmp_path)
-    assert "single-file" in refusal(tiny_pipeline / "unet/diffusion_pytorch_model.safetensors")
+    assert "no Stable Diffusion checkpoint" in refusal(tiny_pipeline / "unet/diffusion_pytorch_model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", None])

@@ -1,5 +1,6 @@
 """The `sample` command over the NumPy backend: prompts from files, text in each PNG, batches by memory, X/Y grids."""
 
+import hashlib
 import json
 import re
 
@@ -8,8 +9,9 @@ import pytest
 from fake_backend import FakeBackend
 from PIL import Image
 
-from booth import cli, loop, pictures, xy_grid
+from booth import cli, export_single_file, loop, pictures, xy_grid
 from booth.errors import OutOfMemory, UserError
+from booth.pipeline_dir import open_pipeline
 from booth.recipe import Recipe, infotext
 from booth.xy_grid import read_axes, varied
 
@@ -100,6 +102,15 @@ def test_each_png_says_how_it_was_made(sample, tmp_path):
     files = [(tmp_path / "out" / name).read_bytes() for name in list(images)[:3]]
     assert b"tEXtparameters" in files[0] and b"iTXtparameters" in files[2], "not all of it is Latin-1"
     assert not images["grid.png"].text
+
+
+def test_a_single_file_has_the_hash_that_webuis_show(sample, tiny_pipeline, tmp_path):
+    file = tmp_path / "my-dog.v2.safetensors"
+    export_single_file.write(open_pipeline(tiny_pipeline), file)
+    images = sample("--prompt", "a", source=("--model", file, "--model-config", tiny_pipeline))
+    fields = read(images["000-a-seed0.png"].text["parameters"])[2]
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+    assert (fields["Model hash"], fields["Model"]) == (expected, "my-dog.v2")
 
 
 def test_prompts_from_a_file(sample, tmp_path):

@@ -259,11 +259,22 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
      (["export", "--run", "/nowhere", "--out", "o"], "/nowhere is not a run folder"),
      (["export", "--run", "RUN", "--out", "o", "--step", "3"], "step 3 has no checkpoint in "),
      (["export", "--run", "RUN", "--out", "o", "--precision", "fp8"], "invalid choice: 'fp8'"),
-     (["export", "--run", "RUN", "--out", "RUN"], "it holds other files (no export.json)")],
+     (["export", "--run", "RUN", "--out", "RUN"], "it holds other files (no export.json)"),
+     (["export", "--out", "o"], "one of the arguments --run --from is required"),
+     (["export", "--from", "/nowhere", "--out", "o"], "/nowhere: no such folder"),
+     (["export", "--from", "RUN", "--out", "o"], "is a run folder; give it with --run, or its "),
+     (["export", "--from", "TINY", "--out", "o", "--step", "3"], "--step names a checkpoint of --run; with --from"),
+     (["export", "--run", "RUN", "--out", "o", "--model-config", "x"], "--model-config belongs to --from"),
+     (["export", "--run", "RUN", "--out", "o", "--title", "x"], "are said in single files"),
+     (["export", "--from", "TINY", "--out", "o", "--format", "onnx"], "invalid choice: 'onnx'"),
+     (["export", "--from", "TINY", "--out", "o.safetensors"], "give --format single-file, or a folder"),
+     (["export", "--from", "TINY", "--out", "o.ckpt", "--format", "single-file"], "must end with .safetensors"),
+     (["sample", "--model", "none.safetensors", "--prompt", "a", "--out", "o"], "none.safetensors: no such file"),
+     (["sample", "--model", "TINY", "--model-config", "x", "--prompt", "a", "--out", "o"], "is for single files")],
 )  # fmt: skip
-def test_commands_that_cannot_work(main, run_dir, arguments, said, request, tmp_path, monkeypatch):
+def test_commands_that_cannot_work(main, run_dir, tiny_pipeline, arguments, said, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    places = {"SMOKE": request.config.rootpath / "configs" / "smoke.py", "RUN": run_dir}
+    places = {"SMOKE": request.config.rootpath / "configs" / "smoke.py", "RUN": run_dir, "TINY": tiny_pipeline}
     assert said in refusal(main("torchbooth", *(places.get(word, word) for word in arguments)))
     assert not list(tmp_path.iterdir())
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from booth import cache, checkpoints, export, pictures
+from booth import cache, checkpoints, export, export_single_file, pictures
 from booth.checkpoints import Checkpoints
 from booth.config import default_config, load_config, resolved
 from booth.errors import UserError
@@ -152,6 +152,19 @@ def test_while_sampling_and_exporting_by_command(disk, fill, full_at, job, main,
     fill(5_000_000)
     refused(main("torchbooth", "export", "--run", tmp_path / "run", "--out", disk / "pipeline"), "the pipeline")
     assert not (disk / "pipeline").exists() and not half_made(disk)
+
+
+def test_while_writing_a_single_file(disk, fill, full_at, main, tiny_sd2_pipeline):
+    arguments = ["export", "--from", tiny_sd2_pipeline, "--format", "single-file", "--out", disk / "dog.safetensors"]
+    fill(5_000_000)
+    refused(main("jaxbooth", *arguments), "the checkpoint")
+    fill.undo()
+    full_at(export_single_file, "_write_weights", 1, leave=0)
+    refused(main("jaxbooth", *arguments), "export to")
+    assert [path.name for path in disk.iterdir()] == ["filler"]
+    fill.undo()
+    assert main("jaxbooth", *arguments).code == 0
+    assert sorted(path.name for path in disk.iterdir()) == ["dog.safetensors", "dog.yaml"]
 
 
 SIZES = {

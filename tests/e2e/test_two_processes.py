@@ -32,7 +32,10 @@ def torchrun(tmp_path):
 
 FUSED = {"prior__weight": 0.0, "train__batch_size": 3, "memory__fused_backward": True, "train__max_grad_norm": 0.0}
 ROWS = {"prior__weight": 0.0, "train__batch_size": 3, "train__accumulation": 3, "train__text_encoder": True}
-SPLIT = {"mesh__fsdp": 2, "train__text_encoder": True, "train__gradient_checkpointing": "block"}
+SPLIT = {
+    "mesh__fsdp": 2, "train__text_encoder": True, "train__gradient_checkpointing": "block", "train__pull": 30.0,
+    "ema__decay": 0.5,
+}  # fmt: skip
 CASES = {
     "data parallel, text encoder, three rows one by one": pytest.param(ROWS, marks=pytest.mark.full),
     "fsdp, text encoder": pytest.param(SPLIT, marks=pytest.mark.full),

@@ -13,10 +13,11 @@ from booth import cli
 from booth.config import default_config, rate_groups
 from booth.errors import UserError
 from booth.pipeline_dir import open_pipeline
+from jaxbooth import networks, step
 from jaxbooth import plan as planning
-from jaxbooth import step
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.plan import Plan, devices_of, largest, plan
+from jaxbooth.sharding import make_mesh, mesh_of
 from jaxbooth.weights import Network
 
 needs_libtpu = pytest.mark.skipif(
@@ -59,6 +60,7 @@ def config():
     ],
 )
 def test_the_step_compiles_for_tpus(pipeline, config, topology, devices, kernels):
+    config.ema.decay = 0.9
     made = plan(config, pipeline, topology, devices_of(topology), rows_per_device=2)
     assert made.fits and 0 < made.peak_gib < 1 < made.hbm_gib
     assert made.devices == devices
@@ -73,6 +75,10 @@ def test_the_step_compiles_for_tpus(pipeline, config, topology, devices, kernels
     assert made.collective_bytes > 0.9 * sum(math.prod(shape.shape) for shape in shapes), (
         "half of each weight, in bfloat16, is another device's"
     )
+    parts = networks.build(pipeline, mesh_of(devices_of(topology), 2), config)
+    others = sum(math.prod(s.shape) for name in ("vae", "text_encoder") for s in parts[name].shapes.values())
+    average = sum(math.prod(shape.shape) for shape in shapes)
+    assert made.resident_gib * planning.GIB == pytest.approx(4 * (others + average) / 2, rel=0.02), "a half on each"
     assert f"{devices} x TPU" in made.text() and "samples/s" in made.text()
     names = "topology devices rows_per_device peak_gib hbm_gib flops_per_row cycles_per_row collective_bytes"
     assert set(names.split()) <= made.as_dict().keys()
@@ -178,6 +184,16 @@ def test_every_chip_has_the_clock_of_its_flops():
         assert chip.flops == pytest.approx(2 * 128 * 128 * units[kind] * chip.clock, rel=0.02), kind
 
 
+def test_what_is_pulled_towards_is_an_argument(tiny_config):
+    tiny_config.train.pull, tiny_config.tokens.add = 1.0, ("<x>=a",)
+    pipeline, mesh = open_pipeline(tiny_config.model.source), make_mesh(1)
+    trainable, *_, anchor = planning._arguments(
+        tiny_config, pipeline, networks.build(pipeline, mesh, tiny_config), mesh, 4
+    )
+    (new,) = trainable.keys() - anchor.keys()
+    assert anchor.items() < trainable.items() and "token_embedding.added" in new
+
+
 @pytest.mark.parametrize("text_encoder", [False, True])
 def test_shapes_are_those_of_a_batch(tiny_config, tmp_path, text_encoder):
     """The plan compiles for the very shapes that training has."""
@@ -185,7 +201,7 @@ def test_shapes_are_those_of_a_batch(tiny_config, tmp_path, text_encoder):
     from booth.preparation import prepare
     from booth.rundir import RunDir
     from jaxbooth.backend import Backend
-    from jaxbooth.sharding import make_mesh, place_batch
+    from jaxbooth.sharding import place_batch
 
     tiny_config.train.text_encoder = text_encoder
     rates = {name: jnp.float32(1e-4) for name in rate_groups(tiny_config)}

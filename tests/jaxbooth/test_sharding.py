@@ -57,7 +57,7 @@ def weights(backend, state):
 
 @pytest.fixture
 def on_eight_devices(make_tiny_config, tmp_path):
-    """Trains on one device and on meshes [8 / fsdp, fsdp] with `batch_size` rows of each kind, and compares.
+    """Trains on one device and on meshes [8 / fsdp, fsdp] with `batch_size` rows of each kind, and compares averages.
 
     Gives (the pipeline; of each mesh: losses, shapes of the parts of conv_in's weight, weights; pictures if fsdp=2).
     """
@@ -69,6 +69,8 @@ def on_eight_devices(make_tiny_config, tmp_path):
             config.train.learning_rate, config.train.batch_size, config.prior.weight = 3e-4, batch_size, 0.5
             config.train.accumulation, config.train.text_encoder = batch_size, batch_size == 2
             config.adapter.kind, config.adapter.targets = adapter, "all"
+            config.adapter.dropout = 0.1 if adapter == "lora" else 0.0
+            config.ema.decay, config.ema.device = 0.9, "host" if fsdp == 8 else "device"
             for name, value in fields.items():
                 set_field(config, name, value)
             inputs = check_inputs(config)
@@ -109,7 +111,7 @@ def on_eight_devices(make_tiny_config, tmp_path):
 
 @pytest.mark.full
 def test_adapters_on_eight_devices(on_eight_devices):
-    """Beside split weights that do not train."""
+    """Beside split weights that do not train; of each row the same is left out."""
     on_eight_devices((2, 4), adapter="lora")
 
 
@@ -129,14 +131,13 @@ def test_buckets_and_concepts_on_eight_devices(on_eight_devices, tmp_path):
 
 
 def test_eight_devices_train_as_one(on_eight_devices, make_tiny_config, tmp_path):
-    """2 + 2 rows over 4 x 2 devices, in two pieces and with the text encoder; 1 + 1 rows over one split copy. Both need
-    padding."""
-    pipeline, (split, images, one_copy) = on_eight_devices((2, 2), (1, 8))
-    assert split[1] == {(3, 3, 4, 32)} and one_copy[1] == {(3, 3, 4, 8)}, "a half and an eighth of 64 features"
+    """2 + 2 rows over 4 x 2 devices, in two pieces, with padding and with the text encoder."""
+    pipeline, (split, images) = on_eight_devices((2, 2))
+    assert split[1] == {(3, 3, 4, 32)}, "a half of 64 features"
 
     # The checkpoint of eight devices comes back on one, to the bit, and gives the same images.
     config = make_tiny_config()
-    config.train.text_encoder = True
+    config.train.text_encoder, config.ema.decay = True, 0.9
     backend = Backend(config)
     state = backend.restore(backend.init(backend.load(pipeline)), tmp_path / "saved")
     assert all(np.array_equal(array, split[2][name]) for name, array in weights(backend, state).items())
@@ -144,10 +145,11 @@ def test_eight_devices_train_as_one(on_eight_devices, make_tiny_config, tmp_path
     assert np.abs(here.astype(int) - to_uint8(images)).max() <= 1
 
 
-@pytest.mark.full  # two more compilations
+@pytest.mark.full  # three more compilations
 def test_the_other_meshes_train_as_one_device(on_eight_devices):
-    _, (copies, quarters) = on_eight_devices((1, 1), (3, 4))
-    assert copies[1] == {(3, 3, 4, 64)} and quarters[1] == {(3, 3, 4, 16)}
+    """Copies on all, four copies of two parts, one copy of eight: 1 + 1 rows are six less than devices."""
+    _, (copies, quarters, one_copy) = on_eight_devices((1, 1), (3, 4), (1, 8))
+    assert copies[1] == {(3, 3, 4, 64)} and quarters[1] == {(3, 3, 4, 16)} and one_copy[1] == {(3, 3, 4, 8)}
 
 
 def sampling_job(pipeline):

@@ -2,8 +2,8 @@
 
 The plain loop shares no code with the project's step: noising, velocities, SNRs and learning rates are diffusers', its
 loss weights and its Huber loss the formulas written out. The loss is the mean over instance rows plus lambda times the
-mean over class rows, in one piece, its optimizer is torch's with torch's defaults. The same comparison must reject each
-mutant of our step.
+mean over class rows, in one piece, its optimizer is torch's with torch's defaults, its average diffusers'. The same
+comparison must reject each mutant of our step.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import compute_snr
+from diffusers.training_utils import EMAModel, compute_snr
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from booth import randomness
@@ -26,7 +26,8 @@ from booth.rundir import RunDir
 STEPS, LEARNING_RATE, PRIOR_WEIGHT = 20, 3e-4, 0.5
 LOSS_TOLERANCE, UPDATE_TOLERANCE = 1e-5, 3e-4
 
-# Each as (pipeline, fields of train). Choices that need no compilation of their own are made together.
+# Each as (pipeline, fields of train; `ema` is the average's decay). Choices that need no compilation of their own are
+# made together.
 CASES = {
     "sd1": ("tiny_pipeline", {}),
     "sd1, two pieces": ("tiny_pipeline", {"accumulation": 2}),
@@ -52,10 +53,13 @@ CASES = {
         "tiny_sd2_pipeline",
         {"text_encoder": True, "accumulation": 2, "min_snr_gamma": 5.0, "lr_schedule": "linear", "max_grad_norm": 0.1},
     ),
+    "sd1, pulled, averaged, linear": ("tiny_pipeline", {"pull": 30.0, "ema": 0.75, "lr_schedule": "linear"}),
 }
+PIECES = "sd1, two pieces"
 SD2 = "sd2, text encoder, two pieces, min-SNR, linear"
 TEXT = "sd1, text encoder, polynomial"
 HUBER = "sd1, Huber, debiased, restarts"
+PULLED = "sd1, pulled, averaged, linear"
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,8 @@ def job_of(make_tiny_config, tmp_path_factory, request):
             config.model.source = str(request.getfixturevalue(pipeline))
             config.prior.count, config.prior.weight = 3, PRIOR_WEIGHT
             config.train.steps, config.train.learning_rate = STEPS, LEARNING_RATE
-            config.train.update(train)
+            config.ema.decay = train.get("ema", 0.0)
+            config.train.update({name: value for name, value in train.items() if name != "ema"})
             inputs = check_inputs(config)
             backend = Backend(config)
             with RunDir.open(tmp_path_factory.mktemp("run") / "run", "torch", config) as run:
@@ -86,7 +91,7 @@ def job_of(make_tiny_config, tmp_path_factory, request):
     return make
 
 
-@pytest.fixture(params=[pytest.param(case, marks=[pytest.mark.full] * (case == "sd1, two pieces")) for case in CASES])
+@pytest.fixture(params=[pytest.param(case, marks=[pytest.mark.full] * (case == PIECES)) for case in CASES])
 def job(request, job_of):
     return job_of(request.param)
 
@@ -117,6 +122,7 @@ def reference_run(config, batches):
     prompts = [config.instance.prompt] * 2 + [config.prior.prompt] * 2
     ids = tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    average = EMAModel(trained.values(), decay=config.ema.decay)
     losses, moved = [], dict.fromkeys(before, False)
     for step, batch in enumerate(batches):
         latents, noise = (torch.from_numpy(a).permute(0, 3, 1, 2) for a in (batch.latents, drawn_noise(train, step)))
@@ -143,10 +149,17 @@ def reference_run(config, batches):
         assert total > train.max_grad_norm, "clipping must bite, or its mutant could not be rejected"
         for name, parameter in trained.items():
             moved[name] |= bool(parameter.grad.norm() > 1e-6)
+        rate = lr_scheduler.get_last_lr()[0]
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter -= rate * train.pull * (parameter - before[name])
         optimizer.step()
+        average.step(trained.values())
         lr_scheduler.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+    if config.ema.decay:
+        average.copy_to(trained.values())
     updates = {name: (parameter.detach() - before[name]).numpy() for name, parameter in trained.items()}
     return losses, updates, moved
 
@@ -260,7 +273,7 @@ MUTANTS = {
     "learning rate x 1.01": ("sd1", {"batch": _scaled_rate}),
     "lambda on the wrong rows": ("sd1", {"batch": _lambda_on_the_wrong_rows}),
     "tanh GELU": ("sd1", {"code": "gelu"}),
-    "losses divided by the pieces": ("sd1, two pieces", {"batch": _divided_by_the_pieces}),
+    "losses divided by the pieces": (PIECES, {"batch": _divided_by_the_pieces}),
     "class rows by instance timesteps": (
         "sd1, min-SNR, noise offset, cosine",
         {"batch": _instance_timesteps_weigh_class_rows},
@@ -274,12 +287,17 @@ MUTANTS = {
     "networks clipped apart": (TEXT, {"code": "clip"}),
     "text gradients of the last piece only": (SD2, {"code": "text"}),
     "noise as target of a velocity": (SD2, {"batch": _noise_as_target}),
+    "not pulled": (PULLED, {"train": {"pull": 0.0}}),
+    "pulled whatever the rate": (PULLED, {"code": "rate"}),
+    "pulled to 0": (PULLED, {"train": {"pull": 0.0, "weight_decay": 30.0}}),
+    "average before the update": (PULLED, {"average": "early"}),
+    "average without warmup": (PULLED, {"average": "cold"}),
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_of_torchbooth_are_rejected(job_of, name, monkeypatch):
-    from torchbooth import step
+    from torchbooth import ema, step
     from torchbooth.backend import Backend
 
     case, mutant = MUTANTS[name]
@@ -293,6 +311,26 @@ def test_mutants_of_torchbooth_are_rejected(job_of, name, monkeypatch):
         monkeypatch.setattr(
             step, "clip_by_global_norm", lambda p, norm: joint(p[:-text], norm) + joint(p[-text:], norm)
         )
+    if mutant.get("code") == "rate":
+        right = step.pull
+        share = job.config.train.pull * LEARNING_RATE
+        monkeypatch.setattr(step, "pull", lambda *given: right(*given[:2], {"unet": share}, given[3]))
+    if "average" in mutant:
+        right, before = ema.Average.update, {}
+
+        def wrong(self, skipped):
+            now = {name: parameter.detach().clone() for name, parameter in self._trainable.items()}
+            if mutant["average"] == "cold":
+                self.updates.fill_(1e6)
+            else:
+                for name, parameter in self._trainable.items():
+                    parameter.data = before.get(name, self.weights[name].clone())
+            right(self, skipped)
+            for name, parameter in self._trainable.items():
+                parameter.data = now[name]
+            before.update({name: value.clone() for name, value in now.items()})
+
+        monkeypatch.setattr(ema.Average, "update", wrong)
     if mutant.get("code") == "text":
         encode = step.encode_prompts
 
@@ -306,13 +344,36 @@ def test_mutants_of_torchbooth_are_rejected(job_of, name, monkeypatch):
     assert not agrees(our_run(Backend, job, _with(job.config, **mutant.get("train", {})), batches), job.reference)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, mutant) in MUTANTS.items() if "batch" in mutant])
-def test_mutants_of_jaxbooth_are_rejected(job_of, name):
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.full] * (case == PIECES))
+     for name, (case, mutant) in MUTANTS.items() if mutant.keys() & {"batch", "average"}],
+)  # fmt: skip
+def test_mutants_of_jaxbooth_are_rejected(job_of, name, monkeypatch):
+    import jax
+    import jax.numpy as jnp
+
+    from jaxbooth import ema
     from jaxbooth.backend import Backend
 
     case, mutant = MUTANTS[name]
     job = job_of(case)
-    assert not agrees(our_run(Backend, job, batches=[mutant["batch"](batch) for batch in job.batches]), job.reference)
+    if "average" in mutant:
+        right, before = ema.update, {}
+
+        def wrong(average, trainable, skipped, **settings):
+            now = jax.tree.map(jnp.copy, trainable)
+            if mutant["average"] == "cold":
+                average = replace(average, updates=average.updates + 1e6)
+            else:
+                trainable = before or jax.tree.map(jnp.copy, average.weights)
+            average = right(average, dict(trainable), skipped, **settings)
+            before.update(now)
+            return average
+
+        monkeypatch.setattr(ema, "update", wrong)
+    batches = [mutant.get("batch", lambda batch: batch)(batch) for batch in job.batches]
+    assert not agrees(our_run(Backend, job, batches=batches), job.reference)
 
 
 @pytest.mark.full  # each compiles the step anew
@@ -320,7 +381,7 @@ def test_mutants_of_jaxbooth_are_rejected(job_of, name):
 def test_compiled_mutants_of_jaxbooth_are_rejected(job_of, name, monkeypatch):
     import jax
 
-    from jaxbooth import networks, step
+    from jaxbooth import networks, optim, step
     from jaxbooth.backend import Backend
 
     case, mutant = MUTANTS[name]
@@ -337,6 +398,15 @@ def test_compiled_mutants_of_jaxbooth_are_rejected(job_of, name, monkeypatch):
             return unet | text, unet_norm + text_norm
 
         monkeypatch.setattr(step, "clip_by_global_norm", apart)
+    if mutant.get("code") == "rate":
+        right = optim.update
+
+        def at_full_rate(trainable, states, gradients, rates, anchor, settings):
+            updated, states = right(trainable, states, gradients, rates, {}, settings)
+            share = settings.pull * LEARNING_RATE
+            return {n: v - share * (trainable[n] - anchor[n]) for n, v in updated.items()}, states
+
+        monkeypatch.setattr(optim, "update", at_full_rate)
     if mutant.get("code") == "text":
         total = step._sum_over_pieces
 

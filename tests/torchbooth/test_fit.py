@@ -70,6 +70,20 @@ def test_it_saves_where_it_should(pipeline, tiny_config, phase, fields):
     assert plan(tiny_config, pipeline, (phase,)).peak_gib[phase] < 0.98 * before
 
 
+def test_an_average_and_what_is_pulled_towards_count_as_weights_do(pipeline, tiny_config):
+    def training(**fields):
+        config = tiny_config.copy_and_resolve_references()
+        for name, value in fields.items():
+            set_field(config, name.replace("__", "."), value)
+        return plan(config, pipeline, ("training",)).peak_gib["training"]
+
+    weights = sum(spec.nbytes for specs in pipeline.weights["unet"].specs.values() for spec in specs.values())
+    plain, one = training(), weights / planning.GIB
+    assert training(ema__decay=0.9) - plain == pytest.approx(one, rel=0.02)
+    assert training(ema__decay=0.9, train__pull=1.0) - plain == pytest.approx(2 * one, rel=0.02)
+    assert training(ema__decay=0.9, ema__device="host") - plain == pytest.approx(0, abs=0.02 * one)
+
+
 @pytest.fixture
 def rough(monkeypatch):
     """Plans by rule of thumb, in moments: 1 GiB for each byte of a weight and what belongs to it, 2 for activations."""

@@ -29,6 +29,7 @@ BLOCK = {"train.gradient_checkpointing": "block"}
 FUSED = {"memory.fused_backward": True}
 OFFLOAD = {"memory.offload_optimizer": "always"}
 BF16 = {"train.precision": "bf16"}
+AVERAGED = {"ema.decay": 0.9}
 ROUNDED = {**BF16, "memory.weights": "bf16"}
 OPTIMIZERS = ("adamw", "adamw8bit", "lion", "lion8bit", "adafactor")
 
@@ -90,6 +91,8 @@ SAME = {
     "in the backward pass": ({**FUSED, "train.max_grad_norm": 0.0}, {"train.max_grad_norm": 0.0}, 1e-6),
     "states in the host's memory": (OFFLOAD, {}, 1e-6),
     "the same between previews": ({"memory.offload_optimizer": "sampling"}, {}, 0),
+    "an average in the host's memory": ({**AVERAGED, "ema.device": "host"}, AVERAGED, 0),
+    "pulled, offloaded": ({"train.pull": 1e3, **OFFLOAD}, {"train.pull": 1e3}, 1e-6),
     "channels last": ({"train.channels_last": True}, {}, 1e-4),
     "two pieces": ({"train.accumulation": 2}, {}, 1e-4),
     "two pieces, offloaded, recomputed": ({"train.accumulation": 2, **OFFLOAD, **BLOCK}, {}, 1e-4),
@@ -131,6 +134,21 @@ def test_it_trains_the_same(job, fields, plain, limit):
     assert distance(ours.update, reference.update) <= limit
     assert ours.losses == pytest.approx(reference.losses, rel=max(limit / 10, 1e-12))
     assert ours.norms == pytest.approx(reference.norms, rel=max(limit / 10, 1e-6))
+
+
+def test_an_average_is_float32_and_weights_come_back_to_the_bit(job):
+    run = job.train({**ROUNDED, **AVERAGED})
+    own = {name: parameter.detach().clone() for name, parameter in run.state.trainable.items()}
+    average = run.state.average.weights
+    assert {value.dtype for value in own.values()} == {torch.bfloat16}
+    assert all(value.dtype == torch.float32 for value in average.values())
+    for _ in range(2):
+        run.backend.models(run.state)
+        assert all(torch.equal(parameter, average[name].bfloat16()) for name, parameter in run.state.trainable.items())
+    run.state.average.take_out()
+    assert all(torch.equal(parameter, own[name]) for name, parameter in run.state.trainable.items())
+    far = sum((average[name] - value.float()).square().sum() for name, value in own.items())
+    assert far > 0, "the average is not the weights"
 
 
 def test_optimizers_differ(job):
@@ -249,6 +267,8 @@ def test_gradients_are_freed_inside_the_backward_pass(job):
     {"train.optimizer": "lion8bit", **FUSED},
     {"train.channels_last": True, "memory.offload_optimizer": "sampling"},
     {**OFFLOAD, "train.gradient_checkpointing": "block"},
+    {**ROUNDED, **FUSED, **AVERAGED},
+    {**AVERAGED, "ema.device": "host", "train.optimizer": "adamw8bit", "train.pull": 1e3},
 ], ids=str)  # fmt: skip
 def test_a_checkpoint_continues_to_the_bit(job, tmp_path, fields):
     whole = job.run(fields)
@@ -397,6 +417,8 @@ SKIPPING = {
     "rounded in the backward pass": {**ROUNDED, **FUSED},
     "states in the host's memory": OFFLOAD,
     "two pieces": {"train.accumulation": 2},
+    "pulled, averaged in the host's memory": {"train.pull": 1e3, **AVERAGED, "ema.device": "host"},
+    "rounded in the backward pass, averaged": {**ROUNDED, **FUSED, **AVERAGED},
 }
 
 
