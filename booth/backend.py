@@ -5,6 +5,7 @@ backend (`jaxbooth`, `torchbooth`) only computes. Everything that crosses the li
 on both backends to the bit; models and training state belong to the backend and are opaque to the core.
 """
 
+import importlib
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.solvers import SamplingTable
 
@@ -117,9 +119,11 @@ class Backend(Protocol[Models, State]):
         negative_context: np.ndarray,
         table: SamplingTable,
         guidance: float,
+        step_noise: np.ndarray | None = None,
     ) -> np.ndarray:
         """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1].
 
+        `step_noise`, [b, steps, h, w, c], is what the steps of the table add, if any `needs_noise`.
         All b images are denoised together; they are decoded one by one on each device, so that memory does not grow.
         """
         ...
@@ -167,3 +171,14 @@ class Backend(Protocol[Models, State]):
         Of the average, if there is one.
         """
         ...
+
+
+def load_backend(package: str) -> type[Backend[Any, Any]]:
+    """The Backend class of `jaxbooth` or `torchbooth`; UserError if its framework is not installed."""
+    try:
+        return importlib.import_module(f"{package}.backend").Backend
+    except ImportError as error:
+        extra = package.removesuffix("booth")
+        raise UserError(
+            f"{package} cannot be loaded ({error}); install this project with its [{extra}] extra"
+        ) from error

@@ -14,6 +14,10 @@ class UserError(ValueError):
         super().__init__(" ".join(message.splitlines()))  # a path may have a line break in it
 
 
+class OutOfMemory(UserError):
+    """The device has too little memory for what was to be computed at once."""
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """Says what a UserError from the depths is about, such as a field; nothing for an empty name."""

@@ -167,8 +167,9 @@ class Leader:
         negative_context: np.ndarray,
         table: SamplingTable,
         guidance: float,
+        step_noise: np.ndarray | None = None,
     ) -> np.ndarray:
-        arguments = (noise, context, negative_context, table, guidance)
+        arguments = (noise, context, negative_context, table, guidance, step_noise)
         images: np.ndarray = self._all("sample", *arguments, here=lambda: self._backend.sample(models, *arguments))
         return images
 

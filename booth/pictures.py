@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from booth.data import load_image
 from booth.rundir import write_bytes
@@ -65,10 +66,35 @@ def thumbnail(path: Path, box: tuple[int, int], most: int) -> tuple[bytes, tuple
         image = image.resize((max(1, image.size[0] * 2 // 3), max(1, image.size[1] * 2 // 3)))
 
 
-def save(picture: Image.Image, path: Path) -> None:
-    """As PNG; it has its name only when it is complete. UserError if the disk is full."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+def xy_grid(images: Sequence[np.ndarray], across: Sequence[str], down: Sequence[str]) -> Image.Image:
+    """uint8 images [h, w, 3] of one size, row by row, with a label above each column and one left of each row; small
+    ones are enlarged."""
+    shown = _enlarged(images, 192)
+    width, height = shown[0].size
+    above = [_wrapped(label, width) for label in across]
+    margin = 160 if any(down) else 0
+    beside = [_wrapped(label, margin) for label in down]
+    top = _GAP + max(map(_text_height, above)) if any(across) else _GAP
+    row_height = max(height, *map(_text_height, beside)) + _GAP
+    size = (_GAP + margin + len(across) * (width + _GAP), top + len(down) * row_height)
+    picture = Image.new("RGB", size, "white")
+    lefts = [_GAP + margin + column * (width + _GAP) for column in range(len(across))]
+    for left, text in zip(lefts, above, strict=True):
+        _write(picture, (left, _GAP), text)
+    for row, text in enumerate(beside):
+        _write(picture, (_GAP, top + row * row_height), text)
+        for left, image in zip(lefts, shown[row * len(across) :], strict=False):
+            picture.paste(image, (left, top + row * row_height))
+    return picture
+
+
+def save(picture: Image.Image, path: Path, parameters: str = "") -> None:
+    """As PNG, with the text `parameters` in it; it has its name only when it is complete. UserError if the disk is
+    full."""
+    buffer, info = io.BytesIO(), PngInfo()
+    if parameters:
+        info.add_text("parameters", parameters)  # iTXt where it is not all Latin-1
+    picture.save(buffer, format="PNG", pnginfo=info)
     write_bytes(path, buffer.getvalue())
 
 

@@ -15,12 +15,12 @@ from booth.backend import Backend
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.prompts import Tokenizer
-from booth.solvers import SamplingTable, as_in_pipeline, solver_table
+from booth.solvers import SamplingTable, as_in_pipeline, needs_noise, solver_table
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to make; its initial noise depends on the seed and the size alone."""
+    """One image to make; its noise depends on the seed and the size alone."""
 
     prompt: str
     seed: int
@@ -60,6 +60,7 @@ class Sampler:
                 np.stack([contexts[request.negative_prompt] for request in rows]),
                 table,
                 self.guidance,
+                self._step_noise(table, rows),
             )
             for index, image in zip(indices, pixels, strict=False):
                 if not np.isfinite(image).all():
@@ -80,6 +81,12 @@ class Sampler:
         """(h, w, c); UserError as `latent_shape` below."""
         return latent_shape(self.pipeline, *self.size)
 
+    def _step_noise(self, table: SamplingTable, rows: Sequence[ImageRequest]) -> np.ndarray | None:
+        """float32 [rows, steps, h, w, c]; None where no step adds any."""
+        if not needs_noise(table):
+            return None
+        return np.stack([step_noise(request.seed, len(table), self.latent_shape) for request in rows])
+
     def _contexts(self, backend: Backend, models: Any, requests: Sequence[ImageRequest]) -> dict[str, np.ndarray]:
         prompts = sorted({text for request in requests for text in (request.prompt, request.negative_prompt)})
         return {text: context_of(backend, models, self.tokenizer, text) for text in prompts}
@@ -98,6 +105,11 @@ def context_of(backend: Backend, models: Any, tokenizer: Tokenizer, prompt: str)
 def initial_noise(seed: int, shape: tuple[int, int, int]) -> np.ndarray:
     """float32 [h, w, c], standard normal."""
     return randomness.normal(seed, "initial noise", 0, 0, shape)
+
+
+def step_noise(seed: int, steps: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """float32 [steps, h, w, c], standard normal: what an ancestral solver adds after each step."""
+    return np.stack([randomness.normal(seed, "step noise", step, 0, shape) for step in range(steps)])
 
 
 def latent_shape(pipeline: PipelineDir, width: int, height: int) -> tuple[int, int, int]:

@@ -2,12 +2,16 @@
 
 Whatever the solver and whatever the model predicts, a denoising step is
 
-    clean   = clip(clean_x * x + clean_p * prediction)       the clean latents as predicted from this step
-    x_next  = next_x * x + next_clean * clean + next_previous * previous_clean + next_p * prediction
+    x        = scale * latents                                   what the model sees
+    estimate = clip(estimate_x * x + estimate_p * prediction)    of the clean latents; of PNDM the prediction itself
+    latents  = next_x * x + sum over k of next_estimates[k] * (the estimate of k steps ago)
+               + next_p * prediction + next_noise * fresh noise
 
 with numbers that depend on the schedule alone. They are computed here, so that framework code knows neither solvers
-nor prediction types. Sources: DDIM (arXiv 2010.02502, eq. 12), DPM-Solver++ (arXiv 2211.01095, algorithm 2),
-v-prediction (arXiv 2202.00512, appendix D), the spacings (arXiv 2305.08891, table 2).
+nor prediction types. Latents are always sqrt(alpha_bar) clean + sqrt(1 - alpha_bar) noise; those of k-diffusion's and
+diffusers' Euler samplers, clean + sigma * noise, are the same times sqrt(sigma^2 + 1), by which these divide what the
+model sees. The methods are in `solver_methods.py`. Sources: v-prediction (arXiv 2202.00512, appendix D), the spacings
+(arXiv 2305.08891, table 2).
 """
 
 import json
@@ -18,13 +22,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from booth.errors import UserError
-from booth.schedule import NoiseSchedule, noise_schedule
+from booth.schedule import noise_schedule
+from booth.solver_methods import METHODS
 
-SOLVERS = ("dpm++", "ddim")
+SOLVERS = ("dpm++", "ddim", "euler", "euler_a", "pndm")
+HISTORY = 4  # earlier estimates that a step may use
+_EULER = ("euler", "euler_a")
 _SPACINGS = ("leading", "trailing", "linspace")
 
-# What diffusers' DPMSolverMultistepScheduler and DDIMScheduler take for keys that a scheduler_config.json leaves out.
-# Defaults of the class that the file names do not count: `from_config` passes on only what the file itself says.
+# What diffusers' DPMSolverMultistep-, DDIM-, EulerDiscrete-, EulerAncestralDiscrete- and PNDMScheduler take for keys
+# that a scheduler_config.json leaves out. Defaults of the class that the file names do not count: `from_config` passes
+# on only what the file itself says.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "dpm++": {
         "timestep_spacing": "linspace",
@@ -41,10 +49,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "clip_sample_range": 1.0,
         "set_alpha_to_one": True,
     },
+    "euler": {"timestep_spacing": "linspace", "steps_offset": 0, "final_sigmas_type": "zero"},
+    "euler_a": {"timestep_spacing": "linspace", "steps_offset": 0},
+    "pndm": {"timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": False},
 }
 
 # Keys that would make it another sampler, and the values with which it is ours. UniPC's and DEIS' solver types are
-# here because diffusers' class takes them for its own "midpoint".
+# here because diffusers' class takes them for its own "midpoint". PNDM that begins with Runge-Kutta steps is one too; a
+# config that says nothing of it, as other classes' do, is taken for one without.
 _OFF = (False, None)
 _SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "dpm++": {
@@ -61,39 +73,58 @@ _SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
         "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
     },
     "ddim": {"thresholding": _OFF},
+    "euler": {
+        "interpolation_type": ("linear",),
+        "timestep_type": ("discrete",),
+        "final_sigmas_type": ("zero", "sigma_min"),
+        "use_karras_sigmas": _OFF,
+        "use_exponential_sigmas": _OFF,
+        "use_beta_sigmas": _OFF,
+    },
+    "euler_a": {},
+    "pndm": {"skip_prk_steps": (True,), "rescale_betas_zero_snr": _OFF},
 }
 
 
 class SamplingStep(NamedTuple):
     """What one denoising step needs, named as in the formulas above; `clip` is infinite where nothing is clipped.
 
-    Plain Python numbers: they take on the type and the device of the arrays that they meet.
+    Plain Python numbers: they take on the type and the device of the arrays that they meet. The timestep may lie
+    between two of the schedule's. `scale` is 1 but for Euler's first step, which may begin with less noise than given.
     """
 
-    timestep: int
-    clean_x: float
-    clean_p: float
+    timestep: float
+    scale: float
+    estimate_x: float
+    estimate_p: float
     clip: float
     next_x: float
-    next_clean: float
-    next_previous: float
+    next_estimates: tuple[float, ...]  # HISTORY + 1 of them: this step's, then those before it
     next_p: float
+    next_noise: float
 
 
-SamplingTable = tuple[SamplingStep, ...]  # first step to last
+SamplingTable = tuple[SamplingStep, ...]  # first step to last; PNDM has one step more than asked for
+History = tuple[Any, ...]  # the estimates of the HISTORY steps before, the newest first
 
 
-def solver_step(step: SamplingStep, latents: Any, previous_clean: Any, prediction: Any) -> tuple[Any, Any]:
-    """(latents of the next, less noisy timestep; predicted clean latents, the next step's `previous_clean`).
+def solver_step(step: SamplingStep, x: Any, history: History, prediction: Any, noise: Any) -> tuple[Any, History]:
+    """(latents of the next, less noisy timestep; the next step's `history`).
 
-    `previous_clean` of the first step may be anything finite, such as zeros. Operators only, so that NumPy, JAX and
-    torch arrays go through the same lines.
+    `x` is what the model saw: the latents times `step.scale`. The first step's `history` may be anything finite, such
+    as zeros, and so may `noise` where the step adds none. Operators only, so that NumPy, JAX and torch arrays go
+    through the same lines.
     """
-    clean = (step.clean_x * latents + step.clean_p * prediction).clip(-step.clip, step.clip)
-    latents = (
-        step.next_x * latents + step.next_clean * clean + step.next_previous * previous_clean + step.next_p * prediction
-    )
-    return latents, clean
+    estimates = ((step.estimate_x * x + step.estimate_p * prediction).clip(-step.clip, step.clip), *history)
+    latents = step.next_x * x
+    for coefficient, estimate in zip(step.next_estimates, estimates, strict=True):
+        latents = latents + coefficient * estimate
+    return latents + step.next_p * prediction + step.next_noise * noise, estimates[:HISTORY]
+
+
+def needs_noise(table: SamplingTable) -> bool:
+    """Whether steps add fresh noise."""
+    return any(step.next_noise for step in table)
 
 
 def is_guided(guidance: float) -> bool:
@@ -102,14 +133,14 @@ def is_guided(guidance: float) -> bool:
 
 
 def solver_table(config: Mapping[str, Any], solver: str, steps: int) -> SamplingTable:
-    """As diffusers' DPMSolverMultistepScheduler ("dpm++") or DDIMScheduler ("ddim", eta 0) is made from this config.
+    """As diffusers' scheduler of that name is made from this config (DDIM with eta 0, PNDM with `skip_prk_steps`).
 
     `config` is the content of scheduler_config.json, of whichever scheduler class. Raises UserError for more steps than
     the schedule has room for, and for what a config may ask for that is not supported.
     """
     schedule = noise_schedule(config)
-    if solver == "dpm++" and schedule.alpha_bar[-1] == 0:
-        # A little signal, as diffusers' class has it: without any, lambda of the last timestep would be infinite.
+    if solver in ("dpm++", *_EULER) and schedule.alpha_bar[-1] == 0:
+        # A little signal, as diffusers' classes have it: without any, the last timestep's noise would be infinite.
         schedule = replace(schedule, alpha_bar=np.append(schedule.alpha_bar[:-1], 2.0**-24))
     for key, allowed in _SUPPORTED[solver].items():
         if (value := config.get(key, allowed[0])) not in allowed:
@@ -120,14 +151,19 @@ def solver_table(config: Mapping[str, Any], solver: str, steps: int) -> Sampling
     # DPM-Solver++ spreads one timestep more and leaves the last out: the step there is the one to the clean image.
     spread = steps + (solver == "dpm++")
     timestep = _timesteps(settings, schedule.timesteps, steps, spread)
-    signal, sigma = schedule.signal(timestep), schedule.sigma(timestep)
-    if schedule.prediction_type == "epsilon":
-        clean = 1 / signal, -sigma / signal
-    else:
-        clean = signal, -sigma
-    columns = clean + (_ddim if solver == "ddim" else _dpm_plus_plus)(settings, schedule, timestep)
-    columns = (timestep, *(np.broadcast_to(column, [steps]) for column in columns))
-    return tuple(SamplingStep(*step) for step in zip(*(column.tolist() for column in columns), strict=True))
+    timestep = timestep.astype(np.float32) if solver in _EULER else np.round(timestep).astype(np.int32)
+    columns = {"scale": 1.0, "clip": np.inf, "next_p": 0.0, "next_noise": 0.0, "timestep": timestep}
+    columns |= METHODS[solver](settings, schedule, timestep)
+    return _rows(columns)
+
+
+def _rows(columns: Mapping[str, Any]) -> SamplingTable:
+    """A step for each timestep; what is the same for all may be a single number, and the oldest estimates left out."""
+    count = len(columns["timestep"])
+    lists = {name: np.broadcast_to(column, [count, *np.shape(column)[1:]]).tolist() for name, column in columns.items()}
+    lists["timestep"] = [float(timestep) for timestep in lists["timestep"]]
+    lists["next_estimates"] = [(*used, *[0.0] * (HISTORY + 1 - len(used))) for used in lists["next_estimates"]]
+    return tuple(SamplingStep(*(lists[name][place] for name in SamplingStep._fields)) for place in range(count))
 
 
 def as_in_pipeline(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +177,10 @@ def as_in_pipeline(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _timesteps(settings: Mapping[str, Any], total: int, steps: int, spread: int) -> np.ndarray:
-    """int32 [steps], falling; `spread`: how many are spread over the schedule, of which the last are left out."""
+    """[steps], falling; only those of linspace may be no whole numbers.
+
+    `spread`: how many are spread over the schedule, of which the last are left out.
+    """
     most = total - (spread - steps)
     if not 1 <= steps <= most:
         raise UserError(f"inference steps {steps} must be from 1 to {most}: the model was trained with {total}")
@@ -151,7 +190,7 @@ def _timesteps(settings: Mapping[str, Any], total: int, steps: int, spread: int)
     elif spacing == "trailing":
         timestep = np.round(np.arange(total, 0, -total / steps)) - 1  # may end with a -1 more, by rounding
     elif spacing == "linspace":
-        timestep = np.round(np.linspace(0, total - 1, spread))[::-1]
+        timestep = np.linspace(0, total - 1, spread)[::-1]
     else:
         raise UserError(f"scheduler: timestep_spacing={spacing!r} must be one of {', '.join(_SPACINGS)}")
     if timestep[0] >= total:
@@ -159,48 +198,4 @@ def _timesteps(settings: Mapping[str, Any], total: int, steps: int, spread: int)
             f"inference steps {steps} with the scheduler's steps_offset={offset} begin beyond the last of"
             f" {total} timesteps; take fewer steps"
         )
-    return timestep[:steps].astype(np.int32)
-
-
-def _ddim(settings: Mapping[str, Any], schedule: NoiseSchedule, timestep: np.ndarray) -> tuple[Any, ...]:
-    """The columns from `clip` on: the noise is predicted too, and mixed in again at the next level.
-
-    As in diffusers, the noise is the one that belongs to the clean latents before they are clipped.
-    """
-    following = timestep - schedule.timesteps // len(timestep)
-    last = 1.0 if settings["set_alpha_to_one"] else schedule.alpha_bar[0]
-    alpha_bar = np.where(following >= 0, schedule.alpha_bar[following.clip(0)], last)
-    next_signal, next_sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
-    clip = settings["clip_sample_range"] if settings["clip_sample"] else np.inf
-    if schedule.prediction_type == "epsilon":
-        noise_x, noise_p = np.zeros(len(timestep)), np.ones(len(timestep))
-    else:
-        noise_x, noise_p = schedule.sigma(timestep), schedule.signal(timestep)
-    return clip, next_sigma * noise_x, next_signal, 0.0, next_sigma * noise_p
-
-
-def _dpm_plus_plus(settings: Mapping[str, Any], schedule: NoiseSchedule, timestep: np.ndarray) -> tuple[Any, ...]:
-    """The columns from `clip` on, of DPM-Solver++ (2M): arXiv 2211.01095, algorithm 2.
-
-    With h = lambda_next - lambda and lambda = log(signal / sigma), the paper's r is the previous h over this one, and
-    D = clean + (clean - previous_clean) / 2r. The first step has no previous one; the last has none to trust.
-    """
-    steps = len(timestep)
-    least = np.log(schedule.alpha_bar[-1] / (1 - schedule.alpha_bar[-1])) / 2
-    if (clipped := settings["lambda_min_clipped"]) > least:
-        raise UserError(f"scheduler: lambda_min_clipped={clipped!r} must be below {least:.2f}; or take the solver ddim")
-    end = 1.0 if settings["final_sigmas_type"] == "zero" else schedule.alpha_bar[0]
-    alpha_bar = np.append(schedule.alpha_bar[timestep], end)
-    signal, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
-    noise = sigma / signal
-    decay = noise[1:] / noise[:-1]  # e^-h
-    first_order_last = (
-        settings["euler_at_final"]
-        or settings["final_sigmas_type"] == "zero"
-        or (settings["lower_order_final"] and steps < 15)
-    )
-    stop = steps - 1 if first_order_last else steps
-    ahead = np.zeros(steps)  # 1 / 2r; 0: first order
-    ahead[1:stop] = np.log(decay[1:stop]) / (2 * np.log(decay[: stop - 1]))
-    weight = signal[1:] * (1 - decay)
-    return np.inf, sigma[1:] / sigma[:-1], weight * (1 + ahead), -weight * ahead, 0.0
+    return timestep[:steps]

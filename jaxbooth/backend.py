@@ -84,8 +84,9 @@ class Backend:
         negative_context: np.ndarray,
         table: SamplingTable,
         guidance: float,
+        step_noise: np.ndarray | None = None,
     ) -> np.ndarray:
-        return sample.sample(models, self._mesh, noise, context, negative_context, table, guidance)
+        return sample.sample(models, self._mesh, noise, context, negative_context, table, guidance, step_noise)
 
     def init(self, models: Models, *, training: bool = True) -> State:
         trainable = {name: value for name, value in models.params.items() if is_trained(self._config, name)}

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from booth.solvers import SamplingStep, SamplingTable, is_guided, solver_step
+from booth.solvers import HISTORY, History, SamplingStep, SamplingTable, is_guided, solver_step
 from jaxbooth.networks import Models
 from jaxbooth.sharding import fetch, gathered, over_rows, parameter_specs, place_rows, row_spec, shared_sharding
 from jaxbooth.weights import Network
@@ -22,14 +22,22 @@ def sample(
     negative_context: np.ndarray,
     table: SamplingTable,
     guidance: float,
+    step_noise: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1]."""
+    """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1].
+
+    `step_noise` [b, steps, h, w, c] is what each step may add.
+    """
     # Both contexts of an image stay on its device: [b, 1 or 2, tokens, width].
     contexts = place_rows(mesh, np.stack([negative_context, context] if is_guided(guidance) else [context], axis=1))
     unet = models.of("unet")
-    latents, clean = place_rows(mesh, noise), place_rows(mesh, np.zeros_like(noise))
-    for step in table:
-        latents, clean = _denoise(unet, latents, clean, contexts, step, guidance, unet=models.unet, mesh=mesh)
+    latents, nothing = place_rows(mesh, noise), place_rows(mesh, np.zeros_like(noise))
+    history: History = (nothing,) * HISTORY
+    for place, step in enumerate(table):
+        fresh = nothing if step_noise is None else place_rows(mesh, step_noise[:, place])
+        latents, history = _denoise(
+            unet, latents, history, fresh, contexts, step, guidance, unet=models.unet, mesh=mesh
+        )
     decodable = fetch(latents)[: len(noise)] / models.vae_scale + models.vae_shift
     # One image a device at once: decoding is where most memory is needed, and little is gained by more.
     vae, at_once = models.of("vae"), mesh.size
@@ -43,35 +51,38 @@ def sample(
 def _denoise(
     params: dict[str, jax.Array],
     latents_bhwc: jax.Array,
-    previous_clean_bhwc: jax.Array,
+    history: History,
+    noise_bhwc: jax.Array,
     contexts_bktd: jax.Array,
     step: SamplingStep,
     guidance: float,
     *,
     unet: Network,
     mesh: Mesh,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, History]:
     specs, rows = parameter_specs(mesh, params), row_spec()
     step_over_rows = over_rows(
-        mesh, partial(_denoise_rows, specs=specs, unet=unet), (specs, rows, rows, rows, P(), P()), (rows, rows)
+        mesh, partial(_denoise_rows, specs=specs, unet=unet), (specs, rows, rows, rows, rows, P(), P()), (rows, rows)
     )
-    return step_over_rows(params, latents_bhwc, previous_clean_bhwc, contexts_bktd, step, guidance)
+    return step_over_rows(params, latents_bhwc, history, noise_bhwc, contexts_bktd, step, guidance)
 
 
 def _denoise_rows(
     params: dict[str, jax.Array],
     latents_bhwc: jax.Array,
-    previous_clean_bhwc: jax.Array,
+    history: History,
+    noise_bhwc: jax.Array,
     contexts_bktd: jax.Array,
     step: SamplingStep,
     guidance: float,
     *,
     specs: dict[str, P],
     unet: Network,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, History]:
     """One step on the images of one device."""
     b, k = contexts_bktd.shape[:2]
-    rows = jnp.repeat(latents_bhwc, k, axis=0)
+    x = step.scale * latents_bhwc
+    rows = jnp.repeat(x, k, axis=0)
     contexts_rtd = contexts_bktd.reshape(b * k, *contexts_bktd.shape[2:])
     prediction = unet.bind(gathered(params, specs, unet.dtype))(rows, jnp.full(b * k, step.timestep), contexts_rtd)
     prediction = prediction.astype(jnp.float32).reshape(b, k, *rows.shape[1:])
@@ -80,7 +91,7 @@ def _denoise_rows(
         combined = negative + guidance * (positive - negative)
     else:
         combined = prediction[:, 0]
-    return solver_step(step, latents_bhwc, previous_clean_bhwc, combined)
+    return solver_step(step, x, history, combined, noise_bhwc)
 
 
 @partial(jax.jit, static_argnames=("vae", "mesh"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from booth import cli, loop
+from booth.backend import load_backend
 
 
 def train(config: Any, workdir: str | Path, from_step: int | None = None) -> loop.Run:
@@ -12,7 +13,7 @@ def train(config: Any, workdir: str | Path, from_step: int | None = None) -> loo
 
     `config` is `booth.config.default_config()` with its fields set, or what `load_config` read. Raises UserError.
     """
-    return loop.train(cli.load_backend("jaxbooth"), config, workdir, from_step)
+    return loop.train(load_backend("jaxbooth"), config, workdir, from_step)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from picture_world.settings import SETTINGS
 from picture_world.world import CLASSES
 
 from booth import pictures
-from booth.cli import load_backend
+from booth.backend import load_backend
 from booth.embedded import EMBEDDED
 from booth.rundir import write_text
 from booth.sampling import ImageRequest

@@ -33,7 +33,8 @@ from picture_world.subjects import SUBJECTS
 from PIL import Image
 
 from booth import loop, pictures
-from booth.cli import load_backend, main
+from booth.backend import load_backend
+from booth.cli import main
 from booth.config import flatten, load_config, trained_networks
 from booth.data import load_image
 from booth.embedded import base_path, subject_path

@@ -13,18 +13,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 from make_pipeline import make_pipeline
 
 from booth import loop
-from booth.cli import load_backend
+from booth.backend import load_backend
 from booth.config import default_config
 from booth.inputs import load_tokenizer
 from booth.pipeline_dir import open_pipeline
 from booth.sampling import ImageRequest, Sampler, initial_noise
 
 # solver -> diffusers' class and the number of steps
-SOLVERS = {"dpm++": (DPMSolverMultistepScheduler, 25), "ddim": (DDIMScheduler, 50)}
+SOLVERS = {
+    "dpm++": (DPMSolverMultistepScheduler, 25),
+    "ddim": (DDIMScheduler, 50),
+    "euler": (EulerDiscreteScheduler, 30),
+    "pndm": (PNDMScheduler, 50),
+}
 
 
 def image_difference(package: str, folder: Path, prompt: str, solver: str) -> int:

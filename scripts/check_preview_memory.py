@@ -18,7 +18,7 @@ from make_pipeline import SIZES
 from booth.backend import ROW_FIELDS, Batch
 from booth.config import default_config
 from booth.inputs import preview_batch_size
-from booth.solvers import SamplingTable, solver_table
+from booth.solvers import HISTORY, SamplingTable, solver_table
 
 TOKENS = 77
 
@@ -94,11 +94,10 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
     images = -(-preview_batch_size(config) // mesh.size) * mesh.size
     latents, contexts = spread(images, side, side, 4), spread(images, 2, TOKENS, width)
     first, guidance = preview_table(config, size)[0], config.samples.guidance
+    asked = (latents, (latents,) * HISTORY, latents, contexts, first, guidance)
     return {
         "training step": total(step.train_step.lower(trainable, moments, {}, batch, {}, **networks)),
-        "preview, denoising": total(
-            sample._denoise.lower(weights["unet"], latents, latents, contexts, first, guidance, unet=unet, mesh=mesh)
-        ),
+        "preview, denoising": total(sample._denoise.lower(weights["unet"], *asked, unet=unet, mesh=mesh)),
         "preview, decoding": total(
             sample._decode.lower(weights["vae"], spread(mesh.size, side, side, 4), vae=vae, mesh=mesh)
         ),

@@ -101,12 +101,15 @@ class Backend:
         negative_context: np.ndarray,
         table: SamplingTable,
         guidance: float,
+        step_noise: np.ndarray | None = None,
     ) -> np.ndarray:
         precision = self._config.train.precision
         with out_of_memory.named("previews" if self._sampled else "class images"):
             self.placement.place(models.networks, "sampling")
             own, contexts, negatives = map(split_rows, (noise, context, negative_context))
-            return join_rows(sample.sample(models, own, contexts, negatives, table, guidance, precision), len(noise))
+            fresh = None if step_noise is None else split_rows(step_noise)
+            pixels = sample.sample(models, own, contexts, negatives, table, guidance, precision, fresh)
+            return join_rows(pixels, len(noise))
 
     def init(self, models: Models, *, training: bool = True) -> State:
         trainable, config = {}, self._config

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from booth.errors import UserError
+from booth.errors import OutOfMemory
 
 _ADVICE = {
     "class images": "lower prior.batch_size (of the sample command: --batch-size), or set memory.vae_tiling=true",
@@ -20,7 +20,7 @@ _ADVICE = {
 
 @contextmanager
 def named(phase: str) -> Iterator[None]:
-    """UserError in place of PyTorch's error, if the block runs out of memory."""
+    """OutOfMemory in place of PyTorch's error, if the block runs out of memory."""
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one; for the host's memory it has none of its own
@@ -31,7 +31,7 @@ def named(phase: str) -> Iterator[None]:
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
             there = f", with {free / 2**30:.2f} GiB free of {total / 2**30:.1f}"
-        raise UserError(
+        raise OutOfMemory(
             f"out of memory in {phase}{more}{there}; {_ADVICE[phase]};"
             " memory.fit='auto' chooses what fits before a run begins"
         ) from error

@@ -27,7 +27,7 @@ from booth.fields import memory_size
 from booth.inputs import largest_size, preview_batch_size
 from booth.pipeline_dir import PipelineDir
 from booth.sampling import latent_shape
-from booth.solvers import SamplingStep, is_guided
+from booth.solvers import HISTORY, SamplingStep, is_guided
 from torchbooth import memory, models, sample, tokens
 from torchbooth.memory import AT_WORK, HOST, movable, trains
 from torchbooth.models import Models, diffusers_name
@@ -310,4 +310,4 @@ class Sizes:
 
 
 # Two steps are as good as all: one has nothing from the step before it yet.
-TABLE = (SamplingStep(0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),) * 2
+TABLE = (SamplingStep(0.0, 1.0, 1.0, 1.0, 1.0, 1.0, (1.0,) * (HISTORY + 1), 1.0, 1.0),) * 2

@@ -4,7 +4,7 @@ the core's table, and encoding."""
 import numpy as np
 import torch
 
-from booth.solvers import SamplingTable, is_guided, solver_step
+from booth.solvers import HISTORY, History, SamplingTable, is_guided, solver_step
 from torchbooth.models import Models
 from torchbooth.precision import autocast
 
@@ -17,11 +17,16 @@ def sample(
     table: SamplingTable,
     guidance: float,
     precision: str,
+    step_noise: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1]."""
+    """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1].
+
+    `step_noise` [b, steps, h, w, c] is what each step may add.
+    """
     contexts = np.concatenate([negative_context, context]) if is_guided(guidance) else context
     latents_bchw = torch.from_numpy(noise).permute(0, 3, 1, 2)
-    latents_bchw = denoise(models, latents_bchw, torch.from_numpy(contexts), table, guidance, precision)
+    fresh = None if step_noise is None else torch.from_numpy(step_noise).permute(1, 0, 4, 2, 3)
+    latents_bchw = denoise(models, latents_bchw, torch.from_numpy(contexts), table, guidance, precision, fresh)
     return decode(models, latents_bchw).permute(0, 2, 3, 1).numpy()
 
 
@@ -33,19 +38,23 @@ def denoise(
     table: SamplingTable,
     guidance: float,
     precision: str,
+    step_noise_sbchw: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Clean latents [b, c, h, w]; `contexts_rtd` has a row for each image, if guided b negative ones before them."""
     device, guided = models.unet.device, len(contexts_rtd) > len(noise_bchw)
     latents, contexts_rtd = noise_bchw.to(device), contexts_rtd.to(device)
-    clean = torch.zeros_like(latents)
+    nothing = torch.zeros_like(latents)
+    history: History = (nothing,) * HISTORY
     with autocast(device, precision, keep_copies=False):  # previews must not need more memory than training
-        for step in table:
-            rows = torch.cat([latents, latents]) if guided else latents
+        for place, step in enumerate(table):
+            x = step.scale * latents
+            rows = torch.cat([x, x]) if guided else x
             prediction = models.unet(rows, step.timestep, contexts_rtd, return_dict=False)[0].float()
             if guided:
                 negative, positive = prediction.chunk(2)
                 prediction = negative + guidance * (positive - negative)
-            latents, clean = solver_step(step, latents, clean, prediction)
+            fresh = nothing if step_noise_sbchw is None else step_noise_sbchw[place].to(device)
+            latents, history = solver_step(step, x, history, prediction, fresh)
     return latents
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from booth.errors import not_finite
 from booth.objective import dreambooth_loss, noisy_latents
-from booth.solvers import solver_step
+from booth.solvers import HISTORY, solver_step
 
 TRAINED = "conv_out.bias"
 
@@ -63,12 +63,15 @@ class FakeBackend:
     def encode_prompts(self, models, token_ids):
         return np.sin(token_ids[..., None] * np.arange(1, 5, dtype=np.float32), dtype=np.float32)
 
-    def sample(self, models, noise, context, negative_context, table, guidance):
-        latents, clean = noise, np.zeros_like(noise)
+    def sample(self, models, noise, context, negative_context, table, guidance, step_noise=None):
+        nothing = np.zeros_like(noise)
+        latents, history = noise, (nothing,) * HISTORY
         shift = context.mean(axis=(1, 2)) + guidance * (context - negative_context).mean(axis=(1, 2))
-        for step in table:
-            prediction = 0.1 * latents + models.bias + shift[:, None, None, None]
-            latents, clean = solver_step(step, latents, clean, prediction)
+        for place, step in enumerate(table):
+            x = step.scale * latents
+            prediction = 0.1 * x + models.bias + shift[:, None, None, None]
+            fresh = nothing if step_noise is None else step_noise[:, place]
+            latents, history = solver_step(step, x, history, prediction, fresh)
         return np.tanh(latents[..., :3].repeat(8, axis=1).repeat(8, axis=2))
 
     def init(self, models, *, training=True):

@@ -113,7 +113,7 @@ def test_locked():
 
 # Each value breaks its field's rule; NaN and infinity break every rule of a number.
 OUT_OF_RANGE = {
-    "prior.weight": -0.1, "prior.count": -1, "prior.solver": "euler", "prior.inference_steps": 0,
+    "prior.weight": -0.1, "prior.count": -1, "prior.solver": "heun", "prior.inference_steps": 0,
     "prior.guidance": -1.0, "prior.seed": -1, "prior.batch_size": 0, "train.steps": -1,
     "train.batch_size": 0, "train.learning_rate": -1.0, "train.precision": "fp8",
     "train.adam_b1": 1.0, "train.adam_b2": -0.1, "train.adam_eps": 0.0,

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from booth import loop
-from booth.cli import _find
 from booth.errors import UserError
 from booth.inputs import preview_batch_size
+from booth.model_options import find_trained
 from booth.objective import dreambooth_loss, noisy_latents
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -277,7 +277,7 @@ def test_paths_may_be_relative_and_begin_at_home(config, tmp_path, monkeypatch, 
     [("data.resolution", 60, r"data\.resolution: image size 60x60 must be a multiple of 8"),
      ("prior.inference_steps", 1001, r"prior\.inference_steps: inference steps 1001 must be from 1 to 999"),
      ("samples.inference_steps", 1001, r"samples\.inference_steps: inference steps 1001 must be from 1 to 999"),
-     ("prior.solver", "euler", r"prior\.solver='euler' must be one of 'dpm\+\+', 'ddim'"),
+     ("prior.solver", "heun", r"prior\.solver='heun' must be one of 'dpm\+\+', 'ddim', 'euler', 'euler_a', 'pndm'"),
      ("train.steps", -1, r"train\.steps=-1 must be at least 0"),
      ("instance.images", "/nowhere", r"instance\.images='/nowhere' is not a folder"),
      ("prior.images", __file__, r"prior\.images='.*' is not a folder"),
@@ -371,9 +371,9 @@ def test_zero_terminal_snr_is_trained_sampled_and_exported(config, tiny_sd2_pipe
     seen = {}
 
     class Watched(FakeBackend):
-        def sample(self, models, noise, context, negative_context, table, guidance):
+        def sample(self, models, noise, context, negative_context, table, *rest):
             tables.append([step.timestep for step in table])
-            return super().sample(models, noise, context, negative_context, table, guidance)
+            return super().sample(models, noise, context, negative_context, table, *rest)
 
         def train_step(self, state, batch):
             last = batch.timestep > 900
@@ -403,7 +403,7 @@ def test_zero_terminal_snr_is_trained_sampled_and_exported(config, tiny_sd2_pipe
     scheduler = DiffusionPipeline.from_pretrained(run.pipeline).scheduler
     assert type(scheduler).__name__ == "DDIMScheduler" and scheduler.alphas_cumprod[-1] == 0
     assert (scheduler.config.timestep_spacing, scheduler.config.prediction_type) == ("trailing", "v_prediction")
-    of_checkpoint = _find(FakeBackend, str(run.path), None, "fp32").pipeline
+    of_checkpoint = find_trained(FakeBackend, str(run.path), None, "fp32").pipeline
     assert of_checkpoint.component_config("scheduler").items() >= {"rescale_betas_zero_snr": True}.items()
 
 

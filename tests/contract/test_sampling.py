@@ -1,18 +1,34 @@
 """Images: the same as diffusers makes, and the same image however many are asked for."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
+from diffusers.schedulers import scheduling_euler_ancestral_discrete
 from PIL import Image
 
 from booth import loop
 from booth.config import default_config
 from booth.inputs import load_tokenizer
 from booth.pipeline_dir import open_pipeline
-from booth.sampling import ImageRequest, Sampler, initial_noise
+from booth.sampling import ImageRequest, Sampler, initial_noise, step_noise
 
-SCHEDULERS = {"dpm++": DPMSolverMultistepScheduler, "ddim": DDIMScheduler}
+SCHEDULERS = {
+    "dpm++": DPMSolverMultistepScheduler,
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler_a": EulerAncestralDiscreteScheduler,
+    "pndm": PNDMScheduler,
+}
 PROMPT, NEGATIVE = "a photo of sks robot on the beach", "blurry"
 
 
@@ -27,17 +43,20 @@ def diffusers_image(folder, request, *, solver="dpm++", steps=8, guidance=5.0, s
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     pipe.scheduler = SCHEDULERS[solver].from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    noise = initial_noise(request.seed, (size[1] // 8, size[0] // 8, 4))
-    images = pipe(
-        request.prompt,
-        negative_prompt=request.negative_prompt,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        width=size[0],
-        height=size[1],
-        latents=torch.from_numpy(noise).permute(2, 0, 1)[None],
-        output_type="np",
-    ).images
+    shape = (size[1] // 8, size[0] // 8, 4)
+    noise = initial_noise(request.seed, shape)
+    fresh = list(torch.from_numpy(step_noise(request.seed, steps, shape)).permute(0, 3, 1, 2)[:, None])
+    with mock.patch.object(scheduling_euler_ancestral_discrete, "randn_tensor", side_effect=fresh):
+        images = pipe(
+            request.prompt,
+            negative_prompt=request.negative_prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            width=size[0],
+            height=size[1],
+            latents=torch.from_numpy(noise).permute(2, 0, 1)[None],
+            output_type="np",
+        ).images
     return (images[0] * 255).round().astype(np.uint8)
 
 
@@ -49,7 +68,7 @@ def test_the_exported_pipeline_gives_diffusers_the_same_images(backend_class, ti
     tiny_config.train.learning_rate = 1e-4
     run = loop.train(backend_class, tiny_config, tmp_path / "run")
     requests = [ImageRequest(PROMPT, 3, NEGATIVE), ImageRequest("a photo of robot", 2**63 - 1)]
-    for solver, steps in (("ddim", 8), ("dpm++", 25), ("dpm++", 8)):
+    for solver, steps in (("euler", 8), ("euler_a", 8), ("pndm", 8), ("ddim", 8), ("dpm++", 25), ("dpm++", 8)):
         ours = our_images(backend_class, run.pipeline, requests, solver=solver, steps=steps)
         for image, request in zip(ours, requests, strict=True):
             assert furthest(image, diffusers_image(run.pipeline, request, solver=solver, steps=steps)) <= 2

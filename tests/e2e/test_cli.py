@@ -87,11 +87,22 @@ def test_sample_from_a_checkpoint(run_dir, main, tmp_path):
         done = main("torchbooth", "sample", "--prompt", "a photo of robot", "--seeds", 1, "--steps", 2, "--size", "64",
                     "--batch-size", 2, "--out", tmp_path / name, *arguments)  # fmt: skip
         assert done.code == 0, done.err
-        return (tmp_path / name / "000-a-photo-of-robot-seed1.png").read_bytes()
+        return Image.open(tmp_path / name / "000-a-photo-of-robot-seed1.png").tobytes()
 
     newest, fourth = images("newest", "--run", run_dir), images("4", "--run", run_dir, "--step", 4)
     assert newest == fourth == images("pipeline", "--model", run_dir / "pipeline")
     assert images("2", "--run", run_dir, "--step", 2) != fourth
+
+
+def test_checkpoints_side_by_side(run_dir, main, tmp_path):
+    given = ("--run", run_dir, "--prompt", "a robot", "--seeds", 1, "--steps", 2, "--size", 64)
+    done = main("torchbooth", "sample", *given, "--x", "checkpoint=4,2", "--out", tmp_path / "xy")
+    assert done.code == 0 and (tmp_path / "xy" / "xy.png").is_file(), done.err
+    for place, step in enumerate((4, 2)):
+        assert main("torchbooth", "sample", *given, "--step", step, "--out", tmp_path / str(step)).code == 0
+        alone, beside = (tmp_path / folder / f"{number}-a-robot-seed1.png" for folder, number in
+                         ((str(step), "000"), ("xy", f"00{place}")))  # fmt: skip
+        assert alone.read_bytes() == beside.read_bytes(), "the text in it too"
 
 
 def test_a_cut_checkpoint(run_dir, main, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from booth.pipeline_dir import open_pipeline
-from booth.sampling import initial_noise, sampling_table
+from booth.sampling import initial_noise, sampling_table, step_noise
 from jaxbooth import sample
 from jaxbooth.backend import Backend
 
@@ -39,11 +39,15 @@ def test_solvers_and_numbers_of_steps_share_one_compilation(tiny_config, tiny_pi
     models = backend.load(pipeline)
     context = np.random.default_rng(0).standard_normal((2, 77, 64)).astype(np.float32)
     noise = np.stack([initial_noise(seed, (8, 8, 4)) for seed in (0, 1)])
+    step_noises = np.stack([step_noise(seed, 3, (8, 8, 4)) for seed in (0, 1)])
     sample._denoise.clear_cache()  # of other tests
     images = [
-        backend.sample(models, noise, context, context[::-1], sampling_table(pipeline, solver, steps), guidance)
-        for solver, steps, guidance in (("dpm++", 2, 5.0), ("dpm++", 3, 5.0), ("ddim", 3, 5.0), ("ddim", 3, 4.0))
-    ]
+        backend.sample(models, noise, context, context[::-1], sampling_table(pipeline, solver, steps), guidance, fresh)
+        for solver, steps, guidance, fresh in (
+            ("dpm++", 2, 5.0, None), ("dpm++", 3, 5.0, None), ("ddim", 3, 5.0, None), ("ddim", 3, 4.0, None),
+            ("euler", 3, 4.0, None), ("euler_a", 3, 4.0, step_noises), ("pndm", 3, 4.0, None),
+        )
+    ]  # fmt: skip
     assert compiled.count("jit(_denoise)") == 1
     assert all(not np.array_equal(a, b) for a, b in pairwise(images)), "their inputs count"
-    assert shapes == [(1, 8, 8, 4)] * 8
+    assert shapes == [(1, 8, 8, 4)] * 14
