@@ -22,8 +22,8 @@ _FEED_FORWARD = r"\.(ff\.net\.(0\.proj|2)|mlp\.(fc1|fc2))"
 
 # Names for rules that a layer's name must match to its end.
 PRESETS = {
-    "attention": rf".*{_ATTENTION}",
     "cross_attention": r".*\.attn2\.(to_q|to_k|to_v|to_out\.0)",
+    "attention": rf".*{_ATTENTION}",
     "feed_forward": rf".*({_ATTENTION}|{_FEED_FORWARD})",
     "all": r".*",
 }

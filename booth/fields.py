@@ -185,9 +185,9 @@ FIELDS = (
     Field("adapter.rank", 16, "rank of the adapters", at_least(1)),
     Field("adapter.alpha", 0.0, "an adapter counts alpha / rank; 0: alpha is the rank", at_least(0)),
     Field("adapter.dropout", 0.0, "share of what goes into an adapter that is left out while it trains", below_one()),
-    Field("adapter.targets", "attention", "layers that get one: attention, cross_attention, feed_forward (attention"
+    Field("adapter.targets", "feed_forward", "layers that get one: cross_attention, attention, feed_forward (attention"
           " too), all (convolutions too), or a regular expression for whole names",
-          Rule("attention, cross_attention, feed_forward, all or a regular expression", _is_regex)),
+          Rule("cross_attention, attention, feed_forward, all or a regular expression", _is_regex)),
     Field("tokens.add", (), "new tokens for prompts and captions, each with a word that it begins as, such as"
           " '<saya_token>=girl'; only their embeddings train, beside whatever else does",
           Rule("like '<saya_token>=girl', without spaces, each token once", _are_tokens)),

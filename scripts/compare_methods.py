@@ -1,29 +1,40 @@
 """Full fine-tuning, LoRA, a new token alone and pivotal tuning side by side, on the embedded base.
 
     python scripts/compare_methods.py --out runs/methods --subjects robot --seeds 0
+    python scripts/compare_methods.py --out runs/methods --speed
 
 Each is a run of `check_dreambooth.py`, with its measures: fidelity and prior, and what it costs in time and megabytes.
-What is in --out already is not done again; at the end the table of all.
+What is in --out already is not done again; at the end the table of all. --speed only trains, 30 steps of each in three
+rounds, and gives the medians of their speeds beside full fine-tuning's in the same round.
 """
 
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
-from check_dreambooth import check, claim
+from check_dreambooth import DEMO, check, claim
+from dreambooth_scores import IDENTIFIER, instance_prompt
+from picture_world.captions import caption
 from picture_world.subjects import SUBJECTS
 
-LORA = [("adapter.kind", "lora"), ("train.learning_rate", "2e-3")]
+from booth import loop
+from booth.backend import load_backend
+from booth.config import load_config
+from booth.embedded import subject_path
+from booth.tokens import new_tokens
+
+LORA = [("adapter.kind", "lora"), ("train.learning_rate", "2e-3"), ("adapter.targets", "feed_forward")]
 TOKEN = [("tokens.add", "<sks>=robot"), ("tokens.learning_rate", "1e-2")]
 METHODS = {
     "full fine-tuning": [],
-    "LoRA, attention": LORA,
-    "LoRA, attention, 800 steps": [*LORA, ("train.steps", "800")],
-    "LoRA, attention and feed-forward": [*LORA, ("adapter.targets", "feed_forward")],
+    "LoRA, attention": [*LORA, ("adapter.targets", "attention")],
+    "LoRA, attention, 800 steps": [*LORA, ("adapter.targets", "attention"), ("train.steps", "800")],
+    "LoRA, attention and feed-forward": LORA,
     "LoRA, all layers": [*LORA, ("adapter.targets", "all")],
     "token alone": [*TOKEN, ("train.unet", "false")],
-    "pivotal: token and LoRA, attention and feed-forward": [*TOKEN, *LORA, ("adapter.targets", "feed_forward")],
+    "pivotal: token and LoRA, attention and feed-forward": [*TOKEN, *LORA],
     "pivotal: token and UNet": TOKEN,
 }
 COLUMNS = ("fidelity", "learned", "learned_new", "setting_right", "prior_kept", "class_right", "seconds", "megabytes")
@@ -40,6 +51,30 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
+def speeds(backend: str, subject: str) -> str:
+    """A markdown table: samples a second, and how much that is of full fine-tuning's, medians of three rounds."""
+    measured: dict[str, list[float]] = {method: [] for method in METHODS if "800" not in method}
+    for _ in range(3):
+        for method, runs in measured.items():
+            fields = [*METHODS[method], ("train.steps", "30"), ("prior.count", "4"), ("samples.every_steps", "0")]
+            config = load_config(DEMO, fields)
+            config.samples.before_after = False
+            config.instance.images = str(subject_path(subject))
+            identifier = next(iter(new_tokens(config)), IDENTIFIER)
+            config.instance.prompt, config.prior.prompt = instance_prompt(subject, identifier), caption(subject)
+            with TemporaryDirectory() as folder:
+                run = loop.train(load_backend(f"{backend}booth"), config, Path(folder) / "run")
+            runs.append(float(np.median([line["samples_per_s"] for line in run.metrics[10:]])))
+    full = np.array(measured["full fine-tuning"])
+    lines = ["| method | samples/s | of full fine-tuning |", "|---|---|---|"]
+    for method, runs in measured.items():
+        ratios = np.array(runs) / full
+        lines.append(
+            f"| {method} | {np.median(runs):.1f} | {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f}) |"
+        )
+    return "\n".join(lines)
+
+
 def folder(out: Path, method: str) -> Path:
     """Where a method's runs are."""
     return out / method.replace(" ", "-").replace(":", "").replace(",", "")
@@ -52,7 +87,11 @@ if __name__ == "__main__":
     parser.add_argument("--subjects", nargs="+", choices=tuple(SUBJECTS), default=["robot"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS))
+    parser.add_argument("--speed", action="store_true", help="only the speeds")
     arguments = parser.parse_args()
+    if arguments.speed:
+        print(speeds(arguments.backend, arguments.subjects[0]))
+        raise SystemExit
     for method in arguments.methods:
         for subject in arguments.subjects:
             class_images = ("prior.images", str(arguments.out / f"class-images-{subject}-{arguments.backend}"))

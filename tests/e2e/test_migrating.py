@@ -1,18 +1,18 @@
 """docs/MIGRATING.md: every command of ours in it is run as written, but for a tiny model and few steps."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+from page_commands import OURS, blocks, commands, parts, smaller
 
 from booth.fields import FIELDS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "MIGRATING.md").read_text(encoding="utf-8")
 NAMES = {field.name for field in FIELDS}
-OFFICIAL, OURS = ("accelerate launch ", "python train_"), ("python -m ", "torchbooth ", "jaxbooth ")
+OFFICIAL = ("accelerate launch ", "python train_")
 
 # What train_dreambooth.py can be given.
 FLAGS = """
@@ -28,8 +28,7 @@ tokenizer_max_length text_encoder_use_attention_mask skip_save_text_encoder vali
 validation_scheduler
 """.split()  # noqa: SIM905
 
-BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-COMMANDS = [shlex.split(block.replace("\\\n", " ")) for block in BLOCKS if block.startswith(OURS)]
+BLOCKS, COMMANDS = blocks(PAGE), commands(PAGE)
 
 
 def test_blocks_are_theirs_or_ours():
@@ -81,33 +80,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(tiny_pipeline, photos):
-    """What is added to a command so that it takes seconds; of two values the last counts.
-
-    Of 200 steps one is left, so the checkpoints that the page names must be there.
-    """
-
-    def training(words):
-        given = dict(re.findall(r"--config\.([\w.]+)=(\S+)", "\n".join(words)))
-        values = {
-            "model.source": tiny_pipeline, "instance.images": photos, "data.resolution": 64,
-            "prior.count": 2, "prior.inference_steps": 2, "prior.batch_size": 2, "data.encode_batch_size": 2,
-            "samples.inference_steps": 2, "mesh.fsdp": 1, "checkpoint.every_steps": 1,
-            "train.steps": int(given.get("train.steps", 800)) // 200,
-        }  # fmt: skip
-        if any("gpu_t4" in word for word in words):  # a CPU is refused float16
-            values["train.precision"] = "fp32"
-        values |= {name: 1 for name in ("samples.every_steps", "train.lr_warmup_steps") if name in given}
-        if "jaxbooth.train" in words:  # of eight cores
-            values["train.batch_size"] = 1
-        return [f"--config.{name}={value}" for name, value in values.items()]
-
-    def tiny(words):
-        steps = [f"{option}={int(words[words.index(option) + 1]) // 200}"
-                 for option in ("--from-step", "--step") if option in words]  # fmt: skip
-        others = {"sample": ["--steps=2", "--size=64"], "merge": [f"--from={tiny_pipeline}"]}
-        return steps + (training(words) if words[0] == "python" else others.get(words[1], []))
-
-    return tiny
+    """As `smaller`."""
+    return lambda words: smaller(words, tiny_pipeline, photos)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +91,9 @@ def tiny(tiny_pipeline, photos):
 )
 def test_our_commands(words, folder, tiny, main, monkeypatch):
     monkeypatch.chdir(folder)
-    package, command = words[2].split(".") if words[0] == "python" else words[:2]
+    package, command, _ = parts(words)
     assert package in ("torchbooth", "jaxbooth") and command in ("train", "sample", "export", "merge")
-    done = main(package, command, *words[3 if words[0] == "python" else 2 :], *tiny(words))
+    done = main(package, command, *tiny(words))
     assert done.code == 0, done.err
     made = Path(words[words.index("--workdir" if command == "train" else "--out") + 1])
     if command == "train":

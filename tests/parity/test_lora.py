@@ -18,7 +18,7 @@ from booth.pipeline_dir import open_pipeline
 
 STEPS = 20
 CASES = {
-    "attention": {},
+    "attention": {"adapter.targets": "attention"},
     "everything, alpha is not the rank": {"adapter.targets": "all", "adapter.alpha": 2.0},
     "text encoder": {"train.text_encoder": True, "adapter.targets": "feed_forward"},
 }
@@ -65,12 +65,11 @@ def test_both_backends_train_the_same(trained, case):
     (config, torch_run), (_, jax_run) = trained("torchbooth", case), trained("jaxbooth", case)
     ours, theirs = update(config, jax_run), update(config, torch_run)
     assert np.linalg.norm(theirs) > 0
-    assert np.linalg.norm(ours - theirs) < 5e-3 * np.linalg.norm(theirs)
-    for name in ("loss", "grad_norm"):
+    assert np.linalg.norm(ours - theirs) <= 3e-4 * np.linalg.norm(theirs)
+    for name, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4)):
         values = [[line[name] for line in run.metrics] for run in (jax_run, torch_run)]
-        np.testing.assert_allclose(*values, rtol=2e-4, err_msg=name)
-    mutant = update(config, jax_run) * (0.5 if case == "attention" else 1.01)
-    assert np.linalg.norm(mutant - theirs) > 5e-3 * np.linalg.norm(theirs), "the measure sees a wrong scale"
+        np.testing.assert_allclose(*values, rtol=tolerance, err_msg=name)
+    assert np.linalg.norm(1.01 * ours - theirs) > 3e-4 * np.linalg.norm(theirs), "the measure sees a wrong scale"
 
 
 @pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])

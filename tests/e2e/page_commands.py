@@ -1,0 +1,62 @@
+"""Commands in pages of docs/, run as they are written but for a tiny model and few steps."""
+
+import re
+import shlex
+
+OURS = ("python -m ", "torchbooth ", "jaxbooth ")
+
+
+def blocks(page):
+    """The bash blocks of a page."""
+    return re.findall(r"^```bash\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+
+
+def commands(page):
+    """Those that are ours, in words."""
+    return [shlex.split(block.replace("\\\n", " ")) for block in blocks(page) if block.startswith(OURS)]
+
+
+def parts(words):
+    """(package, command, arguments)."""
+    package, command = words[2].split(".") if words[0] == "python" else words[:2]
+    return package, command, words[3 if words[0] == "python" else 2 :]
+
+
+def fields(words):
+    """{name: text} of the fields that a command sets."""
+    return dict(re.findall(r"--config\.([\w.]+)=(.*)", "\n".join(words)))
+
+
+def smaller(words, pipeline, photos):
+    """The arguments of a command, with more so that it takes seconds; of two values the last counts.
+
+    Of 200 steps one is left, so the checkpoints that a page names must be there.
+    """
+    command, given = parts(words)[1], fields(words)
+    if command in ("train", "doctor", "plan"):
+        values = {"model.source": pipeline, "data.resolution": 64}
+        if command != "plan":
+            values |= {"instance.images": photos}
+        if command == "train":
+            values |= {
+                "prior.count": 2, "prior.inference_steps": 2, "prior.batch_size": 2, "data.encode_batch_size": 2,
+                "samples.inference_steps": 2, "mesh.fsdp": 1, "checkpoint.every_steps": 1,
+                "train.steps": int(given.get("train.steps", 800)) // 200,
+            }  # fmt: skip
+            values |= {name: 1 for name in ("samples.every_steps", "train.lr_warmup_steps") if name in given}
+        if any("gpu_t4" in word for word in words):  # a CPU is refused float16
+            values["train.precision"] = "fp32"
+        if "jaxbooth.train" in words:  # of eight cores
+            values["train.batch_size"] = 1
+        more = [f"--config.{name}={value}" for name, value in values.items()]
+    else:
+        more = {"sample": ["--steps=2", "--size=64"], "merge": [f"--from={pipeline}"]}.get(command, [])
+    steps = [f"{option}={int(words[words.index(option) + 1]) // 200}"
+             for option in ("--from-step", "--step") if option in words]  # fmt: skip
+    return [_divided(word) for word in parts(words)[2]] + more + steps
+
+
+def _divided(word):
+    """`checkpoint=200,400`, an axis of a grid, as `checkpoint=1,2`."""
+    name, _, values = word.partition("=")
+    return f"{name}={','.join(str(int(step) // 200) for step in values.split(','))}" if name == "checkpoint" else word
