@@ -190,7 +190,7 @@ class Batches:
         return int(randomness.generator(self.seed, "timestep", step, row).integers(self.schedule.timesteps))
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)
 def _order(seed: int, kind: Kind, bucket: int, count: int, epoch: int) -> np.ndarray:
     """The order of a bucket's images in an epoch; kinds of different sizes have epochs of different lengths."""
     return randomness.generator(seed, f"{kind} order", epoch, bucket).permutation(count)

@@ -35,8 +35,9 @@ def read_captions(folder: Path, paths: Sequence[Path], source: str, column: str,
     found = readers[source]()
     names = [path.name for path in paths]
     if without := [name for name in names if not found.get(name)]:
+        mend = "give it a name that says what it shows" if source == "names" else "write one"
         raise UserError(
-            f"{_FIELD}={source!r}: no caption for {listed(without)} in {folder}; write one, or move the image away"
+            f"{_FIELD}={source!r}: no caption for {listed(without)} in {folder}; {mend}, or move the image away"
         )
     if lost := [name for name in found if name not in names]:
         raise UserError(

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from booth import config as settings
 from booth import export_command, loop, lora_file, report, sample_command, xy_grid
+from booth.adapters import adapter_of
 from booth.backend import load_backend
 from booth.doctor import advice
 from booth.errors import UserError
-from booth.hub import DATASET, MODEL
 from booth.model_options import (
     add_model,
     add_source,
@@ -29,11 +29,11 @@ from booth.model_options import (
     path,
 )
 from booth.numbers import with_numbers
-from booth.rundir import locked, pinned_revision, read_record, recorded_config, write_text
+from booth.rundir import locked, pinned_revision, read_record, write_text
 from booth.solvers import SOLVERS
 from booth.space import readable
 from booth.stopping import Stopped, deafness_ends
-from booth.validation import validate, validate_plan
+from booth.validation import validate_plan
 
 log = logging.getLogger("booth")
 
@@ -206,15 +206,12 @@ def _train(package: str, options: argparse.Namespace) -> None:
         revision = pinned_revision(options.workdir, config) if options.workdir else config.model.revision
         open_configured(config, revision, weights=False).verify()
     if options.dry_run:
-        validate(config, backend_class.name, backend_class.capabilities)
-        backend_class.check(config)
-        kept = [pinned_revision(options.workdir, config, kind) for kind in (MODEL, DATASET)] if options.workdir else []
-        inputs = loop.check_inputs(config, *kept)
-        config, pipeline = with_numbers(config, len(inputs.instances)), inputs.pipeline
-        recorded = recorded_config(options.workdir) if options.workdir else None
-        config = backend_class.fit(config, pipeline, recorded)
-        if pipeline.model and (files := pipeline.to_download):
-            log.info("a run would download %d files, %s", len(files), readable(pipeline.model.size(files)))
+        config, inputs = loop.checked(backend_class, config, options.workdir)
+        model = inputs.pipeline.model
+        if model and (files := inputs.pipeline.to_download):
+            log.info("a run would download %d files, %s", len(files), readable(model.size(files)))
+        else:
+            adapter_of(config, inputs.pipeline)
         print(config.to_json_best_effort(indent=1))
         return
     named = (options.coordinator, options.hosts, options.host)
@@ -236,8 +233,7 @@ def _report(package: str, options: argparse.Namespace) -> None:
 def _doctor(package: str, options: argparse.Namespace) -> None:
     config = settings.resolved(settings.load_config(options.config, options.overrides))
     backend_class = load_backend(package)
-    validate(config, backend_class.name, backend_class.capabilities)
-    inputs = loop.check_inputs(config)
+    config, inputs = loop.checked(backend_class, config, None)
     lines = list(advice(config, inputs))
     for line in lines:
         print(line)

@@ -27,6 +27,7 @@ from booth.fields import ANY, AUTO, FIELDS
 from booth.hub import DATASET, MODEL, is_id
 
 CONCEPTS = "concepts"  # the one field that is not in a section; `booth.concepts` reads it
+_EXAMPLE = "[{instance.images: photos/dog, instance.prompt: a photo of sks dog, prior.prompt: a photo of dog}]"
 _BY_NAME = {field.name: field for field in FIELDS}
 _SECTIONS = {field.name.partition(".")[0] for field in FIELDS}
 
@@ -131,11 +132,12 @@ def typed(name: str, value: Any) -> Any:
     fits = type(value) is kind
     if kind is tuple and isinstance(value, list | tuple):
         fits = all(isinstance(item, of) for item in value)
-        value = tuple(flat(item) if of is Mapping else item for item in value) if fits else value
+        value = tuple(_concept(item) if of is Mapping else item for item in value) if fits else value
     if not fits:
-        wanted = {tuple: f"a list of {'fields' if of is Mapping else 'strings'}", bool: "true or false"}.get(
-            kind, f"of type {kind.__name__}"
-        )
+        wanted = {
+            tuple: f"a list of {'fields, such as ' + _EXAMPLE if of is Mapping else 'strings'}",
+            bool: "true or false",
+        }.get(kind, f"of type {kind.__name__}")
         raise UserError(f"{name}={_short.repr(value)} must be {wanted}, as its default {field.default!r} is")
     for text in value if kind is tuple and of is str else (value,) if kind is str else ():
         if field.is_path and "\0" in text:
@@ -265,6 +267,10 @@ def _as_number(name: str, value: Any) -> Any:
     if name in _BY_NAME and isinstance(_BY_NAME[name].default, float) and isinstance(value, str):
         return parse_text(name, value)
     return value
+
+
+def _concept(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _as_number(name, value) for name, value in flat(entry).items()}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,14 +13,16 @@ import numpy as np
 from PIL import Image
 
 from booth import data, prior
-from booth.data import Example, load_image
+from booth.data import Example, Size, load_image
 from booth.inputs import Inputs
 from booth.progress import progress
 from booth.prompts import Tokenizer
+from booth.views import covering
 
 FEW, MANY = 3, 30  # photos of one subject under one prompt
 ALIKE = 2  # of 64 bits in which the hashes of two pictures differ
 BLURRED = 6.0  # standard deviation of the Laplacian at 256 pixels
+LEAST_SEEN = 2 / 3  # of a picture
 MOST_PIECES = 3
 COMMON = 20_000  # of CLIP's 49,408 tokens, ordered by how often they were met in its training texts
 _EXAMINED = 200  # pictures at most
@@ -30,23 +32,38 @@ def advice(config: Any, inputs: Inputs) -> Iterator[str]:
     """A line for each thing that people would do otherwise; none if there is nothing to say."""
     for place, concept in enumerate(inputs.concepts):
         photos = [photo for photo in inputs.instances if photo.concept == place]
-        for line in _about(concept.config, photos, inputs.tokenizer):
+        for line in _about(concept.config, photos, inputs):
             yield f"{concept.name}: {line}" if concept.name else line
+    yield from _same_prompts(inputs)
 
 
-def _about(config: Any, instances: Sequence[Example], tokenizer: Tokenizer) -> Iterator[str]:
+def _about(config: Any, instances: Sequence[Example], inputs: Inputs) -> Iterator[str]:
     """The same of one concept."""
     photos = instances[:_EXAMINED]
     shown = progress(photos, desc="looking at photos", disable=len(photos) < 20, leave=False)
     small = {photo: _small(photo.path) for photo in shown}
     yield from _count(config, instances)
     yield from _size(config, instances)
+    yield from _buckets(config, instances, inputs)
+    if config.instance.masks != "files" and (masks := [photo for photo in photos if _is_named_as_mask(photo)]):
+        yield f"{_names(masks)}: named as masks, and trained on as photos; set instance.masks=files"
     yield from _duplicates(photos, small)
     yield from _blur(small)
     if config.instance.captions == "none":
-        yield from _prompts(config, instances[0].caption, tokenizer)
+        for prompt in dict.fromkeys(photo.caption for photo in photos):
+            yield from _prompts(config, prompt, inputs.tokenizer)
     if config.prior.weight > 0 and config.prior.images:
         yield from _class_images(config, small)
+
+
+def _same_prompts(inputs: Inputs) -> Iterator[str]:
+    said: dict[str, set[int]] = {}
+    for photo in inputs.instances:
+        said.setdefault(photo.caption, set()).add(photo.concept)
+    for prompt, places in said.items():
+        if len(places) > 1:
+            names = " and ".join(inputs.concepts[place].name for place in sorted(places))
+            yield f"{names} have the same prompt, {prompt!r}: give each subject an identifier of its own"
 
 
 def _count(config: Any, photos: Sequence[Example]) -> Iterator[str]:
@@ -66,6 +83,24 @@ def _size(config: Any, photos: Sequence[Example]) -> Iterator[str]:
             f"{_names(long)}: more than twice as long as wide, and only the middle is seen; set data.buckets=auto, or"
             " crop them yourself"
         )
+
+
+def _buckets(config: Any, photos: Sequence[Example], inputs: Inputs) -> Iterator[str]:
+    if not config.data.buckets:
+        return
+    cut = [photo for photo in photos if _seen(photo.size, inputs.size_of(photo)) < LEAST_SEEN]
+    if cut:
+        yield f"{_names(cut)}: less than two thirds are seen, as no size in data.buckets has such a shape; add one"
+
+
+def _seen(size: Size, shown: Size) -> float:
+    """The share of a picture that is left once it covers a size and is cropped to it."""
+    whole = covering(size, shown)
+    return shown[0] * shown[1] / (whole[0] * whole[1])
+
+
+def _is_named_as_mask(photo: Example) -> bool:
+    return photo.path.stem.endswith(data.MASK_END)
 
 
 def _duplicates(photos: Sequence[Example], small: dict[Example, np.ndarray]) -> Iterator[str]:

@@ -51,6 +51,8 @@ def export(package: str, options: argparse.Namespace) -> None:
             pipeline, out, kept, options.precision, networks, title=options.title, resolution=resolution,
             trigger_phrase=phrase,
         )  # fmt: skip
+        if trained and trained.config.train.zero_terminal_snr:
+            log.info("a checkpoint file cannot say it: %s", lora_file.ZERO_SNR)
         if added:
             log.info("%s: no WebUI takes new words from a checkpoint; give it the files in %s/tokens", ", ".join(added),
                      options.run_dir)  # fmt: skip

@@ -22,7 +22,7 @@ from booth.sampling import Sampler, latent_shape, sampling_table, side_multiple
 from booth.schedule import noise_schedule, zero_terminal_snr
 from booth.solvers import is_guided
 from booth.tokens import initial_rows, new_tokens
-from booth.views import Size, bucket_sizes, nearest
+from booth.views import AUTO, Size, bucket_sizes, nearest
 
 log = logging.getLogger("booth")
 
@@ -50,6 +50,11 @@ class Inputs:
         """What an image is brought to; a class image to a size that instance images have too."""
         return nearest(example.size, self.sizes if example.kind == "instance" else tuple(self.used_sizes))
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """sha256 of each network's weights, which the pipeline computes once."""
+        return {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks}
+
     def fingerprint(self) -> dict[str, dict[str, str]]:
         """sha256 of every photo, and of the model's weights and configs: what a resumed run must find unchanged."""
         captioned = any(concept.config.instance.captions != "none" for concept in self.concepts)
@@ -60,7 +65,7 @@ class Inputs:
             | ({"masks": masks} if masks else {})
             | {
                 "instance images": {example.name: example.sha256 for example in self.instances},
-                "model weights": {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks},
+                "model weights": self.weights,
                 "model configs": self.pipeline.config_hashes(),
             }
         )
@@ -104,6 +109,13 @@ def largest_size(config: Any, pipeline: PipelineDir) -> Size:
     return max(sizes, key=lambda size: size[0] * size[1])
 
 
+def largest_prompts(config: Any) -> int:
+    """How many prompts are encoded in an update, at most: as many as rows where photos have their own."""
+    kinds, concepts = 2 if has_prior(config) else 1, concepts_of(config)
+    own = len(concepts) > 1 or any(concept.config.instance.captions != "none" for concept in concepts)
+    return kinds * config.train.batch_size if own else kinds
+
+
 def preview_batch_size(config: Any) -> int:
     """Images of a preview that are denoised together: the UNet gets no more rows than in a training pass, if that is
     possible (one guided image is two rows)."""
@@ -145,7 +157,13 @@ def check_inputs(config: Any, revision: str = "", dataset_revision: str = "") ->
         _check_sampling(config, "samples", pipeline)
     tokenizer = load_tokenizer(pipeline, new_tokens(config))
     _check_tokens(config, pipeline, instances)
-    return Inputs(pipeline, tokenizer, instances, concepts, sizes, photos[0].origin if len(photos) == 1 else {})
+    origin = photos[0].origin if not config.concepts else {}
+    inputs = Inputs(pipeline, tokenizer, instances, concepts, sizes, origin)
+    if empty := [size for size in sizes if AUTO not in config.data.buckets and size not in inputs.used_sizes]:
+        log.warning(
+            "data.buckets: no photo is nearest to %s, so they are not used", ", ".join(f"{w}x{h}" for w, h in empty)
+        )
+    return inputs
 
 
 def _open_photos(concept: Concept, revision: str) -> Photos:
@@ -186,6 +204,24 @@ def _check_prior(config: Any, pipeline: PipelineDir, photos: Sequence[str]) -> N
         _check_apart(photos, folder)
         data.log_passed_over(folder, "prior.images")
         data.read_examples(prior.own_images(Path(folder)), config.prior.prompt, "prior", "prior.images")
+
+
+def check_class_images(inputs: Inputs) -> None:
+    """UserError if class images would be too few for all sizes, or of several concepts in one folder."""
+    folders: dict[str, Concept] = {}
+    for concept in inputs.concepts:
+        if not concept.has_prior:
+            continue
+        settings = concept.config.prior
+        own = prior.own_images(Path(settings.images)) if settings.images else []
+        with naming(concept.name):
+            prior.to_make(settings.count, inputs.used_sizes, [data.load_image(path).size for path in own])
+        other = folders.setdefault(settings.images, concept) if settings.images else concept
+        if any(get(other.config, name) != get(concept.config, name) for name in prior.RECIPE):
+            raise UserError(
+                f"{concept.name}: prior.images={settings.images!r} is that of {other.name} too, whose class images are"
+                " made another way (prompt, seed or solver); give each a folder of its own, or none"
+            )
 
 
 def _check_sampling(config: Any, section: str, pipeline: PipelineDir) -> None:

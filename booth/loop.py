@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from booth import lora_file, report, space
 from booth.adapters import Adapter, adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints, checkpoint_size
+from booth.concepts import concepts_of
 from booth.config import is_remote, resolved, trained_networks
 from booth.doctor import advice
 from booth.errors import UserError
 from booth.export import export, export_size, exported_step, finish_interrupted
 from booth.hosts import Hosts, Leader, feed, follow, leading
 from booth.hub import DATASET, MODEL
-from booth.inputs import Inputs, as_trained, check_inputs
+from booth.inputs import Inputs, as_trained, check_class_images, check_inputs
 from booth.lora_file import write_lora
 from booth.metrics import Recorder, read_metrics
 from booth.numbers import with_numbers
@@ -75,15 +76,9 @@ def _train(
     meant: Collection[str] | None,
 ) -> Run:
     began = time.perf_counter()
-    config = resolved(config)
-    validate(config, backend_class.name, backend_class.capabilities)
-    backend_class.check(config)
-    inputs = check_inputs(config, *(pinned_revision(workdir, config, kind) for kind in (MODEL, DATASET)))
-    config = with_numbers(config, len(inputs.instances))
-    validate_updates(config)
+    config, inputs = checked(backend_class, resolved(config), workdir)
     for line in advice(config, inputs):
         log.info("advice: %s", line)
-    config = backend_class.fit(config, inputs.pipeline, recorded_config(workdir))
     adapter = adapter_of(config, inputs.pipeline)
     with RunDir.open(workdir, backend_class.name, config, meant) as run:
         finish_interrupted(run.pipeline)
@@ -170,6 +165,23 @@ def _train(
         report.refresh(run.path)
         log.info("to look at: %s", run.path / report.FILE)
         return Run(run.path, exported, read_metrics(run.metrics))
+
+
+def checked(backend_class: type[Backend], config: Any, workdir: str | Path | None) -> tuple[Any, Inputs]:
+    """The resolved config with all that is chosen for the run in `workdir`, and what that is made from.
+
+    Starts no device and writes nothing. UserError for all that can be refused by then.
+    """
+    validate(config, backend_class.name, backend_class.capabilities)
+    backend_class.check(config)
+    kept = [pinned_revision(workdir, config, kind) for kind in (MODEL, DATASET)] if workdir else []
+    inputs = check_inputs(config, *kept)
+    config = with_numbers(config, len(inputs.instances))
+    validate_updates(config)
+    config = backend_class.fit(config, inputs.pipeline, recorded_config(workdir) if workdir else None)
+    inputs = replace(inputs, concepts=concepts_of(config))  # with what was chosen
+    check_class_images(inputs)
+    return config, inputs
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save
 
 from booth import lora_metadata, space
 from booth.adapters import Adapter, LowRank
@@ -25,7 +24,7 @@ from booth.export import RECORD
 from booth.lora_layouts import kohya_key, parsed, peft_key
 from booth.pipeline_dir import read_json, read_specs
 from booth.rundir import write_bytes, write_text
-from booth.safetensors_file import Precision, as_type
+from booth.safetensors_file import Precision, as_type, packed
 
 FILE = "pytorch_lora_weights.safetensors"
 SUFFIX = ".safetensors"
@@ -102,7 +101,7 @@ def write_peft(path: Path, layers: Mapping[str, LowRank], precision: Precision) 
             peft_key(layer, "down"): _typed(layer, update.down, precision),
             peft_key(layer, "up"): _typed(layer, update.up, precision),
         }
-    write_bytes(path, save(content, {"format": "pt", **lora_metadata.peft(layers)}))
+    write_bytes(path, packed(content, {"format": "pt", **lora_metadata.peft(layers)}))
 
 
 def write_lora(

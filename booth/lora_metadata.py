@@ -24,6 +24,7 @@ from safetensors.numpy import save
 from booth.adapters import LowRank
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
+from booth.safetensors_file import packed
 from booth.tokens import spoken_prompt
 
 _PEFT = "lora_adapter_metadata"
@@ -107,7 +108,7 @@ def sealed(content: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
     """A safetensors file that has ModelSpec's hash, 0x and the sha256 of all that follows the header."""
     plain = save(dict(content))
     tensors = plain[8 + int.from_bytes(plain[:8], "little") :]
-    return save(dict(content), {**metadata, _HASH: f"0x{hashlib.sha256(tensors).hexdigest()}"})
+    return packed(content, {**metadata, _HASH: f"0x{hashlib.sha256(tensors).hexdigest()}"})
 
 
 def peft(layers: Mapping[str, LowRank]) -> dict[str, str]:

@@ -26,9 +26,9 @@ def with_numbers(config: Any, photos: int) -> Any:
             train.steps, STEPS_A_PHOTO, photos, train.batch_size,
         )  # fmt: skip
     config.concepts = tuple(
-        {name: value or CLASS_IMAGES if name == "prior.count" else value for name, value in entry.items()}
-        for entry in config.concepts
-    )
+        {name: CLASS_IMAGES if name == "prior.count" and value in (0, "auto") else value
+         for name, value in entry.items()} for entry in config.concepts
+    )  # fmt: skip
     if config.prior.count == 0:
         config.prior.count = CLASS_IMAGES
         log.info("prior.count=%d: as many class images as the recipes use", CLASS_IMAGES)

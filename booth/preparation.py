@@ -86,14 +86,17 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
 
 def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
     """What class images and VAE moments will take, as far as they are not there yet; at most."""
-    settings, needs, images = config.data, [], len(inputs.instances)
+    settings, images = config.data, len(inputs.instances)
     pixels = max(width * height for width, height in inputs.used_sizes)
-    for place, concept in enumerate(inputs.concepts):
-        if concept.has_prior:
-            folder, count = class_folder(inputs.concepts, place, run.class_images), concept.config.prior.count
-            there = len(data.find_images(folder, "prior.images")) if folder.is_dir() else 0
-            needs.append(Need("class images", folder, max(0, count - there) * 3 * pixels))
-            images += count
+    counts = {
+        class_folder(inputs.concepts, place, run.class_images): concept.config.prior.count
+        for place, concept in enumerate(inputs.concepts) if concept.has_prior
+    }  # fmt: skip
+    needs = []
+    for folder, count in counts.items():
+        there = len(data.find_images(folder, "prior.images")) if folder.is_dir() else 0
+        needs.append(Need("class images", folder, max(0, count - there) * 3 * pixels))
+        images += count
     largest = max(math.prod(latent_shape(inputs.pipeline, *size)) for size in inputs.used_sizes)
     shown = (settings.crop_variants if settings.crop == "random" else 1) * (2 if settings.flip else 1)
     encoded = len(list(run.cache.iterdir())) if run.cache.is_dir() else 0
@@ -103,7 +106,7 @@ def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
 
 def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> list[Example]:
     """The class images of all concepts, made where they are missing."""
-    examples = []
+    examples, weights = [], inputs.weights
     for place, concept in enumerate(inputs.concepts):
         if concept.has_prior:
             settings = concept.config.prior
@@ -114,7 +117,7 @@ def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) 
                 inputs.used_sizes,
                 backend,
                 models,
-                inputs.fingerprint()["model weights"],
+                weights,
             )
             examples += data.read_examples(
                 files, settings.prompt, "prior", "prior.images", concept=place, folder=concept.name and str(place)

@@ -7,6 +7,7 @@ are asked for, and making it takes nothing from training's randomness.
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 from booth import pictures, randomness
 from booth.backend import Backend
+from booth.config import get
 from booth.data import find_images, load_image
 from booth.errors import UserError
 from booth.progress import progress
@@ -26,6 +28,8 @@ from booth.views import Size, nearest
 
 log = logging.getLogger("booth")
 
+# What class images depend on, beside the base and their size.
+RECIPE = ("prior.prompt", "prior.seed", "prior.solver", "prior.inference_steps", "prior.guidance")
 MANIFEST = "class_images.json"
 _OURS = re.compile(r"class-(\d+x\d+-)?\d{5,}\.png$")
 
@@ -52,16 +56,13 @@ def class_images(
     UserError if the folder's images were made for another prompt, base or size, or are too few for all sizes.
     """
     recipe = {
-        "prompt": config.prior.prompt,
-        "seed": config.prior.seed,
         "resolution": config.data.resolution,
-        "solver": config.prior.solver,
-        "inference_steps": config.prior.inference_steps,
-        "guidance": config.prior.guidance,
+        **{name.partition(".")[2]: get(config, name) for name in RECIPE},
         **{f"{network}_sha256": sha256 for network, sha256 in weights.items()},
     }
-    existing = own_images(folder)[: config.prior.count]
-    counts = to_make(config.prior.count, shares, [load_image(path).size for path in existing])
+    own = own_images(folder)
+    existing = own[: config.prior.count]
+    counts = to_make(config.prior.count, shares, [load_image(path).size for path in own])
     square = (config.data.resolution, config.data.resolution)
     files = {size: [folder / _name(size, square, index) for index in range(count)] for size, count in counts.items()}
     every = [file for of_size in files.values() for file in of_size]
@@ -82,23 +83,23 @@ def class_images(
     return existing + every
 
 
-def to_make(count: int, shares: Mapping[Size, int], existing: Sequence[Size]) -> dict[Size, int]:
-    """How many images of each size are to be made, so that with the existing ones there are `count` in the proportions
-    of `shares`. UserError if a size gets none."""
-    have = dict.fromkeys(shares, 0)
-    for size in existing:
-        have[nearest(size, tuple(shares))] += 1
+def to_make(count: int, shares: Mapping[Size, int], own: Sequence[Size]) -> dict[Size, int]:
+    """How many images of each size are to be made, so that with the first `count` of one's own there are `count` in the
+    proportions of `shares`. UserError if a size gets none."""
+    nearest_to = [nearest(size, tuple(shares)) for size in own]
+    have = dict.fromkeys(shares, 0) | Counter(nearest_to[:count])
     made = dict.fromkeys(shares, 0)
-    for _ in range(count - len(existing)):
+    for _ in range(count - len(own)):
         wanted = {size: (have[size] == 0, share * count / sum(shares.values()) - have[size])
                   for size, share in shares.items()}  # fmt: skip
         size = max(wanted, key=lambda size: wanted[size])
         made[size] += 1
         have[size] += 1
     if empty := [f"{width}x{height}" for (width, height), number in have.items() if number == 0]:
+        least = len(own) + len(shares.keys() - set(nearest_to))
         raise UserError(
-            f"prior.count={count} must be at least {count + len(empty)}: photos are in buckets of {len(shares)} sizes,"
-            f" and there is no class image for {', '.join(empty)}"
+            f"prior.count={count} must be at least {least}: photos are in buckets of {len(shares)} sizes, and there is"
+            f" no class image for {', '.join(empty)}"
         )
     return made
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from booth import config as settings
+from booth.captions import PLACE
 from booth.checkpoints import Checkpoints
 from booth.concepts import Concept, class_folder, concepts_of, has_prior
 from booth.errors import UserError
@@ -105,7 +106,7 @@ class Report:
         run = self.path.absolute()
         again = [self.package, "train", "--config", run / "config.json", "--workdir", run]
         steps = self.config.train.steps
-        prompt = next((album.prompt for album in self.albums if album.prompt), "a photo")
+        prompt = next((album.prompt for album in self.albums if album.prompt), "a photo").replace(PLACE, "").strip(" ,")
         model = ["--model", run / "pipeline"] if (run / "pipeline").is_dir() else ["--run", run]
         commands = {
             "Resume": again,

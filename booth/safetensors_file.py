@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
+from safetensors.numpy import save
 
 from booth.errors import UserError
 from booth.pipeline_dir import TensorSpec
@@ -68,6 +69,17 @@ class SafetensorsFile:
 
 
 UNKNOWN_HASH = {HASH: _NO_HASH}
+
+
+def packed(content: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A small file's bytes, the same each time: the library leaves the order of the metadata to chance."""
+    plain = save(dict(content), dict(metadata))
+    end = 8 + int.from_bytes(plain[:8], "little")
+    header = json.loads(plain[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded + plain[end:]
 
 
 def hash_of_tensors(path: Path) -> str:

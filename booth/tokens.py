@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from booth.concepts import concepts_of
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
+from booth.repeats import repeated_folders
 from booth.rundir import write_bytes
 
 TABLE = "text_model.embeddings.token_embedding.weight"
@@ -86,8 +87,12 @@ def keep_embeddings(
 
 def spoken_prompt(config: Any) -> str:
     """The prompts of a run as one says them to a WebUI: without captions, and with the names of new tokens' files."""
-    prompts = [concept.config.instance.prompt.replace("{caption}", "") for concept in concepts_of(config)]
-    text = ", ".join(dict.fromkeys(prompt.strip(" ,") for prompt in prompts))
+    prompts: list[str] = []
+    for concept in concepts_of(config):
+        settings = concept.config.instance
+        folders = repeated_folders(settings.images) if not settings.prompt and settings.captions == "none" else []
+        prompts += [settings.prompt.replace("{caption}", ""), *(folder.words for folder in folders)]
+    text = ", ".join(dict.fromkeys(prompt.strip(" ,") for prompt in prompts if prompt.strip(" ,")))
     for token, file in zip(new_tokens(config), file_names(new_tokens(config)), strict=True):
         text = text.replace(token, Path(file).stem)
     return text.strip(" ,")

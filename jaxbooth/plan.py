@@ -26,7 +26,7 @@ from booth.backend import ROW_FIELDS, Batch
 from booth.concepts import has_prior
 from booth.config import is_pulled, is_trained, rate_groups, trained_networks, trains_text
 from booth.errors import UserError
-from booth.inputs import largest_size
+from booth.inputs import largest_prompts, largest_size
 from booth.pipeline_dir import PipelineDir
 from booth.sampling import latent_shape
 from jaxbooth import networks, optim, step
@@ -308,7 +308,7 @@ def _batch(config: Any, pipeline: PipelineDir, mesh: Mesh, rows: int) -> Batch:
     per_row |= {name: _shape(mesh, (pieces, rows, *latents), spec) for name in ("latents", "noise")}
     per_row["mask"] = _shape(mesh, (pieces, rows, *((1,) * len(latents))), spec)
     per_row |= {name: _shape(mesh, (pieces, rows), spec, jnp.int32) for name in ("timestep", "prompt_index")}
-    prompts = 2 if has_prior(config) else 1
+    prompts = largest_prompts(config)
     tokens = pipeline.component_config("text_encoder")["max_position_embeddings"]
     width = pipeline.component_config("unet")["cross_attention_dim"]
     return Batch(

@@ -114,13 +114,15 @@ class Backend:
     def init(self, models: Models, *, training: bool = True) -> State:
         trainable, config = {}, self._config
         for component in ("unet", "text_encoder") if trains_text(config) else ("unet",):
-            network = models.networks[component].train(training)
+            network = models.networks[component]
             if models.adapter and (layers := models.adapter.layers(component)):
                 names = {diffusers_name(component, own): own for own, _ in network.named_modules()}
                 lora.add(network, [names[layer] for layer in layers], models.adapter)
             for name, parameter in network.named_parameters():
                 full_name = f"{component}.{diffusers_name(component, lora.plain_name(name))}"
                 parameter.requires_grad_(is_trained(config, full_name))
+            # Also after previews: a network that does not train is the same in both modes but for its last bits.
+            network.train(training and memory.trains(network))
             if config.train.gradient_checkpointing == "block":
                 memory.recompute_activations(network, config.train.checkpointed_blocks if component == "unet" else ())
             if component == "unet" and config.mesh.fsdp > 1:

@@ -24,7 +24,7 @@ from booth.concepts import has_prior
 from booth.config import get, rate_groups, trains_text
 from booth.errors import UserError
 from booth.fields import memory_size
-from booth.inputs import largest_size, preview_batch_size
+from booth.inputs import largest_prompts, largest_size, preview_batch_size
 from booth.pipeline_dir import PipelineDir
 from booth.sampling import latent_shape
 from booth.solvers import HISTORY, SamplingStep, is_guided
@@ -272,7 +272,8 @@ class Sizes:
     latents: tuple[int, int, int]  # h, w, c
     tokens: int
     width: int  # of a context
-    prompts: int
+    kinds: int  # of rows: photos and class images
+    prompts: int  # of an update
 
     @staticmethod
     def of(config: Any, pipeline: PipelineDir) -> "Sizes":
@@ -283,6 +284,7 @@ class Sizes:
             pipeline.component_config("text_encoder")["max_position_embeddings"],
             pipeline.component_config("unet")["cross_attention_dim"],
             2 if has_prior(config) else 1,
+            largest_prompts(config),
         )
 
     def noise(self, images: int) -> torch.Tensor:
@@ -297,7 +299,7 @@ class Sizes:
 
     def batch(self, config: Any) -> Batch:
         """A batch of zeros: only shapes and types matter."""
-        rows = self.prompts * config.train.batch_size
+        rows = self.kinds * config.train.batch_size
         latents, row = np.zeros((rows, *self.latents), np.float32), np.zeros(rows, np.float32)
         arrays: dict[str, Any] = dict.fromkeys(ROW_FIELDS, row)
         arrays |= {"latents": latents, "noise": latents, "mask": np.ones((rows, 1, 1, 1), np.float32)}

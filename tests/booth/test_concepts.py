@@ -9,12 +9,11 @@ import pytest
 from fake_backend import FakeBackend
 from PIL import Image
 
-from booth import loop
+from booth import loop, numbers
 from booth.concepts import concepts_of
 from booth.config import flatten, load_config, resolved, set_field
 from booth.errors import UserError
 from booth.inputs import check_inputs
-from booth.numbers import with_numbers
 from booth.preparation import prepare
 from booth.prior import to_make
 from booth.rundir import RunDir
@@ -190,8 +189,12 @@ def test_config_files(suffix, tmp_path):
     config = load_config(tmp_path / f"config{suffix}")
     flat = ({"instance.images": "dog", "instance.prompt": "sks", "weight": 1.5}, {"instance.images": "cat"})
     assert config.concepts == flat and flatten(config)["concepts"] == flat
-    config = load_config(tmp_path / f"config{suffix}", [("concepts", "[{instance: {images: bird}}]")])
-    assert config.concepts == ({"instance.images": "bird"},)
+    config = load_config(
+        tmp_path / f"config{suffix}",
+        [("concepts", "[{instance: {images: bird}, prior: {weight: 5e-1}, weight: 1e-1}]")],
+    )
+    assert config.concepts == ({"instance.images": "bird", "prior.weight": 0.5, "weight": "1e-1"},)
+    assert concepts_of(config)[0].weight == 0.1
 
 
 @pytest.mark.parametrize(
@@ -235,10 +238,39 @@ def test_concepts_are_a_list_of_fields():
             typed("concepts", parse_text("concepts", text))
 
 
-def test_automatic_counts(config):
-    config.concepts = (config.concepts[0], {**resolved(config).concepts[1], "prior.count": 0})
-    config.prior.count = 0
-    assert [concept.config.prior.count for concept in concepts_of(with_numbers(resolved(config), 5))] == [200, 200]
+def test_automatic_counts(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(numbers, "CLASS_IMAGES", 3)
+    config.concepts = (config.concepts[0], {**resolved(config).concepts[1], "prior.count": "auto"})
+    config.prior.count, config.data.buckets = 0, ("auto",)
+    run = loop.train(FakeBackend, config, tmp_path / "run")
+    assert [len(list((run.path / "class_images" / place).glob("*.png"))) for place in "01"] == [3, 3]
+
+
+def test_what_fitting_chooses_holds_for_every_concept(config, tmp_path, monkeypatch):
+    """As `memory.fit` does on a small card."""
+    batches, sample = [], FakeBackend.sample
+
+    class Fitting(FakeBackend):
+        @staticmethod
+        def fit(config, pipeline, recorded):
+            config.prior.batch_size = 1
+            return config
+
+        def sample(self, models, noise, *rest):
+            batches.append(len(noise))
+            return sample(self, models, noise, *rest)
+
+    loop.train(Fitting, config, tmp_path / "run")
+    assert set(batches) == {1}
+
+
+def test_class_images_of_two_concepts_in_one_folder(config, tmp_path):
+    config.prior.images = str(tmp_path / "class")
+    with pytest.raises(UserError, match=r"concepts\[1\]: prior\.images='.*class' is that of concepts\[0\] too"):
+        loop.train(FakeBackend, config, tmp_path / "run")
+    config.concepts = tuple({**entry, "prior.prompt": "a photo of pet"} for entry in resolved(config).concepts)
+    loop.train(FakeBackend, config, tmp_path / "run")
+    assert len(list((tmp_path / "class").glob("*.png"))) == 6
 
 
 def test_class_images_in_the_proportions_of_the_photos():
@@ -249,9 +281,25 @@ def test_class_images_in_the_proportions_of_the_photos():
     assert to_make(20, {(64, 64): 5}, [(90, 30)] * 20) == {(64, 64): 0}
 
 
-def test_a_bucket_without_a_class_image(config, batches):
+def test_a_bucket_without_a_class_image(config, tmp_path):
+    config.data.buckets, config.prior.count = ("auto",), 2
     with pytest.raises(UserError, match=r"prior\.count=2 must be at least 3: photos are in buckets of 3 sizes, and "):
-        batches(data_buckets=("auto",), prior_count=2)
+        loop.train(FakeBackend, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_said_of_too_few_class_images_helps():
+    shares, own = {(80, 48): 1, (64, 64): 1, (48, 80): 1}, [(64, 64)] * 12
+    with pytest.raises(UserError, match=r"must be at least 14"):
+        to_make(4, shares, own)
+    assert to_make(14, shares, own) == {(80, 48): 1, (64, 64): 0, (48, 80): 1}
+
+
+def test_a_bucket_that_no_photo_is_near(config, caplog):
+    config.data.buckets = ("64x64", "80x48", "48x80", "128x32")
+    with caplog.at_level(logging.WARNING, "booth"):
+        check_inputs(resolved(config))
+    assert caplog.messages == ["data.buckets: no photo is nearest to 128x32, so they are not used"]
 
 
 @pytest.mark.parametrize(("buckets", "said"), [(("60x64",), "data.buckets: image size 60x64 must be a multiple of 8")])

@@ -120,3 +120,21 @@ def test_class_images_of_the_subject(config, tmp_path):
     picture(4).resize((200, 180)).save(folder / "mine.png")
     config.prior.images = str(folder)
     assert said(config) == ["class image mine.png looks like 4.png: class images are to show others of the class"]
+
+
+def test_masks_and_shapes(config, tmp_path):
+    folder = tmp_path / "photos"
+    picture(1).save(folder / "1-mask.png")
+    config.data.buckets = ("64x64",)
+    picture(8, (300, 120)).save(folder / "long.png")
+    lines = said(config)
+    assert "1-mask.png: named as masks, and trained on as photos; set instance.masks=files" in lines
+    assert "long.png: less than two thirds are seen, as no size in data.buckets has such a shape; add one" in lines
+
+
+def test_two_subjects_with_one_prompt(config, tmp_path):
+    (tmp_path / "other").mkdir()
+    picture(9).save(tmp_path / "other" / "9.png")
+    config.concepts = ({"instance.images": config.instance.images}, {"instance.images": str(tmp_path / "other")})
+    assert "concepts[0] and concepts[1] have the same prompt, 'a photo of sks robot': give each subject an identifier" \
+           " of its own" in said(config)  # fmt: skip

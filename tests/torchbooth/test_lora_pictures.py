@@ -15,6 +15,18 @@ def same(*runs):
     return all(np.array_equal(one[name], two[name]) for name in one)
 
 
+def test_pictures_change_nothing_where_the_unet_is_frozen(tiny_config, tmp_path):
+    """A new token alone: the UNet computes its gradient in the same mode before pictures and after."""
+    config = tiny_config
+    config.tokens.add, config.instance.prompt, config.train.unet = ("<tok>=robot",), "a photo of <tok> robot", False
+    plain = loop.train(Backend, config, tmp_path / "plain")
+    config.samples.every_steps, config.samples.inference_steps = 1, 2
+    shown = loop.train(Backend, config, tmp_path / "shown")
+    rows = [load_file(run.path / "tokens" / "tok.safetensors")["<tok>"] for run in (plain, shown)]
+    assert np.array_equal(*rows)
+    assert [line["loss"] for line in plain.metrics] == [line["loss"] for line in shown.metrics]
+
+
 def test_pictures_know_no_dropout(tiny_config, tmp_path):
     config = tiny_config
     config.adapter.kind, config.adapter.dropout, config.train.learning_rate = "lora", 0.5, 1e-2
