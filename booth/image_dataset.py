@@ -128,7 +128,7 @@ def _unpack(rows: Iterator[dict[str, Any]], image_column: str, source: Path, fol
         raise UserError(f"{where}: {lack}: {listed(bad)}; take them out, or write the dataset anew, images and all")
     if not table:
         raise UserError(f"{where} has no rows; give a dataset with 3 to 12 photos")
-    (folder / TABLES[0]).write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
+    (folder / TABLES[0]).write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8", newline="\n")
 
 
 def _rows(source: Path, image_column: str, where: str) -> Iterator[dict[str, Any]]:

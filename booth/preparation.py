@@ -34,7 +34,7 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         hashes = {example.name: example.sha256 for example in examples["prior"]}
         run.check_manifest({"class images": hashes}, may_grow=True)
     for of_kind in examples.values():
-        _warn_if_small(of_kind, inputs)
+        warn_if_small(of_kind, inputs)
 
     shown = {
         kind: [_views(config, example, inputs.size_of(example)) for example in examples[kind]] for kind in examples
@@ -125,7 +125,7 @@ def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) 
     return examples
 
 
-def _warn_if_small(examples: Sequence[Example], inputs: Inputs) -> None:
+def warn_if_small(examples: Sequence[Example], inputs: Inputs) -> None:
     """One warning that names the images which will be enlarged."""
     small = [
         f"{data.printable(example.name)} ({example.size[0]}x{example.size[1]})"

@@ -1,5 +1,6 @@
 """Shared fixtures. A compilation cache serves all JAX tests, in this process and in subprocesses."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -67,6 +68,15 @@ def make_tiny_config(tiny_pipeline, photos):
 @pytest.fixture
 def tiny_config(make_tiny_config):
     return make_tiny_config()
+
+
+@pytest.fixture(autouse=True)
+def log_as_before():
+    """A command leaves the project's log with a handler on what was stderr then."""
+    log = logging.getLogger("booth")
+    before = log.handlers[:], log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate, log.level = before
 
 
 @pytest.fixture

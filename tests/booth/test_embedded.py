@@ -12,7 +12,7 @@ from draw_subjects import draw_subjects
 from fake_backend import FakeBackend, watched
 from PIL import Image
 
-from booth import cli, embedded, loop
+from booth import cli, embedded, export_command, loop
 from booth.config import load_config, resolved
 from booth.embedded import EMBEDDED, base_path, subject_path
 from booth.errors import UserError
@@ -33,7 +33,8 @@ def base(tiny_pipeline, monkeypatch):
 @pytest.fixture
 def main(monkeypatch):
     """The command line with the backend in NumPy."""
-    monkeypatch.setattr(cli, "load_backend", lambda package: FakeBackend)
+    for module in (cli, export_command):
+        monkeypatch.setattr(module, "load_backend", lambda package: FakeBackend)
     return lambda *arguments: cli.main("torchbooth", [*map(str, arguments)])
 
 

@@ -16,6 +16,8 @@ from make_image_corpus import AVIF, SIZE, THEMES, TURNS, make_image_corpus, pict
 from booth import data
 from booth.data import Example, find_images, instance_examples, load_image, log_passed_over, read_examples
 from booth.errors import UserError
+from booth.inputs import Inputs
+from booth.preparation import warn_if_small
 from booth.views import pixels, views
 
 FIELD = "instance.images"
@@ -214,8 +216,9 @@ def test_names_are_readable_and_harmless(alone, name, said):
 
 
 def test_the_warning_about_small_images_is_printable(examples, caplog):
+    inputs = Inputs(None, None, examples, (), ((4096, 4096),))
     with caplog.at_level(logging.WARNING, logger="booth"):
-        data.warn_if_small(examples, 4096)
+        warn_if_small(examples, inputs)
     assert len(caplog.messages) == 1 and caplog.messages[0].isprintable()
     assert "esc\\x1b[31mred" in caplog.messages[0] and "Größe 3.png (48x32)" in caplog.messages[0]
 

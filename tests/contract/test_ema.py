@@ -10,9 +10,10 @@ from diffusers.training_utils import EMAModel
 from booth import loop
 from booth.checkpoints import Checkpoints, checkpoint_size
 from booth.config import set_field
+from booth.inputs import check_inputs
 from booth.learning_rate import learning_rates
 from booth.pipeline_dir import open_pipeline
-from booth.preparation import check_inputs, prepare
+from booth.preparation import prepare
 from booth.rundir import RunDir, read_record
 
 DECAY = 0.3  # warmup is below it for three updates: 0, 2/11, 3/12

@@ -88,8 +88,8 @@ def test_each_prompt_is_encoded_once_an_update(backend_class, package, config, t
 
         bind = Network.bind
 
-        def watched(network, params):
-            model = bind(network, params)
+        def watched(network, *arguments):
+            model = bind(network, *arguments)
             return (lambda ids: encoded.append(ids.shape) or model(ids)) if network is models.text_encoder else model
 
         monkeypatch.setattr(Network, "bind", watched)
