@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from booth.captions import PLACE
 from booth.config import flat, set_field
 from booth.errors import UserError, naming
 
@@ -39,6 +40,12 @@ def concepts_of(config: Any) -> tuple[Concept, ...]:
     if not config.concepts:
         return (Concept(config),)
     return tuple(_concept(config, place, entry) for place, entry in enumerate(config.concepts))
+
+
+def instance_prompts(config: Any) -> list[str]:
+    """The prompts that a run teaches, each once, without the place of a caption."""
+    prompts = [concept.config.instance.prompt.replace(PLACE, "") for concept in concepts_of(config)]
+    return [prompt for prompt in dict.fromkeys(prompt.strip(" ,") for prompt in prompts) if prompt]
 
 
 def class_folder(concepts: Sequence[Concept], place: int, made: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from booth.concepts import concepts_of
+from booth.concepts import instance_prompts
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.rundir import write_bytes
@@ -86,8 +86,7 @@ def keep_embeddings(
 
 def spoken_prompt(config: Any) -> str:
     """The prompts of a run as one says them to a WebUI: without captions, and with the names of new tokens' files."""
-    prompts = [concept.config.instance.prompt.replace("{caption}", "") for concept in concepts_of(config)]
-    text = ", ".join(dict.fromkeys(prompt.strip(" ,") for prompt in prompts))
+    text = ", ".join(instance_prompts(config))
     for token, file in zip(new_tokens(config), file_names(new_tokens(config)), strict=True):
         text = text.replace(token, Path(file).stem)
     return text.strip(" ,")
