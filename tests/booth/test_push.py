@@ -281,6 +281,14 @@ def test_options_of_train(capsys):
     assert "--public belongs to --push-to-hub; give that, or leave it out" in said(capsys)
 
 
+def test_a_dry_run_asks_too(hub, account, tiny_pipeline, photos, capsys):
+    train = ["train", "--config", str(ROOT / "configs/smoke.py"), f"--config.model.source={tiny_pipeline}",
+             f"--config.instance.images={photos}", "--dry-run", "--push-to-hub"]  # fmt: skip
+    assert main("torchbooth", [*train, "somebody/robot"]) == 2
+    assert "somebody/robot: your token is of owner" in said(capsys)
+    assert main("torchbooth", [*train, ID]) == 0 and not hub.revisions
+
+
 def card_of(run, **shown):
     return card(gather(run), Shown(ID, 4, **shown), "0123")
 
