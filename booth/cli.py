@@ -1,4 +1,4 @@
-"""One command line for both backends: train, sample, export, merge, report, doctor, plan; and torchbooth convert."""
+"""One command line for both backends: train, sample, export, merge, push, report, doctor, plan; torchbooth convert."""
 
 import argparse
 import importlib
@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from booth import config as settings
-from booth import export_command, loop, lora_file, report, sample_command, xy_grid
+from booth import export_command, loop, lora_file, push_command, report, sample_command, xy_grid
 from booth.adapters import adapter_of
 from booth.backend import load_backend
 from booth.doctor import advice
@@ -90,7 +90,7 @@ _OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=package, description="DreamBooth fine-tuning of Stable Diffusion")
-    commands = parser.add_subparsers(required=True, metavar="train|sample|export|merge|report|doctor|plan")
+    commands = parser.add_subparsers(required=True, metavar="train|sample|export|merge|push|report|doctor|plan")
 
     train = commands.add_parser(
         "train",
@@ -106,6 +106,8 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     )
     add_verify(train)
     train.add_argument("--dry-run", action="store_true", help="check everything, print the resolved config, stop")
+    train.add_argument("--push-to-hub", default="", metavar="OWNER/NAME", help="push the finished run, as `push` does")
+    push_command.add_options(train)
     if package == "jaxbooth":
         group = train.add_argument_group("several hosts", "not needed on Cloud TPU and under srun")
         group.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0; give the same command on each host")
@@ -161,6 +163,7 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     merge.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
     merge.add_argument("--out", required=True, type=path, help="folder of the pipeline")
     merge.set_defaults(run=export_command.merge)
+    push_command.add_command(commands.add_parser("push", help="a finished run -> the Hugging Face hub"))
     look = commands.add_parser("report", help="RUN/report.html: what a run has made so far, to look at")
     look.add_argument("run_dir", metavar="RUN", type=path, help="the run folder, of either backend")
     look.set_defaults(run=_report)
@@ -201,12 +204,15 @@ def _train(package: str, options: argparse.Namespace) -> None:
     config = settings.resolved(settings.load_config(options.config, options.overrides))
     if not options.dry_run and not options.workdir:
         raise UserError("--workdir is missing; give the folder the run is to live in")
+    push_to = push_command.destination(options, options.push_to_hub, "--push-to-hub")
     backend_class = load_backend(package)
     if options.verify:
         revision = pinned_revision(options.workdir, config) if options.workdir else config.model.revision
         open_configured(config, revision, weights=False).verify()
     if options.dry_run:
         config, inputs = loop.checked(backend_class, config, options.workdir)
+        if push_to:
+            push_to.check()
         model = inputs.pipeline.model
         if model and (files := inputs.pipeline.to_download):
             log.info("a run would download %d files, %s", len(files), readable(model.size(files)))
@@ -220,7 +226,7 @@ def _train(package: str, options: argparse.Namespace) -> None:
             raise UserError("--coordinator, --hosts and --host go together; give all three, on each host")
         importlib.import_module(f"{package}.hosts").start(*named)
     meant = None if options.accept_changes else [name for name, _ in options.overrides]
-    loop.train(backend_class, config, options.workdir, options.from_step, meant)
+    loop.train(backend_class, config, options.workdir, options.from_step, meant, push_to)
 
 
 def _report(package: str, options: argparse.Namespace) -> None:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from booth.captions import PLACE
 from booth.config import flat, set_field
 from booth.errors import UserError, naming
+from booth.repeats import repeated_folders
 
 SECTIONS = ("instance", "prior")  # what a concept may have fields of
 WEIGHT = "weight"
@@ -40,6 +42,16 @@ def concepts_of(config: Any) -> tuple[Concept, ...]:
     if not config.concepts:
         return (Concept(config),)
     return tuple(_concept(config, place, entry) for place, entry in enumerate(config.concepts))
+
+
+def instance_prompts(config: Any) -> list[str]:
+    """What the photos of a run are called, each once: prompts without captions, and the words of kohya's folders."""
+    prompts: list[str] = []
+    for concept in concepts_of(config):
+        settings = concept.config.instance
+        folders = repeated_folders(settings.images) if not settings.prompt and settings.captions == "none" else []
+        prompts += [settings.prompt.replace(PLACE, "").strip(" ,"), *(folder.words for folder in folders)]
+    return list(dict.fromkeys(filter(None, prompts)))
 
 
 def class_folder(concepts: Sequence[Concept], place: int, made: Path) -> Path:

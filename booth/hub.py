@@ -198,7 +198,7 @@ def _listing(name: str, commit: str, path: Path) -> tuple[dict[str, int], dict[s
     try:
         info = HfApi().model_info(name, revision=commit, files_metadata=True, timeout=30)
     except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:  # removed since, or no network
-        reason = "HF_HUB_OFFLINE is set" if isinstance(error, errors.OfflineModeIsEnabled) else _first_line(error)
+        reason = "HF_HUB_OFFLINE is set" if isinstance(error, errors.OfflineModeIsEnabled) else first_line(error)
         log.info("%s at %s: taking what is in the cache, as the hub cannot be asked (%s)", name, commit[:12], reason)
         cached = (file for file in path.rglob("*") if file.is_file())
         return {file.relative_to(path).as_posix(): file.stat().st_size for file in cached}, {}, False
@@ -246,19 +246,20 @@ def _explanation(error: BaseException, kind: Kind, source: str, name: str, revis
         case _ if status == 401:
             return f"{where}: the hub does not know your token; give another one with {token}"
         case _ if status == 403:
-            return f"{where}: the hub refuses it to your token ({_first_line(error)}); give another one with {token}"
+            return f"{where}: the hub refuses it to your token ({first_line(error)}); give another one with {token}"
         case _ if status or isinstance(error, errors.HTTPError):
             return (
-                f"{where}: no such folder here, and the hub does not deliver it ({_first_line(error)}); mend that or"
+                f"{where}: no such folder here, and the hub does not deliver it ({first_line(error)}); mend that or"
                 " wait, then the same command goes on"
             )
         case _:  # disk full, no permission, broken transfer
             return (
-                f"{where} cannot be downloaded to {constants.HF_HUB_CACHE} ({_first_line(error)}); mend that and give"
+                f"{where} cannot be downloaded to {constants.HF_HUB_CACHE} ({first_line(error)}); mend that and give"
                 " the same command again"
             )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, as part of one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__

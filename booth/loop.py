@@ -27,6 +27,7 @@ from booth.metrics import Recorder, read_metrics
 from booth.numbers import with_numbers
 from booth.preparation import needed_space, prepare
 from booth.previews import Previews
+from booth.push_command import Destination
 from booth.rundir import RunDir, pinned_revision, recorded_config
 from booth.space import Need
 from booth.stopping import Stopped, StopRequest
@@ -51,10 +52,12 @@ def train(
     workdir: str | Path,
     from_step: int | None = None,
     meant: Collection[str] | None = None,
+    push_to: Destination | None = None,
 ) -> Run:
     """Runs or resumes the whole job in `workdir`; called again on a finished run it trains no further step.
 
-    `from_step` continues from that checkpoint instead of the newest; `meant` is as in `RunDir.open`. Where processes on
+    `from_step` continues from that checkpoint instead of the newest; `meant` is as in `RunDir.open`.
+    With `push_to` the finished run goes to the hub, which is asked first whether it would take it. Where processes on
     several hosts were started together, the first of them leads and has all files; the others have no metrics. Raises
     UserError for what the user can mend, and Stopped, a KeyboardInterrupt, where a signal asked it to stop while it
     trained.
@@ -64,7 +67,12 @@ def train(
         follow(backend_class, hosts)
         return Run(Path(workdir), Path(workdir) / "pipeline", [])
     with leading(hosts):
-        return _train(backend_class, hosts, config, workdir, from_step, meant)
+        if push_to:
+            push_to.check()
+        run = _train(backend_class, hosts, config, workdir, from_step, meant)
+        if push_to:
+            push_to.push_finished(run.path)
+        return run
 
 
 def _train(

@@ -56,6 +56,7 @@ def thumbnail(path: Path, box: tuple[int, int], most: int) -> tuple[bytes, tuple
     Raises what `data.load_image` does.
     """
     image = load_image(path, 2 * max(box))
+    image.info.clear()  # PIL would write a photo's comment again
     image.thumbnail(box, Image.Resampling.LANCZOS, reducing_gap=2.0)
     while True:
         for quality in (88, 75, 55, 35):

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from booth.concepts import concepts_of
+from booth.concepts import instance_prompts
 from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
-from booth.repeats import repeated_folders
 from booth.rundir import write_bytes
 
 TABLE = "text_model.embeddings.token_embedding.weight"
@@ -87,12 +86,7 @@ def keep_embeddings(
 
 def spoken_prompt(config: Any) -> str:
     """The prompts of a run as one says them to a WebUI: without captions, and with the names of new tokens' files."""
-    prompts: list[str] = []
-    for concept in concepts_of(config):
-        settings = concept.config.instance
-        folders = repeated_folders(settings.images) if not settings.prompt and settings.captions == "none" else []
-        prompts += [settings.prompt.replace("{caption}", ""), *(folder.words for folder in folders)]
-    text = ", ".join(dict.fromkeys(prompt.strip(" ,") for prompt in prompts if prompt.strip(" ,")))
+    text = ", ".join(instance_prompts(config))
     for token, file in zip(new_tokens(config), file_names(new_tokens(config)), strict=True):
         text = text.replace(token, Path(file).stem)
     return text.strip(" ,")

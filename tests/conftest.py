@@ -91,6 +91,7 @@ def hub(tmp_path, monkeypatch):
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage speaks another protocol
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -105,6 +106,7 @@ def hub_env(hub, tmp_path):
     return {
         "HF_ENDPOINT": hub.url,
         "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(tmp_path),
         "HF_HUB_CACHE": str(tmp_path / "cache"),
     }

@@ -1,9 +1,10 @@
-"""A server on this machine that answers as the Hugging Face hub does, as far as downloads go.
+"""A server on this machine that answers as the Hugging Face hub does, as far as downloads and commits go.
 
 Repositories are dicts of files; big ones are kept elsewhere, where the hub redirects to, as on the real one. A
 dataset's name begins with `datasets/`, as on its web page.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -35,6 +36,11 @@ class HubServer:
         self.stall: dict[str, threading.Event] = {}  # file -> its content ends halfway until the event is set
         self.stalled = threading.Event()
         self.failing = False  # 503 to everything
+        self.accounts: dict[str, dict] = {}  # a known token -> what whoami says of it
+        self.private: set[str] = set()
+        self.uploads: list[str] = []  # sha256 of big files that came, in order
+        self.large: dict[str, bytes] = {}  # their content
+        self.refused: dict[str, tuple[int, str]] = {}  # what a path ends with -> (status, reason) it is answered with
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -48,6 +54,19 @@ class HubServer:
         self.commits[commit] = dict(files)
         self.revisions.setdefault(name, {}).update({branch: commit, commit: commit})
         return commit
+
+    def account(self, token: str, name: str = "owner", role: str = "write", orgs=(), **more) -> str:
+        """Makes a token known; returns it."""
+        self.tokens[token] = True
+        self.accounts[token] = {
+            "name": name, "orgs": [{"name": org} for org in orgs],
+            "auth": {"type": "access_token", "accessToken": {"role": role, **more}},
+        }  # fmt: skip
+        return token
+
+    def files(self, name: str) -> dict[str, bytes]:
+        """Those of the newest commit."""
+        return self.commits[self.revisions[name]["main"]]
 
     def downloads(self) -> list[str]:
         """The files whose content was asked for since the last call."""
@@ -96,6 +115,98 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self._answer()
 
+    def do_POST(self):
+        self._write()
+
+    def do_PUT(self):
+        self._write()
+
+    def _write(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b"".join(iter(self._chunk, b""))
+        path = unquote(self.path.partition("?")[0])
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        stored = re.fullmatch(r"/elsewhere/(\w{64})", path)
+        if stored and stored[1] in self.hub.stall:
+            self.hub.stalled.set()
+            self.hub.stall[stored[1]].wait(60)
+        if refused := next((answer for end, answer in self.hub.refused.items() if path.endswith(end)), None):
+            self._send(refused[0], {"X-Error-Message": refused[1]})
+        elif stored:  # an address that needs no token, as it is signed
+            assert hashlib.sha256(body).hexdigest() == stored[1]
+            self.hub.large[stored[1]] = body
+            self.hub.uploads.append(stored[1])
+            self._send(200)
+        elif token not in self.hub.accounts:
+            self._send(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+        elif path == "/api/validate-yaml":
+            bad = re.search(rb"^license: nonsense$", json.loads(body)["content"].encode(), re.MULTILINE)
+            errors = [{"message": '"license" must be one of [apache-2.0, ...]'}] if bad else []
+            self._send_json({"errors": errors, "warnings": []}, 400 if bad else 200)
+        elif path == "/api/repos/create":
+            self._create(json.loads(body), self.hub.accounts[token])
+        elif asked := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            self._send_json({"transfer": "basic", "objects": [self._upload(it) for it in json.loads(body)["objects"]]})
+        elif asked := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload/main|commit/main|settings)", path):
+            if asked[1] not in self.hub.revisions:
+                self._send(404, {"X-Error-Code": "RepoNotFound"})
+            elif asked[2] == "settings":
+                self.hub.private.discard(asked[1])
+                assert json.loads(body) == {"visibility": "public"}
+                self._send_json({})
+            elif asked[2] == "commit/main":
+                self._commit(asked[1], [json.loads(line) for line in body.splitlines()])
+            else:
+                self._send_json({"files": [self._mode(asked[1], it["path"]) for it in json.loads(body)["files"]]})
+        else:
+            self._send(404)
+
+    def _chunk(self):
+        chunk = self.rfile.read(int(self.rfile.readline(), 16))
+        self.rfile.readline()
+        return chunk
+
+    def _create(self, asked, account):
+        name = f"{asked['organization']}/{asked['name']}"
+        if asked["organization"] not in (account["name"], *(org["name"] for org in account["orgs"])):
+            return self._send(403, {"X-Error-Message": "You don't have the rights to create a model under this name"})
+        there = name in self.hub.revisions
+        if not there:
+            self.hub.push(name, {".gitattributes": b""})
+            if asked["visibility"] == "private":
+                self.hub.private.add(name)
+        return self._send_json({"url": f"{self.hub.url}/{name}"}, 409 if there else 200)
+
+    def _mode(self, name, file):
+        """How a file is to come, and what the hub has of that name."""
+        described = _in_tree(file, self.hub.files(name).get(file, b""))
+        oid = described.get("lfs", described)["oid"] if file in self.hub.files(name) else None
+        mode = "lfs" if file.endswith(BIG) else "regular"
+        return {"path": file, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+
+    def _upload(self, described):
+        href = f"{self.hub.url}/elsewhere/{described['oid']}"
+        action = {} if described["oid"] in self.hub.large else {"actions": {"upload": {"href": href}}}
+        return {**described, **action}
+
+    def _commit(self, name, lines):
+        files = dict(self.hub.files(name))
+        header, *operations = [(line["key"], line["value"]) for line in lines]
+        if header[1].get("parentCommit") != self.hub.revisions[name]["main"]:
+            return self._send(412, {"X-Error-Message": "The branch has moved on"})
+        for key, value in operations:
+            if key == "deletedFile":
+                del files[value["path"]]
+            else:
+                content = self.hub.large[value["oid"]] if key == "lfsFile" else base64.b64decode(value["content"])
+                files[value["path"]] = content
+        commit = self.hub.push(name, files)
+        return self._send_json({"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit})
+
+    def _send_json(self, content, status=200):
+        self._send(status, content=json.dumps(content).encode())
+
     def _answer(self):
         path = unquote(self.path.partition("?")[0])
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -103,14 +214,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(503)
         elif token and token not in self.hub.tokens:
             self._send(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+        elif path == "/api/whoami-v2":
+            self._send_json(self.hub.accounts[token])
         elif stored := re.fullmatch(r"/elsewhere/(\w+)/(.+)", path):
             self._send_file(stored[2], self.hub.commits[stored[1]][stored[2]])
         elif asked := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._repository(
                 ("datasets/" if asked[1] == "datasets" else "") + asked[2], asked[3] or "main", None, token
             )
-        elif asked := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)", path):
-            self._repository(f"datasets/{asked[1]}", asked[2], None, token, tree=True)
+        elif asked := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)", path):
+            self._repository(
+                ("datasets/" if asked[1] == "datasets" else "") + asked[2], asked[3], None, token, tree=True
+            )
         elif asked := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._repository(asked[1], asked[2], asked[3], token)
         else:
@@ -127,7 +242,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, content=json.dumps([_in_tree(*item) for item in files.items()]).encode())
         if file is None:
             siblings = [_described(path, content) for path, content in files.items()]
-            return self._send(200, content=json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode())
+            described = {"id": name, "sha": commit, "siblings": siblings, "private": name in self.hub.private}
+            return self._send_json(described)
         if name in self.hub.gated and not self.hub.tokens.get(token):
             return self._send(403 if token else 401, {"X-Error-Code": "GatedRepo"})
         if token in self.hub.forbidden:
