@@ -119,7 +119,7 @@ def test_evaluate(run_dir, main, tmp_path, measuring_networks, tiny_pipeline):
         ("step-000004", "--model", run / "pipeline"),
     ):  # fmt: skip
         sampled = main("torchbooth", "sample", *source, "--prompt", "a sks robot in the snow", "--seeds", 1001,
-                       "--size", 64, "--batch-size", 1, "--out", tmp_path / name)  # fmt: skip
+                       "--size", 64, "--steps", 4, "--batch-size", 1, "--out", tmp_path / name)  # fmt: skip
         assert sampled.code == 0, sampled.err
         (folder,) = pictures.glob(f"{name}-*")
         (expected,) = (tmp_path / name).glob("000-*.png")
@@ -267,7 +267,7 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "arguments are required: train|sample|export|merge|report|doctor|plan; torchbooth --help shows"),
+    [([], "arguments are required: train|sample|evaluate|export|merge|report|doctor|plan; torchbooth --help shows"),
      (["teach"], "invalid choice: 'teach'"),
      (["train"], "arguments are required: --config"),
      (["train", "--config", "SMOKE"], "--workdir is missing; give the folder the run is to live in"),
