@@ -104,6 +104,15 @@ class Checkpoints:
             )
         return step
 
+    def identity(self, step: int) -> str:
+        """What tells this checkpoint from another that the same run has, or had, at this step.
+
+        By its record, which has the hashes of its files; in a bucket, where it has none, by the time of that too.
+        """
+        record = self.path(step) / _RECORD
+        written = str(record.stat().mtime).encode() if self._in_bucket else b""  # type: ignore[attr-defined]  # epath's
+        return hashlib.sha256(record.read_bytes() + written).hexdigest()
+
     def save(self, backend: Backend, state: Any, step: int, keep: int) -> None:
         """Writes the checkpoint of a step, then deletes all but the newest `keep`: never the other way round.
 

@@ -1,4 +1,4 @@
-"""One command line for both backends: train, sample, export, merge, push, report, doctor, plan; torchbooth convert."""
+"""One command line for both backends; `_parse` has the commands."""
 
 import argparse
 import importlib
@@ -6,14 +6,14 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from booth import config as settings
-from booth import export_command, loop, lora_file, push_command, report, sample_command, xy_grid
+from booth import evaluate_command, export_command, loop, lora_file, push_command, report, sample_command, xy_grid
 from booth.adapters import adapter_of
 from booth.backend import load_backend
 from booth.doctor import advice
@@ -85,12 +85,25 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help shows how it is used")
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    """A type of argument."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} must be a whole number, at least {least}")
+        return int(text)
+
+    return read
+
+
 _OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 
 def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=package, description="DreamBooth fine-tuning of Stable Diffusion")
-    commands = parser.add_subparsers(required=True, metavar="train|sample|export|merge|push|report|doctor|plan")
+    commands = parser.add_subparsers(
+        required=True, metavar="train|sample|evaluate|export|merge|push|report|doctor|plan"
+    )
 
     train = commands.add_parser(
         "train",
@@ -135,6 +148,29 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     sample.add_argument("--out", required=True, type=path, help="folder for the images")
     sample.set_defaults(run=_sample)
 
+    judge = commands.add_parser("evaluate", help="which checkpoint is the best: a score for each, and why")
+    judged = judge.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--run", dest="run_dir", type=path, help="a run folder: all checkpoints that it has")
+    judged.add_argument("--pictures", type=path, help="or a folder of pictures, to compare with --real")
+    judge.add_argument("--real", type=path, help="folder of the subject's pictures; default: the photos of --run")
+    judge.add_argument("--dino", type=path, default="", help="folder or cached hub id of DINO weights, for the subject")
+    judge.add_argument("--clip", type=path, default="", help="the same of CLIP weights, for prompts (and the subject)")
+    judge.add_argument("--prompt", default="", help="what shows the subject; default: the run's")
+    judge.add_argument("--class-prompt", default="", help="what shows the class; default: the run's")
+    judge.add_argument(
+        "--settings", type=path, default="auto",
+        help="prompts of the subject in settings: DreamBench's (objects, live), world, or a file, one a line with {}",
+    )  # fmt: skip
+    for option, least, default, what in (
+        ("--instance-images", 1, 8, "pictures of the instance prompt"),
+        ("--setting-images", 1, 1, "of each setting"),
+        ("--class-images", 2, 16, "of the class prompt"),
+        ("--batch-size", 1, 0, "images sampled at once; default: as for previews"),
+    ):
+        judge.add_argument(option, type=_at_least(least), default=default, metavar="N", help=what)
+    judge.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="compute type")
+    judge.set_defaults(run=evaluate_command.evaluate)
+
     write = commands.add_parser("export", help="checkpoint or model -> diffusers pipeline, single file, or LoRA file")
     exported = write.add_mutually_exclusive_group(required=True)
     exported.add_argument("--run", dest="run_dir", type=path, help="a run folder: its newest checkpoint, or --step")
@@ -144,6 +180,7 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     add_model(write, "--from")
     write.add_argument("--step", type=int, help="checkpoint of --run")
+    write.add_argument("--best", action="store_true", help="the checkpoint of --run that `evaluate` found best")
     write.add_argument(
         "--format", choices=("diffusers", "single-file", *lora_file.FORMATS), default="diffusers",
         help="a pipeline folder; one checkpoint file for WebUIs; or the LoRA alone, for diffusers (peft) or WebUIs"

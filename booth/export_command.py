@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 
 from booth import config as settings
+from booth import evaluation, export_single_file, lora_file, lora_merge, lora_metadata, space, tokens
 from booth import export as folder_export
-from booth import export_single_file, lora_file, lora_merge, lora_metadata, space, tokens
 from booth.adapters import adapter_of
-from booth.backend import load_backend
+from booth.backend import Backend, load_backend
 from booth.errors import UserError
-from booth.model_options import check_of_run, find_trained, open_model
+from booth.model_options import Trained, check_of_run, find_trained, open_model
 from booth.pipeline_dir import PipelineDir
 
 log = logging.getLogger("booth")
@@ -19,6 +19,8 @@ log = logging.getLogger("booth")
 
 def export(package: str, options: argparse.Namespace) -> None:
     out, single = Path(options.out), options.format == "single-file"
+    if options.best and (options.step is not None or not options.run_dir):
+        raise UserError("--best chooses a checkpoint of --run; give --run, and no --step")
     if options.format in lora_file.FORMATS:
         _export_lora(package, options)
         return
@@ -27,7 +29,7 @@ def export(package: str, options: argparse.Namespace) -> None:
         raise UserError("--title and --trigger-phrase are said in files for WebUIs; leave them out, or give --format")
     if not single and out.suffix == ".safetensors":
         raise UserError(f"--out {out} is named as a file; give --format single-file, kohya or peft, or a folder")
-    trained = find_trained(load_backend(package), options.run_dir, options.step, "fp32") if options.run_dir else None
+    trained = _find_trained(load_backend(package), options) if options.run_dir else None
     pipeline = trained.pipeline if trained else _open_exported(options)
     (export_single_file if single else folder_export).check_target(pipeline, out)
     if options.verify:
@@ -65,6 +67,20 @@ def export(package: str, options: argparse.Namespace) -> None:
     log.info("%s written to %s", of, out)
 
 
+def _find_trained(backend_class: type[Backend], options: argparse.Namespace) -> Trained:
+    """The checkpoint that --step or --best of --run names, or the newest."""
+    if not options.best:
+        return find_trained(backend_class, options.run_dir, options.step, "fp32")
+    step, identity = evaluation.best_checkpoint(options.run_dir)
+    trained = find_trained(backend_class, options.run_dir, step, "fp32")
+    if trained.checkpoints.identity(step) != identity:
+        raise UserError(
+            f"--best: step {step} of {options.run_dir} was trained anew since it was evaluated; evaluate it again"
+        )
+    log.info("the best checkpoint is that of step %d", step)
+    return trained
+
+
 def _open_exported(options: argparse.Namespace) -> PipelineDir:
     folder = Path(options.model)
     if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
@@ -90,7 +106,7 @@ def _export_lora(package: str, options: argparse.Namespace) -> None:
         about = lora_metadata.about_file(file.metadata, updates, out.stem, options.title, phrase or "")
     else:
         backend_class = load_backend(package)
-        trained = find_trained(backend_class, options.run_dir, options.step, "fp32")
+        trained = _find_trained(backend_class, options)
         adapter = adapter_of(trained.config, trained.pipeline)
         if adapter is None:
             raise UserError(f"--run {options.run_dir} trained no LoRA (adapter.kind=none); leave --format out")

@@ -34,6 +34,26 @@ def tiny_sd2_pipeline(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def measuring_networks(tmp_path_factory, tiny_pipeline):
+    """Folders `dino` and `clip`: a ViT and a CLIP of 32 pixels with random weights; tests must not write into them."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
+
+    folder, tokenizer = tmp_path_factory.mktemp("networks"), CLIPTokenizer.from_pretrained(tiny_pipeline / "tokenizer")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    eye = {**small, "image_size": 32, "patch_size": 8}
+    reader = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 77}
+    reader |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ViTModel(ViTConfig(**eye), add_pooling_layer=False).save_pretrained(folder / "dino")
+        config = CLIPConfig(text_config=reader, vision_config=eye, projection_dim=12)
+        CLIPModel(config).save_pretrained(folder / "clip")
+    tokenizer.save_pretrained(folder / "clip")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     """A folder with five pictures of one robot; tests must not write into it."""
     from draw_photos import draw_photos

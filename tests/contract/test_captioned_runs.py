@@ -9,7 +9,8 @@ import pytest
 from booth import loop
 
 
-@pytest.mark.parametrize("text_encoder", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.full  # jaxbooth compiles a step for each
+@pytest.mark.parametrize("text_encoder", [False, True])
 def test_both_backends_train_on_captions_alike(tiny_config, photos, tmp_path, text_encoder):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)

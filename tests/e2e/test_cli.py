@@ -105,6 +105,27 @@ def test_checkpoints_side_by_side(run_dir, main, tmp_path):
         assert alone.read_bytes() == beside.read_bytes(), "the text in it too"
 
 
+def test_evaluate(run_dir, main, tmp_path, measuring_networks, tiny_pipeline):
+    """Its pictures are those that `sample` makes of the base and of each checkpoint."""
+    run, settings = shutil.copytree(run_dir, tmp_path / "run"), tmp_path / "settings.txt"
+    settings.write_text("a {} in the snow\n")
+    given = ("--run", run, "--settings", settings, "--instance-images", 1, "--class-images", 2, "--batch-size", 1)
+    done = main("torchbooth", "evaluate", *given, "--dino", measuring_networks / "dino")
+    assert done.code == 0 and done.out.startswith("| step | dino | pres | like_base | diversity |"), done.err
+    pictures = run / "evaluation" / "pictures"
+    assert sorted(path.name[:-13] for path in pictures.iterdir()) == ["base", "step-000002", "step-000004"]
+    for name, *source in (
+        ("base", "--model", tiny_pipeline), ("step-000002", "--run", run, "--step", 2),
+        ("step-000004", "--model", run / "pipeline"),
+    ):  # fmt: skip
+        sampled = main("torchbooth", "sample", *source, "--prompt", "a sks robot in the snow", "--seeds", 1001,
+                       "--size", 64, "--steps", 4, "--batch-size", 1, "--out", tmp_path / name)  # fmt: skip
+        assert sampled.code == 0, sampled.err
+        (folder,) = pictures.glob(f"{name}-*")
+        (expected,) = (tmp_path / name).glob("000-*.png")
+        assert np.array_equal(np.asarray(Image.open(folder / "001.png")), np.asarray(Image.open(expected))), name
+
+
 def test_a_cut_checkpoint(run_dir, main, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "run")
     file = copy / "checkpoints" / "step-000004" / "trainable.safetensors"
@@ -246,7 +267,7 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "arguments are required: train|sample|export|merge|report|doctor|plan; torchbooth --help shows"),
+    [([], "arguments are required: train|sample|evaluate|export|merge|push|report|doctor|plan; torchbooth --help"),
      (["teach"], "invalid choice: 'teach'"),
      (["train"], "arguments are required: --config"),
      (["train", "--config", "SMOKE"], "--workdir is missing; give the folder the run is to live in"),

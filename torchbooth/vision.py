@@ -1,0 +1,164 @@
+"""Networks that describe pictures: DINO and CLIP in transformers' format, as DreamBench measures with them.
+
+Neither diffusers nor torchvision is needed, so that jaxbooth can measure too where PyTorch is installed.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from booth.errors import UserError
+from booth.hub import is_id
+from booth.prompts import Tokenizer
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """uint8 pictures -> what a network gets: short side to `short` pixels (bicubic), the middle `side` x `side`,
+    [0, 1], minus `mean`, over `std`."""
+
+    short: int
+    side: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """[h, w, 3] uint8 -> [3, side, side] float32, as transformers' image processors over PIL compute it.
+
+        The longer side is cut to whole pixels, and where the margin is odd the crop is nearer to the beginning.
+        """
+        height, width = picture.shape[:2]
+        shorter = min(height, width)
+        size = (self.short * width // shorter, self.short * height // shorter)
+        image = Image.fromarray(picture)
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        left, top = (size[0] - self.side) // 2, (size[1] - self.side) // 2
+        pixels = np.asarray(image.crop((left, top, left + self.side, top + self.side)), np.float32) / 255
+        return ((pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).transpose(2, 0, 1)
+
+
+def dino_preprocessing(side: int = 224) -> Preprocessing:
+    """256, then 224 in the middle, ImageNet's statistics: as DreamBench has it; in this proportion for other sides."""
+    return Preprocessing(side * 256 // 224, side, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def clip_preprocessing(side: int = 224) -> Preprocessing:
+    """As CLIP's own processor has it."""
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    return Preprocessing(side, side, mean, std)
+
+
+class Dino:
+    """A vision transformer whose CLS token, after the last norm, describes a picture."""
+
+    def __init__(self, source: str) -> None:
+        """A folder, or a hub id that is in the cache. UserError if it holds no such network."""
+        self._network, folder = _load("--dino", source)
+        if not isinstance(getattr(self._network.config, "image_size", None), int):
+            raise UserError(f"--dino {source} holds no vision transformer; give one such as facebook/dino-vits16")
+        self._prepare = dino_preprocessing(self._network.config.image_size)
+        self.sha256 = _weights_hash(folder)
+
+    def look(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [n, width], unit vectors."""
+        return _in_batches(pictures, self._prepare, lambda pixels: self._network(pixel_values=pixels)[0][:, 0])
+
+
+class Clip:
+    """CLIP: pictures and texts as vectors of one space."""
+
+    def __init__(self, source: str) -> None:
+        """A folder, or a hub id that is in the cache. UserError if it holds no CLIPModel."""
+        self._network, folder = _load("--clip", source)
+        if type(self._network).__name__ != "CLIPModel":
+            raise UserError(f"--clip {source} holds no CLIPModel; give one such as openai/clip-vit-base-patch32")
+        text = self._network.config.text_config
+        self._tokenizer = Tokenizer(folder, text.max_position_embeddings, text.vocab_size)
+        self._prepare = clip_preprocessing(self._network.config.vision_config.image_size)
+        self.sha256 = _weights_hash(folder)
+
+    def look(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [n, projection], unit vectors."""
+
+        def embedded(pixels: torch.Tensor) -> torch.Tensor:
+            return self._network.visual_projection(self._network.vision_model(pixel_values=pixels).pooler_output)
+
+        return _in_batches(pictures, self._prepare, embedded)
+
+    def read(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, projection], unit vectors."""
+
+        def embedded(ids: torch.Tensor) -> torch.Tensor:
+            return self._network.text_projection(self._network.text_model(input_ids=ids).pooler_output)
+
+        return _in_batches(texts, lambda text: self._tokenizer([text])[0].astype(np.int64), embedded)
+
+
+def _in_batches(
+    items: Sequence[Any], prepare: Callable[[Any], np.ndarray], compute: Callable[[torch.Tensor], torch.Tensor]
+) -> np.ndarray:
+    """float32 [n, d], unit vectors of all items."""
+    device = _device()
+    found = []
+    with torch.inference_mode():
+        for first in range(0, len(items), BATCH):
+            batch = np.stack([prepare(item) for item in items[first : first + BATCH]])
+            found.append(torch.nn.functional.normalize(compute(torch.from_numpy(batch).to(device)).float(), dim=-1))
+    return torch.cat(found).cpu().numpy()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(option: str, source: str) -> tuple[Any, Path]:
+    """(network in float32 and eval mode on the device, its folder); only safetensors, all of them."""
+    from transformers import AutoModel
+
+    folder = _folder(option, source)
+    try:
+        network, found = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # the library raises what it likes
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{option} {source} cannot be loaded ({reason}); it must hold config.json and model.safetensors (torchbooth"
+            " convert makes it of pytorch_model.bin)"
+        ) from error
+    # The pooler of a vision transformer is not used, and DINO's weights have none.
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+        raise UserError(f"{option} {source} is incomplete: it lacks {', '.join(missing[:3])}; download it again")
+    return network.eval().requires_grad_(False).to(_device()), folder
+
+
+def _folder(option: str, source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if not is_id(source):
+        raise UserError(f"{option} {source} is no folder; give one, or the hub id of weights in the cache")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, local_files_only=True))
+    except Exception as error:  # several kinds for what is not in the cache
+        raise UserError(f"{option} {source} is not in the hub's cache; fetch it: hf download {source}") from error
+
+
+def _weights_hash(folder: Path) -> str:
+    """sha256 over the weights and configs of a folder."""
+    total = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
