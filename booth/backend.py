@@ -139,6 +139,13 @@ class Backend(Protocol[Models, State]):
         """The networks with the weights as trained so far, for sampling: their average, if `ema.decay` asks for one."""
         ...
 
+    def with_lora_weight(self, state: State, weight: float) -> State:
+        """The state with its adapters counting `weight` times as much as they were trained to, for sampling.
+
+        The given one may be changed by it; called again with it, a weight takes the place of the one before.
+        """
+        ...
+
     def own_rows(self, rows: int) -> Set[int] | None:
         """Which of a batch's rows this process computes on; None: all. The latents and noise of others may be 0."""
         ...

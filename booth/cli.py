@@ -145,6 +145,7 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
             help=f"a grid, xy.png, with these values {where}: {', '.join(xy_grid.AXES)} (prompts: between |)",
         )  # fmt: skip
     sample.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="compute type")
+    sample.add_argument("--lora-weight", type=float, help="how much the LoRA of --run counts; default: 1")
     sample.add_argument("--out", required=True, type=path, help="folder for the images")
     sample.set_defaults(run=_sample)
 

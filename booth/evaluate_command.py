@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from booth import data, evaluation, scores
+from booth import data, evaluation, report, scores
 from booth.backend import load_backend
 from booth.errors import UserError
 from booth.evaluation import Evaluation, Scored
@@ -87,6 +87,7 @@ def _evaluate_run(package: str, options: argparse.Namespace) -> None:
     _advise(found, judge)
     sheet = write_sheet(run_dir, found, inputs, shots, photographer)
     log.info("written: %s and %s", run_dir / evaluation.FOLDER / evaluation.FILE, sheet)
+    report.refresh(run_dir)
 
 
 def _prompts(options: argparse.Namespace, config: Any) -> tuple[str, str]:

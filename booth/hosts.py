@@ -179,6 +179,10 @@ class Leader:
     def models(self, state: Any) -> Any:
         return self._backend.models(state)
 
+    def with_lora_weight(self, state: Any, weight: float) -> Any:
+        """Asked by the `sample` command, which runs on one host."""
+        return self._backend.with_lora_weight(state, weight)
+
     def own_rows(self, rows: int) -> Set[int] | None:
         return self._backend.own_rows(rows)
 

@@ -15,7 +15,8 @@ _SAMPLERS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """One image of the `sample` command, but for its size and model; `checkpoint` is the step of a run's."""
+    """One image of the `sample` command, but for its size and model; `checkpoint` is the step of a run's, whose LoRA
+    counts `lora_weight` times as much as it was trained to."""
 
     prompt: str
     negative_prompt: str
@@ -24,6 +25,7 @@ class Recipe:
     steps: int
     guidance: float
     checkpoint: int | None = None
+    lora_weight: float | None = None
 
     @property
     def settings(self) -> tuple[str, int, float]:
@@ -45,6 +47,7 @@ def infotext(recipe: Recipe, size: tuple[int, int], model: str, model_hash: str 
         "Size": f"{size[0]}x{size[1]}",
         "Model hash": model_hash,
         "Model": model,
+        "LoRA weight": "" if recipe.lora_weight is None else f"{recipe.lora_weight:.12g}",
     }
     negative = f"\nNegative prompt: {recipe.negative_prompt}" if recipe.negative_prompt else ""
     listed = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in fields.items() if value != "")

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from booth import config as settings
+from booth import evaluation
 from booth.captions import PLACE
 from booth.checkpoints import Checkpoints
 from booth.concepts import Concept, class_folder, concepts_of, has_prior
 from booth.errors import UserError
+from booth.evaluation import Evaluation
 from booth.image_dataset import cache_folder
 from booth.metrics import read_metrics
 from booth.rundir import ORIGINS, Record, checkpoint_folder, read_manifest, read_record
@@ -57,6 +59,7 @@ class Report:
     previews: dict[int, Path]  # by step
     before_after: Path | None
     checkpoints: list[int]
+    evaluation: Evaluation | None  # of checkpoints, by the command `evaluate`
 
     @property
     def step(self) -> int:
@@ -137,6 +140,7 @@ def gather(run: Path) -> Report:
         albums=list(_albums(concepts_of(config), manifest, run / "class_images")),
         previews={int(match[1]): path for match, path in pictures if match},
         before_after=before_after if before_after.is_file() else None,
+        evaluation=evaluation.read(run),
         checkpoints=Checkpoints(checkpoint_folder(run, config.checkpoint.dir), record.run_id).steps() if own else [],
     )
 

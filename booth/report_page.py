@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from booth.data import printable
 from booth.fields import FIELDS
 from booth.markup import element, html, shortened
@@ -47,7 +49,7 @@ def page(report: Report) -> str:
     """The whole document."""
     template = (Path(__file__).parent / "report_template.html").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    sections = (_head, _before_after, _previews, _curves, _albums, _settings, _model, _files, _commands)
+    sections = (_head, _before_after, _previews, _curves, _evaluation, _albums, _settings, _model, _files, _commands)
     body = element("main", *(part for section in sections for part in section(report)))
     return string.Template(template).substitute(
         title=standard.escape(f"{printable(_name(report))}: report"),
@@ -137,6 +139,22 @@ def _curves(report: Report) -> Iterator[ET.Element]:
     if charts:
         yield element("h2", "Curves")
         yield element("div", *charts, class_="charts")
+
+
+def _evaluation(report: Report) -> Iterator[ET.Element]:
+    found = report.evaluation
+    if not found or not found.checkpoints:
+        return
+    curves = []
+    for name, kind in {"score": "total", "subject": "instance", "prompt": "other", "prior": "prior"}.items():
+        points = [(scored.step, scored.shares[name]) for scored in found.checkpoints if name in scored.shares]
+        if points:
+            steps, values = map(np.array, zip(*points, strict=True))
+            curves.append(Curve(name, steps, values, kind))
+    yield element("h2", "Which checkpoint?")
+    yield element("p", f"The best is step {found.best}." if found.best is not None else "None has a score above 0.")
+    if curves:
+        yield element("div", chart("Measured by evaluate: 0 is nothing of it, 1 all", curves), class_="charts")
 
 
 def _albums(report: Report) -> Iterator[ET.Element]:

@@ -54,6 +54,9 @@ def read_options(options: argparse.Namespace) -> Asked:
             raise UserError(f"--seeds {seed} must be {SEED.text}")
     if not 0 <= options.guidance < math.inf:
         raise UserError(f"--guidance {options.guidance} must be a finite number, at least 0")
+    weight = options.lora_weight
+    if weight is not None and not math.isfinite(weight):
+        raise UserError(f"--lora-weight {weight} must be a finite number")
     batch = {"batch_size": _batch_size(options.batch_size), "by_memory": options.batch_size == "auto"}
     axes = read_axes(options.x, options.y)
     across, down = (axes.pop(0) if given else None for given in (options.x, options.y))
@@ -63,10 +66,12 @@ def read_options(options: argparse.Namespace) -> Asked:
     if "checkpoint" in names and (options.step is not None or not options.run_dir):
         raise UserError("the axis checkpoint names checkpoints of --run; give --run, and no --step")
     recipes = [
-        Recipe(prompt, options.negative_prompt, seed, options.solver, options.steps, options.guidance, options.step)
+        Recipe(
+            prompt, options.negative_prompt, seed, options.solver, options.steps, options.guidance, options.step, weight
+        )
         for prompt in prompts or [""]
         for seed in seeds
-    ]
+    ]  # fmt: skip
     if not names:
         return Asked(recipes, None, None, len(seeds), **batch)
     for name, option, given in (("prompt", "--prompt", prompts), ("seed", "--seeds", seeds)):
@@ -112,6 +117,9 @@ def run(
                    for recipe in recipes]  # fmt: skip
         for step in dict.fromkeys(recipe.checkpoint for recipe in recipes):
             trained.checkpoints.find(step)
+    weighted = any(recipe.lora_weight is not None for recipe in recipes)
+    if weighted and (not trained or trained.config.adapter.kind != "lora"):
+        raise UserError("a LoRA weight is for --run with the folder of a LoRA run; leave it out, or use merge --weight")
     tokenizer = load_tokenizer(pipeline, tokens.new_tokens(trained.config) if trained else ())
     for kind in dict.fromkeys(recipe.settings for recipe in recipes):
         Sampler(pipeline, tokenizer, size, *kind, batch_size=1).check()
@@ -170,12 +178,15 @@ class _Source:
             self._models = self.backend.load(pipeline)
         self.hash = "" if trained else _model_hash(pipeline)  # no other program has a run's checkpoint
 
-    def models(self, step: int | None) -> Any:
+    def models(self, step: int | None, lora_weight: float | None) -> Any:
         if not self.trained:
             return self._models
         if step != self._step:
             self._state, self._step = self.trained.checkpoints.restore(self.backend, self._state, step), step
-        return self.backend.models(self._state)
+        state = self._state
+        if self.trained.config.adapter.kind == "lora":
+            state = self.backend.with_lora_weight(state, 1.0 if lora_weight is None else lora_weight)
+        return self.backend.models(state)
 
     def title(self, options: argparse.Namespace, recipe: Recipe) -> str:
         """What the model is called: the run and the step, or the last part of a hub id or of a path without suffix."""
@@ -196,14 +207,14 @@ def _model_hash(pipeline: PipelineDir) -> str:
 def _images(
     source: _Source, tokenizer: Any, size: tuple[int, int], recipes: Sequence[Recipe], asked: Asked
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, uint8 [h, w, 3]) of all recipes: those of one checkpoint and the same settings in batches of one size."""
-    groups: dict[tuple[int | None, tuple[str, int, float]], list[int]] = {}
+    """(index, uint8 [h, w, 3]) of all recipes: those of one model and the same settings in batches of one size."""
+    groups: dict[tuple[int | None, float | None, tuple[str, int, float]], list[int]] = {}
     for index, recipe in enumerate(recipes):
-        groups.setdefault((recipe.checkpoint, recipe.settings), []).append(index)
-    checkpoints = list(dict.fromkeys(step for step, _ in groups))
+        groups.setdefault((recipe.checkpoint, recipe.lora_weight, recipe.settings), []).append(index)
+    checkpoints = list(dict.fromkeys(step for step, *_ in groups))
     at_once = min(asked.batch_size, max(map(len, groups.values())))
-    for step, kind in sorted(groups, key=lambda group: checkpoints.index(group[0])):
-        indices = groups[step, kind]
+    for step, weight, kind in sorted(groups, key=lambda group: checkpoints.index(group[0])):
+        indices = groups[step, weight, kind]
         requests = [
             ImageRequest(recipes[index].prompt, recipes[index].seed, recipes[index].negative_prompt)
             for index in indices
@@ -212,7 +223,7 @@ def _images(
         while left:
             sampler = Sampler(source.pipeline, tokenizer, size, *kind, batch_size=at_once)
             try:
-                for place, image in sampler.images(source.backend, source.models(step), requests, left):
+                for place, image in sampler.images(source.backend, source.models(step, weight), requests, left):
                     left -= {place}
                     yield indices[place], image
             except OutOfMemory:

@@ -32,6 +32,7 @@ AXES = {
     "seed": _Kind(int, SEED.text, SEED.holds),
     "solver": _Kind(str, "one of " + ", ".join(SOLVERS), lambda value: value in SOLVERS),
     "checkpoint": _Kind(int, "the step of a checkpoint", lambda value: value >= 0),
+    "lora_weight": _Kind(float, "a finite number", math.isfinite),
     "prompt": _TEXT,
     "negative_prompt": _TEXT,
 }

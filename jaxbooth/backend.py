@@ -110,6 +110,10 @@ class Backend:
         """The trained tensors for use."""
         return ema.on_device(state.average, self._mesh) if state.average else state.trainable
 
+    def with_lora_weight(self, state: State, weight: float) -> State:
+        params = {name: value * weight if ".lora_B." in name else value for name, value in self._result(state).items()}
+        return replace(state, trainable=params, average=None)
+
     def own_rows(self, rows: int) -> frozenset[int] | None:
         return own_rows(self._mesh, rows, self._config.train.accumulation)
 

@@ -159,6 +159,11 @@ class Backend:
             network.eval()  # pictures are made without dropout
         return state.models
 
+    def with_lora_weight(self, state: State, weight: float) -> State:
+        for network in state.models.networks.values():
+            lora.set_weight(network, weight)
+        return state
+
     def own_rows(self, rows: int) -> Set[int] | None:
         if rows // self._config.train.accumulation < processes():
             log.warning(

@@ -25,6 +25,15 @@ def add(network: Any, layers: Sequence[str], adapter: Adapter) -> None:
             parameter.data = parameter.data.float()
 
 
+def set_weight(network: Any, weight: float) -> None:
+    """Has a network's adapters count so many times as much as alpha and rank say."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in network.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale(_NAME, weight)
+
+
 def plain_name(name: str) -> str:
     """A parameter's name without what PEFT adds for the case of several adapters."""
     return name.replace(f".{_NAME}.", ".")

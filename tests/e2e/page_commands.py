@@ -27,7 +27,7 @@ def fields(words):
     return dict(re.findall(r"--config\.([\w.]+)=(.*)", "\n".join(words)))
 
 
-def smaller(words, pipeline, photos):
+def smaller(words, pipeline, photos, networks=None):
     """The arguments of a command, with more so that it takes seconds; of two values the last counts.
 
     Of 200 steps one is left, so the checkpoints that a page names must be there.
@@ -49,6 +49,11 @@ def smaller(words, pipeline, photos):
         if "jaxbooth.train" in words:  # of eight cores
             values["train.batch_size"] = 1
         more = [f"--config.{name}={value}" for name, value in values.items()]
+    elif command == "evaluate":
+        (networks / "settings.txt").write_text("a {} in the snow\na {} on the beach\n")
+        named = {"dino": networks / "dino", "clip": networks / "clip", "settings": networks / "settings.txt",
+                 "instance-images": 1, "class-images": 2}  # fmt: skip
+        more = [f"--{name}={value}" for name, value in named.items()]
     else:
         more = {"sample": ["--steps=2", "--size=64"], "merge": [f"--from={pipeline}"]}.get(command, [])
     steps = [f"{option}={int(words[words.index(option) + 1]) // 200}"

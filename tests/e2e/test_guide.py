@@ -28,11 +28,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=[f"{n}-{parts(words)[1]}" for n, words in enumerate(COMMANDS)])
-def test_commands(words, folder, tiny_pipeline, photos, main, monkeypatch):
+def test_commands(words, folder, tiny_pipeline, photos, measuring_networks, main, monkeypatch):
     monkeypatch.chdir(folder)
     package, command, _ = parts(words)
-    done = main(package, command, *smaller(words, tiny_pipeline, photos))
+    done = main(package, command, *smaller(words, tiny_pipeline, photos, measuring_networks))
     assert done.code == 0, done.err
+    if command == "evaluate":
+        assert (Path(words[words.index("--run") + 1]) / "evaluation" / "scores.png").is_file()
+        return
     if command in ("doctor", "plan"):
         assert done.out or done.err
         return

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -165,3 +166,44 @@ def test_only_the_adapter_trains_and_is_saved(make_tiny_config, tmp_path, packag
     one, two = load_file(run.pipeline / FILE), load_file(again.pipeline / FILE)
     assert all(np.array_equal(one[name], two[name]) for name in one), "resumed to the bit"
     assert loop.train(backend_class, config, parts).metrics == again.metrics, "nothing is left to do"
+
+
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
+def test_a_lora_counts_as_much_as_is_asked(trained, package, tmp_path):
+    """With weight 0 the base's pictures, with 1 the run's own; in a grid each beside the other."""
+    config, run = trained(package, "attention")
+    common = [
+        "--prompt",
+        "a photo of sks robot",
+        "--steps",
+        "2",
+        "--size",
+        "64",
+        "--batch-size",
+        "1",
+        "--guidance",
+        "1",
+    ]
+
+    def picture(name, *arguments, file="000-a-photo-of-sks-robot-seed0.png"):
+        assert cli.main(package, ["sample", *arguments, *common, "--out", str(tmp_path / name)]) == 0
+        return np.asarray(Image.open(tmp_path / name / file), np.int32)
+
+    of_run = ["--run", str(run.path)]
+    base, own = picture("base", "--model", str(config.model.source)), picture("own", *of_run)
+    assert np.abs(picture("none", *of_run, "--lora-weight", "0") - base).max() <= 1
+    assert np.array_equal(picture("one", *of_run, "--lora-weight", "1"), own) and np.abs(own - base).max() > 3
+    second = "001-a-photo-of-sks-robot-seed0.png"
+    assert np.array_equal(picture("grid", *of_run, "--x", "lora_weight=0,1", file=second), own)
+    assert (tmp_path / "grid" / "xy.png").is_file()
+    refused = [
+        "sample",
+        "--model",
+        str(config.model.source),
+        "--lora-weight",
+        "1",
+        *common,
+        "--out",
+        str(tmp_path / "x"),
+    ]
+    assert cli.main(package, refused) == 2
