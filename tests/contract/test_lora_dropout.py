@@ -8,6 +8,11 @@ from booth import loop
 from booth.lora_file import FILE
 
 
+@pytest.fixture(params=["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])  # which compiles twice
+def package(request):
+    return request.param
+
+
 @pytest.fixture
 def trained(backend_class, tiny_config, tmp_path):
     """A folder and fields of `adapter` -> the LoRA of a run of so many steps."""

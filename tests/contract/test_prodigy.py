@@ -63,6 +63,7 @@ def tensors(run):
     return load_file(run.pipeline / FILE)
 
 
+@pytest.mark.full
 def test_both_backends_train_the_same(trained):
     """Adapters and losses; from a rate of 1e-6 on, which it leaves by far."""
     ours, theirs = (tensors(trained(package)) for package in ("jaxbooth", "torchbooth"))
@@ -77,6 +78,7 @@ def test_both_backends_train_the_same(trained):
         np.testing.assert_allclose(*values, rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_resumed_equals_uninterrupted_to_the_bit(package, trained, configured, tmp_path):
     for steps in (7, 20):
         parts = loop.train(backend_of(package), configured(**{"train.steps": steps}), tmp_path / "parts")

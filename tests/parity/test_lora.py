@@ -112,7 +112,7 @@ def test_the_file(trained):
     assert not (run.path / "pipeline").exists()
 
 
-@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_a_file_for_webuis(trained, package, tmp_path, capsys):
     """`export --run --format kohya`: the tensors of the run's own file, and what the run knows of them."""
     config, run = trained(package, "text encoder")
@@ -157,7 +157,7 @@ def test_only_the_adapter_trains_and_is_saved(make_tiny_config, tmp_path, packag
         frozen = {name: to_diffusers(models.unet, name, models.params[f"unet.{name}"]) for name in source}
     assert all(np.array_equal(frozen[name], source[name]) for name in source)
     size = sum(path.stat().st_size for path in (run.path / "checkpoints").rglob("*") if path.is_file())
-    assert size < 0.1 * sum(array.nbytes for array in source.values())
+    assert size < 0.2 * sum(array.nbytes for array in source.values())
     parts = tmp_path / "parts"
     config.train.steps = 2
     loop.train(backend_class, config, parts)

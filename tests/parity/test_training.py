@@ -56,10 +56,10 @@ CASES = {
     "sd1, pulled, averaged, linear": ("tiny_pipeline", {"pull": 30.0, "ema": 0.75, "lr_schedule": "linear"}),
 }
 PIECES = "sd1, two pieces"
-COMPILED = (PIECES, "sd1, text encoder, polynomial")  # whose steps jaxbooth compiles for little that others do not show
 SD2 = "sd2, text encoder, two pieces, min-SNR, linear"
 TEXT = "sd1, text encoder, polynomial"
 HUBER = "sd1, Huber, debiased, restarts"
+COMPILED = (PIECES, TEXT, HUBER)  # whose steps jaxbooth compiles for little that others do not show
 PULLED = "sd1, pulled, averaged, linear"
 
 
