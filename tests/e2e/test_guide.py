@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "GUIDE.md").read_text(encoding="utf-8")
 COMMANDS = commands(PAGE)
 MADE = {
     "runs/dog": ("report.html", "lora/pytorch_lora_weights.safetensors"), "pictures": ("grid.png",),
-    "which": ("xy.png",), "sks-dog-diffusers": ("model_index.json",),
+    "which": ("xy.png",), "weights": ("xy.png",), "sks-dog-diffusers": ("model_index.json",),
 }  # fmt: skip
 
 
