@@ -23,6 +23,8 @@ from booth.validation import check_capabilities
 
 log = logging.getLogger("booth")
 
+LEARNED = 0.1  # share of the subject below which a best checkpoint is warned of
+
 
 def evaluate(package: str, options: argparse.Namespace) -> None:
     if options.pictures:
@@ -159,5 +161,8 @@ def _advise(found: Evaluation, judge: Judge) -> None:
         log.warning("the base's pictures are as near to the photos as those are to each other: there is no score")
     elif found.best is None:
         log.warning("no checkpoint has a score above 0: none has both learned the subject and kept the rest")
+    for scored in found.checkpoints:
+        if scored.step == found.best and (share := scored.shares.get("subject", 1)) < LEARNED:
+            log.warning("the best has hardly learned the subject (%.3f): train longer, or with a higher rate", share)
     if len(found.checkpoints) == 1:
         log.warning("there is one checkpoint only; train with checkpoint.every_steps and a larger checkpoint.keep")

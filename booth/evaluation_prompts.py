@@ -4,11 +4,14 @@
 `prompts_and_classes.txt`); `WORLD` are the settings of the drawn world, which `booth.yardstick` tells apart.
 """
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from booth.errors import UserError
+
+log = logging.getLogger("booth")
 
 WORLD = {
     "beach": "on the beach",
@@ -52,9 +55,23 @@ _LISTS = {
     "live": LIVE_SUBJECTS,
     "world": tuple(f"a photo of a {{}} {phrase}" for phrase in WORLD.values()),
 }
-_ALIVE = frozenset(
-    ("dog", "puppy", "cat", "kitten", "horse", "bird", "rabbit", "animal", "person", "man", "woman", "boy", "girl")
-)
+_ALIVE = """
+animal creature pet beast mammal reptile dog puppy hound corgi poodle terrier retriever labrador beagle bulldog
+pug husky dachshund chihuahua shepherd spaniel dalmatian collie cat kitten kitty tabby horse pony foal donkey
+mule zebra cow bull calf ox cattle pig piglet sheep lamb goat deer moose elk giraffe camel llama alpaca elephant
+rhino hippo lion tiger leopard cheetah jaguar panther lynx wolf fox bear panda koala kangaroo sloth raccoon
+badger otter beaver squirrel chipmunk hedgehog hamster gerbil mouse rat rabbit bunny hare ferret monkey ape
+gorilla chimpanzee orangutan lemur bird parrot parakeet budgie cockatiel canary pigeon dove crow raven eagle
+hawk falcon owl duck duckling goose swan chicken hen rooster chick turkey peacock flamingo penguin ostrich fish
+goldfish shark whale dolphin seal octopus turtle tortoise lizard gecko iguana chameleon snake crocodile
+alligator frog toad dinosaur dragon person people human face man men woman women lady gentleman guy child
+children kid baby toddler infant teenager boy girl mother father sister brother daughter son grandmother
+grandfather bride groom actor actress athlete mice geese oxen wolves calves
+"""  # nouns of animals and people
+_LIKENESS = """
+toy statue statuette sculpture figure figurine plush plushie stuffed doll teddy puppet cartoon emoji drawing
+painting origami lego wooden ceramic porcelain
+"""  # words of what only looks like one
 
 
 @dataclass(frozen=True)
@@ -80,11 +97,25 @@ def subject_of(prompt: str) -> str:
     return re.sub(r"(?i)^\s*((an?|the)\s+)?((photo(graph)?|picture|image) of\s+)?((an?|the)\s+)?", "", prompt).strip()
 
 
+def is_alive(of_class: str) -> bool:
+    """Whether a class prompt names people or animals, by its head noun: the last word before one such as "with"."""
+    named = re.split(r"[^\w\s'-]|\s(?:with|without|in|on|at|by|of|from|wearing)\s", subject_of(of_class).lower())[0]
+    words = re.findall(r"[\w'-]+", named)
+    if not words or set(_LIKENESS.split()).intersection(words):
+        return False
+    head = words[-1]
+    singular = (head.removesuffix("s"), head.removesuffix("es"), re.sub("ies$", "y", head))
+    return not set(_ALIVE.split()).isdisjoint((head, *singular))
+
+
 def templates_of(name: str, of_class: str) -> tuple[str, ...]:
     """Those of a list by its name, by what the class is (`auto`), or of a file that has one a line; UserError for a
     file without any, or with a line that has no {}."""
     if name == "auto":
-        name = "live" if _ALIVE.intersection(subject_of(of_class).lower().split()) else "objects"
+        name, shown, other = (
+            ("live", "live subjects", "objects") if is_alive(of_class) else ("objects", "objects", "live")
+        )
+        log.info("settings: DreamBench's for %s; --settings %s for the other", shown, other)
     if name in _LISTS:
         return _LISTS[name]
     try:

@@ -77,6 +77,11 @@ def _find_trained(backend_class: type[Backend], options: argparse.Namespace) -> 
         raise UserError(
             f"--best: step {step} of {options.run_dir} was trained anew since it was evaluated; evaluate it again"
         )
+    scored = evaluation.read(Path(options.run_dir))
+    steps = trained.checkpoints.steps()
+    if left := [at for at in steps if scored and not scored.find(at, trained.checkpoints.identity(at))]:
+        named = f"steps {', '.join(map(str, left))} have" if len(left) > 1 else f"step {left[0]} has"
+        log.warning("--best: %s no score; evaluate again", named)
     log.info("the best checkpoint is that of step %d", step)
     return trained
 

@@ -13,6 +13,8 @@ from booth.errors import UserError
 from booth.evaluation_prompts import WORLD
 from booth.scores import Seen
 
+DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"  # hub ids of what DreamBench measures with
+
 
 class Judge(Protocol):
     """`prompt_measure` is what comparing with texts is called, empty for a judge that reads none; `recipe` says what
@@ -80,8 +82,8 @@ def judge_of(dino: str, clip: str, source: str = "") -> Judge:
         if source == EMBEDDED:
             return Yardstick()
         raise UserError(
-            "--dino or --clip is missing: give a folder or hub id of DINO weights (facebook/dino-vits16), of CLIP"
-            " weights (openai/clip-vit-base-patch32), or both; what comes with booth knows its drawn world only"
+            f"--dino or --clip is missing: give a folder or hub id of DINO weights ({DINO}), of CLIP weights ({CLIP}),"
+            " or both; what comes with booth knows its drawn world only"
         )
     try:
         vision = importlib.import_module("torchbooth.vision")

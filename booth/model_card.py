@@ -90,7 +90,7 @@ def _body(report: Report, shown: Shown) -> Iterator[str]:
     yield f"# {shown.repository.partition('/')[2]}"
     yield (
         f"{what} {_base(report)}, which learned its subject with [DreamBooth](https://arxiv.org/abs/2208.12242) from"
-        f" {sum(len(album.captions) for album in report.albums if album.title.startswith('Instance'))} photos."
+        f" {report.pictures('instance')} photos."
     )
     if shown.preview:
         yield "<Gallery />"
@@ -142,10 +142,9 @@ def _prior(report: Report) -> str:
     if not classes:
         return "Without prior preservation."
     named = " and ".join(map(_code, dict.fromkeys(classes)))
-    count = sum(len(album.captions) for album in report.albums if album.title.startswith("Class"))
     return (
-        f"With prior preservation, of weight {report.config.prior.weight:g}: {count} class images for {named}, so that"
-        " the rest of the class stays what it was."
+        f"With prior preservation, of weight {report.config.prior.weight:g}: {report.pictures('prior')} class images"
+        f" for {named}, so that the rest of the class stays what it was."
     )
 
 

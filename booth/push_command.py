@@ -171,7 +171,7 @@ def _within(folder: Path) -> Iterator[tuple[str, Path]]:
 def _photos(report: Report) -> Iterator[bytes]:
     """JPEGs of the photos: without what a camera wrote into them, such as the place. UserError if one is gone."""
     for album in report.albums:
-        if not album.title.startswith("Instance"):
+        if album.kind != "instance":
             continue
         for name in album.captions:
             try:

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from booth import evaluation
 from booth.captions import PLACE
 from booth.checkpoints import Checkpoints
 from booth.concepts import Concept, class_folder, concepts_of, has_prior
+from booth.embedded import EMBEDDED
 from booth.errors import UserError
 from booth.evaluation import Evaluation
 from booth.image_dataset import cache_folder
+from booth.judges import CLIP, DINO
 from booth.metrics import read_metrics
 from booth.rundir import ORIGINS, Record, checkpoint_folder, read_manifest, read_record
 
@@ -40,6 +42,7 @@ _LEFT = {
 class Album:
     """Pictures of one concept that were in `folder` when the run began; {name: what is said of it, or ""}."""
 
+    kind: Literal["instance", "prior"]
     title: str
     prompt: str
     folder: Path
@@ -70,6 +73,10 @@ class Report:
     def rows(self) -> int:
         """Of an update, instance and class rows alike."""
         return (1 + has_prior(self.config)) * self.config.train.batch_size
+
+    def pictures(self, kind: Literal["instance", "prior"]) -> int:
+        """How many there are of all concepts."""
+        return sum(len(album.captions) for album in self.albums if album.kind == kind)
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps, values) of a metric, at the steps that have a finite one."""
@@ -111,16 +118,31 @@ class Report:
         steps = self.config.train.steps
         prompt = next((album.prompt for album in self.albums if album.prompt), "a photo").replace(PLACE, "").strip(" ,")
         model = ["--model", run / "pipeline"] if (run / "pipeline").is_dir() else ["--run", run]
-        commands = {
+        best = ["--best"] if self.evaluation and self.evaluation.best is not None else []
+        export = [self.package, "export", "--run", run, *best]
+        form = "kohya" if self.config.adapter.kind == "lora" else "single-file"
+        commands: dict[str, list[Any]] = {
             "Resume": again,
             "Train longer": [*again, f"--config.train.steps={steps + max(1, steps // 2)}"],
             "Sample": [self.package, "sample", *model, "--prompt", prompt, "--seeds", 0, 1, 2, 3, "--out", "pictures"],
-            "Export a checkpoint": [self.package, "export", "--run", run, "--out", "exported"],
+            **self._evaluate,
+            "Export a checkpoint": [*export, "--out", "exported"],
+            "Export for WebUIs": [*export, "--format", form, "--out", f"{run.name}.safetensors"],
             "Write this page anew": [self.package, "report", run],
         }
         if self.step >= steps:
             del commands["Resume"]
         return {purpose: shlex.join(map(str, words)) for purpose, words in commands.items()}
+
+    @property
+    def _evaluate(self) -> dict[str, list[str | Path]]:
+        """The command that finds the best checkpoint, where the run itself says all that it needs."""
+        prompt = self.config.instance.prompt
+        if self.config.concepts or not prompt or PLACE in prompt or not self.config.prior.prompt:
+            return {}
+        own = self.config.model.source == EMBEDDED  # is judged by the yardstick
+        networks = [] if own else ["--dino", DINO, "--clip", CLIP]
+        return {"Find the best checkpoint": [self.package, "evaluate", "--run", self.path.absolute(), *networks]}
 
 
 def gather(run: Path) -> Report:
@@ -168,11 +190,10 @@ def _albums(
         photos = _named(manifest.get("instance images", {}), within)
         folder = _photo_folder(Path(instance.images), photos)
         photos = {name: str(captions.get(within + name, name)) for name in photos}
-        yield Album(f"Instance images{of}", instance.prompt, folder, photos)
+        yield Album("instance", f"Instance images{of}", instance.prompt, folder, photos)
         if made := _named(manifest.get("class images", {}), within):
-            yield Album(
-                f"Class images{of}", prior.prompt, class_folder(concepts, place, class_images), dict.fromkeys(made, "")
-            )
+            folder = class_folder(concepts, place, class_images)
+            yield Album("prior", f"Class images{of}", prior.prompt, folder, dict.fromkeys(made, ""))
 
 
 def _named(names: Mapping[str, str], within: str) -> dict[str, str]:

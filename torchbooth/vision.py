@@ -4,6 +4,7 @@ Neither diffusers nor torchvision is needed, so that jaxbooth can measure too wh
 """
 
 import hashlib
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,13 @@ def _load(option: str, source: str) -> tuple[Any, Path]:
     from transformers import AutoModel
 
     folder = _folder(option, source)
+    pickle = folder / "pytorch_model.bin"
+    if pickle.is_file() and not any(folder.glob("*.safetensors")):
+        convert = ["torchbooth", "convert", str(pickle), "--out", str(folder / "model.safetensors")]
+        raise UserError(
+            f"{option} {source} has its weights in a pickle only, which is not loaded; convert them once:"
+            f" {shlex.join(convert)}"
+        )
     try:
         network, found = AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -132,8 +140,7 @@ def _load(option: str, source: str) -> tuple[Any, Path]:
     except Exception as error:  # the library raises what it likes
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{option} {source} cannot be loaded ({reason}); it must hold config.json and model.safetensors (torchbooth"
-            " convert makes it of pytorch_model.bin)"
+            f"{option} {source} cannot be loaded ({reason}); it must hold config.json and model.safetensors"
         ) from error
     # The pooler of a vision transformer is not used, and DINO's weights have none.
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):

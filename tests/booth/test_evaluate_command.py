@@ -152,6 +152,15 @@ def test_learning_counts_and_a_class_that_turns_into_the_subject_does_not(run, m
     assert warned == ["nothing is known of how prompts are followed; --clip compares pictures with them"]
 
 
+@pytest.mark.parametrize(("part", "warned"), [(0.09, True), (0.11, False)])
+def test_a_best_that_has_hardly_learned_is_warned_of(run, main, monkeypatch, caplog, part, warned):
+    judge = Scripted((0.01, 0), (part, 0), (0.02, 0))
+    monkeypatch.setattr(evaluate_command, "judge_of", lambda *named: judge)
+    assert "**2 (best)**" in main("evaluate", "--run", run, *COUNTS, judge=False)
+    said = f"the best has hardly learned the subject ({part:.3f}): train longer, or with a higher rate"
+    assert (said in caplog.messages) == warned
+
+
 def test_what_is_known_is_not_done_again(run, main):
     backend, Colours.looks = watched(), 0
     first = main("evaluate", "--run", run, *COUNTS, backend=backend)
@@ -236,6 +245,26 @@ def test_export_takes_the_best(run, main, tmp_path):
     record.write_text("{")
     assert "has no evaluation" in main(*export)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_best_is_of_those_that_have_a_score(run, main, tmp_path, caplog):
+    main("evaluate", "--run", run, *COUNTS)
+    record = run / "evaluation" / "scores.json"
+    content = json.loads(record.read_text())
+    content["checkpoints"][0]["shares"]["score"] = 1.0
+
+    def said(name):
+        record.write_text(json.dumps(content))
+        caplog.clear()
+        main("export", "--run", run, "--best", "--out", tmp_path / name)
+        assert (tmp_path / name).is_dir()
+        return [message for message in caplog.messages if "no score" in message]
+
+    assert not said("all")
+    content["checkpoints"][1]["identity"] = "of another training"
+    assert said("two") == ["--best: step 2 has no score; evaluate again"]
+    del content["checkpoints"][2]
+    assert said("one") == ["--best: steps 2, 3 have no score; evaluate again"]
 
 
 def test_a_checkpoint_in_a_bucket_is_known_by_its_time_too(run):

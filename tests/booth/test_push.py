@@ -1,6 +1,7 @@
 """Pushing runs to the hub, by the real client against a server on this machine: what goes, what never does, what is
 said."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -21,7 +22,7 @@ from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.numpy import save_file
 
-from booth import adapters, loop, lora_file
+from booth import adapters, loop, lora_file, push_command
 from booth.cli import main
 from booth.errors import UserError
 from booth.export import RECORD
@@ -311,6 +312,17 @@ def test_the_card(hub, account, run, tmp_path):
                  "called `a photo of sks robot`"):  # fmt: skip
         assert part in text, part
     assert "Licence" not in text and "## Licence" in card_of(run)
+
+
+def test_photos_are_told_by_kind_not_by_title(run):
+    report = gather(run)
+    assert [album.kind for album in report.albums] == ["instance", "prior"]
+    albums = [dataclasses.replace(album, title=f"Pictures {album.kind}") for album in report.albums]
+    renamed = dataclasses.replace(report, albums=albums)
+    assert card(renamed, Shown(ID, 4), "id") == card(report, Shown(ID, 4), "id")
+    assert "from 5 photos" in card(renamed, Shown(ID, 4), "id")
+    assert "2 class images" in card(renamed, Shown(ID, 4), "id")
+    assert len(list(push_command._photos(renamed))) == 5
 
 
 def test_a_base_from_the_hub(run):

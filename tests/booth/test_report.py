@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from booth import loop, report
 from booth.cli import main
 from booth.config import load_config, resolved
 from booth.errors import UserError
+from booth.evaluation import Evaluation, Scored
 from booth.report_curves import _POINTS, Curve, chart, smoothed
 from booth.report_data import gather
 from booth.report_pictures import LARGE, PREVIEW, PREVIEWS, THUMBNAIL, THUMBNAILS
@@ -390,6 +392,30 @@ def test_a_runs_own_config_resumes_it(config, tmp_path):
     config.train.steps = 4
     assert again == resolved(config)
     assert [line["step"] for line in loop.train(FakeBackend, again, run.path).metrics] == [1, 2, 3, 4]
+
+
+def test_commands_fit_the_run(copied):
+    said = gather(copied)
+    run = copied.absolute()
+    evaluate = f"numpybooth evaluate --run {run}"
+    assert said.commands["Find the best checkpoint"].startswith(
+        f"{evaluate} --dino facebook/dino-vits16 --clip openai/"
+    )
+    assert said.commands["Export a checkpoint"] == f"numpybooth export --run {run} --out exported"
+    single = f"numpybooth export --run {run} --format single-file --out copied.safetensors"
+    assert said.commands["Export for WebUIs"] == single
+    evaluation = Evaluation({}, checkpoints=[Scored(2, "", {}, {"score": 0.0})])
+    assert replace(said, evaluation=evaluation).commands == said.commands, "none is good"
+    evaluation.checkpoints.append(Scored(4, "", {}, {"score": 0.5}))
+    said = replace(said, evaluation=evaluation)
+    assert said.commands["Export a checkpoint"] == f"numpybooth export --run {run} --best --out exported"
+    said.config.adapter.kind = "lora"
+    kohya = f"numpybooth export --run {run} --best --format kohya --out copied.safetensors"
+    assert said.commands["Export for WebUIs"] == kohya
+    said.config.model.source = "embedded"
+    assert said.commands["Find the best checkpoint"] == evaluate
+    said.config.prior.prompt = ""
+    assert "Find the best checkpoint" not in said.commands
 
 
 def test_pictures_are_made_small_once(config, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from picture_world.settings import SETTINGS
 
 from booth import scores
 from booth.errors import UserError
-from booth.evaluation_prompts import LIVE_SUBJECTS, OBJECTS, WORLD, asked, subject_of, templates_of
+from booth.evaluation_prompts import LIVE_SUBJECTS, OBJECTS, WORLD, asked, is_alive, subject_of, templates_of
 from booth.judges import Yardstick
 from booth.scores import Album, Seen
 
@@ -73,11 +73,33 @@ def test_the_best_has_the_highest_score_and_of_equals_the_fewest_steps():
     assert best(0, 0) is None and best() is None and scores.best([(1, {"prior": 1.0})]) is None
 
 
-def test_dreambench_has_25_prompts_for_each_kind():
+def test_dreambench_has_25_prompts_for_each_kind(caplog):
+    caplog.set_level("INFO", "booth")
     assert len(set(OBJECTS)) == len(set(LIVE_SUBJECTS)) == 25 and len({*OBJECTS, *LIVE_SUBJECTS}) == 35
     assert all(template.count("{}") == 1 for template in OBJECTS + LIVE_SUBJECTS)
     assert templates_of("auto", "a photo of dog") == LIVE_SUBJECTS
     assert templates_of("auto", "a photo of a backpack") == OBJECTS == templates_of("objects", "a photo of dog")
+    assert "settings: DreamBench's for live subjects; --settings objects for the other" in caplog.messages
+    assert "settings: DreamBench's for objects; --settings live for the other" in caplog.messages
+
+
+# The 30 subjects of DreamBench by class; those of its live prompts are its dogs and cats.
+DREAMBENCH = (
+    "backpack, backpack, stuffed animal, bowl, can, candle, cat, cat, clock, sneaker, dog, dog, dog, dog, dog, dog,"
+    " dog, toy, boot, stuffed animal, toy, glasses, toy, toy, cartoon, toy, sneaker, teapot, vase, stuffed animal"
+)
+
+
+def test_living_things_are_told_by_the_head_noun():
+    classes = DREAMBENCH.split(", ")
+    assert len(classes) == 30
+    assert [name for name in classes if is_alive(f"a photo of a {name}")] == ["cat"] * 2 + ["dog"] * 7
+    alive = "dogs, puppies, foxes, wolves, geese, fox, face, toddler, Corgi, people, women, golden retriever, sloth"
+    for name in [*alive.split(", "), "cat with blue eyes", "dog in the snow", "dog, best quality"]:
+        assert is_alive(f"a photo of a {name}"), name
+    dead = "dog statue, statue of a dog, dog backpack, duck toy, toy duck, plush cat, man's shoe, robot, glasses, bus"
+    for name in [*dead.split(", "), "teddy bear", "wolf plushie", "bowl with a fish", "figurine", "baby doll", ""]:
+        assert not is_alive(f"a photo of a {name}"), name
 
 
 def test_prompts_name_the_subject_and_texts_its_class():

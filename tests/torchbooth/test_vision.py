@@ -2,11 +2,14 @@
 
 import os
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTModel
@@ -92,6 +95,30 @@ def test_what_cannot_be_loaded_is_one_line(measuring_networks, tmp_path, hub):
     save_file(weights, tmp_path / "cut" / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"is incomplete: it lacks layernorm\.weight"):
         Dino(str(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize(("network", "name"), [(Dino, "dino"), (Clip, "clip")])
+@pytest.mark.parametrize("cached", [False, True])
+def test_pickles_are_converted_by_the_command_that_is_said(
+    network, name, cached, measuring_networks, pictures, tmp_path, hub
+):
+    """As a folder with a space in its name, and as a snapshot in the hub's cache."""
+    folder = shutil.copytree(measuring_networks / name, tmp_path / "of mine")
+    expected = network(str(folder)).look(pictures[:2])
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    source = str(folder)
+    if cached:
+        hub.push("owner/name", {path.name: path.read_bytes() for path in folder.iterdir()})
+        source, folder = "owner/name", Path(snapshot_download("owner/name"))
+    with pytest.raises(UserError, match="has its weights in a pickle only") as refused:
+        network(source)
+    said = shlex.split(str(refused.value).rpartition("convert them once: ")[2])
+    assert said == ["torchbooth", "convert", str(folder / "pytorch_model.bin"), "--out",
+                    str(folder / "model.safetensors")]  # fmt: skip
+    assert cli.main(said[0], said[1:]) == 0
+    assert np.array_equal(network(source).look(pictures[:2]), expected)
 
 
 def compare(capsys, *arguments):
