@@ -183,9 +183,10 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     write.add_argument("--step", type=int, help="checkpoint of --run")
     write.add_argument("--best", action="store_true", help="the checkpoint of --run that `evaluate` found best")
     write.add_argument(
-        "--format", choices=("diffusers", "single-file", *lora_file.FORMATS), default="diffusers",
-        help="a pipeline folder; one checkpoint file for WebUIs; or the LoRA alone, for diffusers (peft) or WebUIs"
-        " (kohya)",
+        "--format", default="diffusers",
+        choices=("diffusers", "single-file", *lora_file.FORMATS, export_command.EMBEDDING),
+        help="a pipeline folder; one checkpoint file for WebUIs; the LoRA alone, for diffusers (peft) or WebUIs"
+        " (kohya); or new tokens alone",
     )  # fmt: skip
     write.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
     write.add_argument("--out", required=True, type=path, help="folder of the pipeline, or NAME.safetensors")
