@@ -132,11 +132,11 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     add_source(sample)
     sample.add_argument("--prompt", action="append", default=[], help="may be given several times")
     sample.add_argument("--prompts", type=path, metavar="FILE", help="one a line; # begins a comment")
-    sample.add_argument("--negative-prompt", default="", help="what the images should not show")
-    sample.add_argument("--solver", choices=SOLVERS, default="dpm++", help="how the noise is removed")
-    sample.add_argument("--steps", type=int, default=25, help="denoising steps")
-    sample.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance scale; 1 turns it off")
-    sample.add_argument("--seeds", type=int, nargs="+", default=[0], help="one image for every prompt and seed")
+    sample.add_argument("--negative-prompt", help="what the images should not show")
+    sample.add_argument("--solver", choices=SOLVERS, help="how the noise is removed; default: dpm++")
+    sample.add_argument("--steps", type=int, help="denoising steps; default: 25")
+    sample.add_argument("--guidance", type=float, help="classifier-free guidance scale; default: 7.5, 1 turns it off")
+    sample.add_argument("--seeds", type=int, nargs="+", help="one image for every prompt and seed; default: 0")
     sample.add_argument("--size", help="512 or WIDTHxHEIGHT; default: the size the model was made for")
     sample.add_argument("--batch-size", default="4", help="images sampled at once; torchbooth: auto, as memory allows")
     for option, where in (("--x", "across"), ("--y", "down")):
@@ -183,9 +183,10 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     write.add_argument("--step", type=int, help="checkpoint of --run")
     write.add_argument("--best", action="store_true", help="the checkpoint of --run that `evaluate` found best")
     write.add_argument(
-        "--format", choices=("diffusers", "single-file", *lora_file.FORMATS), default="diffusers",
-        help="a pipeline folder; one checkpoint file for WebUIs; or the LoRA alone, for diffusers (peft) or WebUIs"
-        " (kohya)",
+        "--format", default="diffusers",
+        choices=("diffusers", "single-file", *lora_file.FORMATS, export_command.EMBEDDING),
+        help="a pipeline folder; one checkpoint file for WebUIs; the LoRA alone, for diffusers (peft) or WebUIs"
+        " (kohya); or new tokens alone",
     )  # fmt: skip
     write.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
     write.add_argument("--out", required=True, type=path, help="folder of the pipeline, or NAME.safetensors")

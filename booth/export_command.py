@@ -3,7 +3,10 @@
 import argparse
 import importlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from booth import config as settings
 from booth import evaluation, export_single_file, lora_file, lora_merge, lora_metadata, space, tokens
@@ -16,22 +19,26 @@ from booth.pipeline_dir import PipelineDir
 
 log = logging.getLogger("booth")
 
+EMBEDDING = "embedding"  # of --format: new tokens alone
+
 
 def export(package: str, options: argparse.Namespace) -> None:
     out, single = Path(options.out), options.format == "single-file"
     if options.best and (options.step is not None or not options.run_dir):
         raise UserError("--best chooses a checkpoint of --run; give --run, and no --step")
-    if options.format in lora_file.FORMATS:
-        _export_lora(package, options)
-        return
     check_of_run(options, "--from")
+    if options.format in (*lora_file.FORMATS, EMBEDDING):
+        (_export_embeddings if options.format == EMBEDDING else _export_lora)(package, options)
+        return
     if not single and (options.title or options.trigger_phrase is not None):
         raise UserError("--title and --trigger-phrase are said in files for WebUIs; leave them out, or give --format")
     if not single and out.suffix == ".safetensors":
         raise UserError(f"--out {out} is named as a file; give --format single-file, kohya or peft, or a folder")
     trained = _find_trained(load_backend(package), options) if options.run_dir else None
     pipeline = trained.pipeline if trained else _open_exported(options)
+    added = tokens.new_tokens(trained.config) if trained else ()
     (export_single_file if single else folder_export).check_target(pipeline, out)
+    words = _words_beside(out, added) if single else []
     if options.verify:
         pipeline.verify()
     networks = settings.trained_networks(trained.config) if trained else ()
@@ -43,21 +50,18 @@ def export(package: str, options: argparse.Namespace) -> None:
     what = "the checkpoint" if single else "the pipeline"
     space.require([space.Need(what, out, size)], "make room, or export to another disk")
     tensors = trained.tensors(load_backend(package)) if trained else iter(())
-    added = tokens.new_tokens(trained.config) if trained else ()
     if single:
-        spoken = tokens.spoken_prompt(trained.config) if trained else ""
+        spoken = tokens.spoken_prompt(trained.config, f"{out.stem}-") if trained else ""
         phrase = spoken if options.trigger_phrase is None else options.trigger_phrase
         resolution = trained.config.data.resolution if trained else None
-        kept = (tensor for tensor in tensors if tensor[1] != tokens.ROWS)
+        rows: list[np.ndarray] = []
         export_single_file.write(
-            pipeline, out, kept, options.precision, networks, title=options.title, resolution=resolution,
-            trigger_phrase=phrase,
+            pipeline, out, tokens.set_aside(tensors, rows), options.precision, networks, title=options.title,
+            resolution=resolution, trigger_phrase=phrase,
         )  # fmt: skip
         if trained and trained.config.train.zero_terminal_snr:
             log.info("a checkpoint file cannot say it: %s", lora_file.ZERO_SNR)
-        if added:
-            log.info("%s: no WebUI takes new words from a checkpoint; give it the files in %s/tokens", ", ".join(added),
-                     options.run_dir)  # fmt: skip
+        _write_words(words, added, rows)
     else:
         if added:
             tensors = tokens.enlarged(pipeline, tensors)
@@ -86,10 +90,29 @@ def _find_trained(backend_class: type[Backend], options: argparse.Namespace) -> 
     return trained
 
 
-def _open_exported(options: argparse.Namespace) -> PipelineDir:
+def _words_beside(out: Path, added: Sequence[str]) -> list[Path]:
+    """Files for new tokens beside the exported file, which cannot have them in it. UserError if there are such."""
+    files = tokens.files_beside(out, added)
+    if there := [file for file in files if file.exists()]:
+        raise UserError(f"--out {out}: {there[0]}, for a new token, exists; choose another name, or delete it")
+    return files
+
+
+def _write_words(files: Sequence[Path], added: Sequence[str], rows: Sequence[np.ndarray]) -> None:
+    tokens.write_embeddings(files, added, rows)
+    for file, token in zip(files, added, strict=True):
+        log.info("the new token %s written to %s, whose name is the word in WebUIs", token, file)
+
+
+def _check_no_run(options: argparse.Namespace) -> None:
     folder = Path(options.model)
     if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
-        raise UserError(f"--from {folder} is a run folder; give it with --run, or its {folder / 'pipeline'}")
+        hint = "" if options.format in lora_file.FORMATS else f", or its {folder / 'pipeline'}"
+        raise UserError(f"--from {folder} is a run folder; give it with --run{hint}")
+
+
+def _open_exported(options: argparse.Namespace) -> PipelineDir:
+    _check_no_run(options)
     return open_model(options)
 
 
@@ -102,10 +125,17 @@ def _export_lora(package: str, options: argparse.Namespace) -> None:
     out, phrase = Path(options.out), options.trigger_phrase
     if options.format != "kohya" and (options.title or phrase is not None):
         raise UserError("--title and --trigger-phrase are said in kohya files; leave them out, or give --format kohya")
-    if options.model and (options.verify or options.step is not None):
-        raise UserError(f"--{'verify' if options.verify else 'step'} belongs to --run; with --from leave it out")
-    lora_file.check_target(out)
     if options.model:
+        for name in ("verify", "revision", "model_config"):
+            if getattr(options, name):
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} is not for --from with a LoRA file; leave it out")
+    lora_file.check_target(out)
+    added: Sequence[str] = ()
+    rows: list[np.ndarray] = []
+    words: list[Path] = []
+    if options.model:
+        _check_no_run(options)
         file = lora_file.read_lora(Path(options.model))
         updates = file.layers
         about = lora_metadata.about_file(file.metadata, updates, out.stem, options.title, phrase or "")
@@ -114,19 +144,48 @@ def _export_lora(package: str, options: argparse.Namespace) -> None:
         trained = _find_trained(backend_class, options)
         adapter = adapter_of(trained.config, trained.pipeline)
         if adapter is None:
-            raise UserError(f"--run {options.run_dir} trained no LoRA (adapter.kind=none); leave --format out")
+            hint = f", or give --format {EMBEDDING}" if tokens.new_tokens(trained.config) else ""
+            raise UserError(f"--run {options.run_dir} trained no LoRA (adapter.kind=none); leave --format out{hint}")
+        added = tokens.new_tokens(trained.config)
+        words = _words_beside(out, added)
         if options.verify:
             trained.pipeline.verify()
         backend, state = trained.restore(backend_class)
-        updates = lora_file.updates_of(adapter, backend.tensors(state))
+        updates = lora_file.updates_of(adapter, tokens.set_aside(backend.tensors(state), rows))
+        if phrase is None:
+            phrase = tokens.spoken_prompt(trained.config, f"{out.stem}-")
         about = lora_metadata.about_run(trained.config, trained.pipeline, out.stem, options.title, phrase)
     lora_file.require_space(out, updates.values())
     lora_file.write(out, updates, options.format, options.precision, about)
     log.info("LoRA written to %s", out)
-    if options.run_dir and (added := tokens.new_tokens(trained.config)):
-        log.info("%s: new words are not in it; they are the files in %s/tokens", ", ".join(added), options.run_dir)
+    _write_words(words, added, rows)
     if options.run_dir and trained.config.train.zero_terminal_snr:
         log.info(lora_file.ZERO_SNR)
+
+
+def _export_embeddings(package: str, options: argparse.Namespace) -> None:
+    """New tokens of a checkpoint: one to the file itself, several to files named after it and them."""
+    out = Path(options.out)
+    if not options.run_dir:
+        raise UserError(f"--format {EMBEDDING} is for the new tokens of --run; with --from leave it out")
+    if options.title or options.trigger_phrase is not None or options.precision not in ("source", "fp32"):
+        raise UserError(
+            f"--format {EMBEDDING} writes float32, and no title; leave --precision, --title and --trigger-phrase out"
+        )
+    lora_file.check_target(out)
+    backend_class = load_backend(package)
+    trained = _find_trained(backend_class, options)
+    added = tokens.new_tokens(trained.config)
+    if not added:
+        raise UserError(f"--run {options.run_dir} has no new tokens (tokens.add is empty); leave --format out")
+    files = [out] if len(added) == 1 else _words_beside(out, added)
+    if options.verify:
+        trained.pipeline.verify()
+    backend, state = trained.restore(backend_class)
+    rows: list[np.ndarray] = []
+    for _ in tokens.set_aside(backend.tensors(state), rows):
+        pass
+    _write_words(files, added, rows)
 
 
 def merge(package: str, options: argparse.Namespace) -> None:

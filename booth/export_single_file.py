@@ -155,7 +155,7 @@ def _check_vocabulary(source: PipelineDir) -> None:
     if rows > words:
         raise UserError(
             f"{source.where} knows {rows - words} words more than CLIP's tokenizer, which WebUIs use; export its run"
-            " with --run, which leaves them to the files in RUN/tokens"
+            " with --run, which writes them to files beside it"
         )
 
 

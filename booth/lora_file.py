@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
@@ -24,7 +23,7 @@ from booth.export import RECORD
 from booth.lora_layouts import kohya_key, parsed, peft_key
 from booth.pipeline_dir import read_json, read_specs
 from booth.rundir import write_bytes, write_text
-from booth.safetensors_file import Precision, as_type, packed
+from booth.safetensors_file import CODES, DTYPES, Precision, as_type, packed
 
 FILE = "pytorch_lora_weights.safetensors"
 SUFFIX = ".safetensors"
@@ -33,7 +32,6 @@ ZERO_SNR = "it goes with a scheduler that has rescale_betas_zero_snr=true, times
 
 _CONFIG = "adapter_config.json"  # which PEFT alone writes beside its files
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}  # "source": as they are
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,10 @@ def read_lora(path: Path) -> LoraFile:
     """A LoRA file, or that in a folder as diffusers writes it. UserError for anything that is no plain LoRA."""
     path = path / FILE if path.is_dir() else path
     if path.suffix in _PICKLES:
-        raise UserError(f"{path} is a pickle, which may run code and is never read; give a {SUFFIX} file")
+        raise UserError(
+            f"{path} is a pickle, which may run code and is never read; `torchbooth convert {path} --out"
+            f" {path.with_suffix(SUFFIX)}` takes the tensors out of it"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a LoRA file, NAME{SUFFIX}")
     specs = read_specs(path)
@@ -138,7 +139,8 @@ def require_space(out: Path, layers: Iterable[LowRank]) -> None:
 
 
 def _typed(layer: str, array: np.ndarray, precision: Precision) -> np.ndarray:
-    return as_type(layer, array, _DTYPES.get(precision, array.dtype))
+    dtype = array.dtype if precision == "source" else DTYPES[CODES[precision]]
+    return as_type(layer, array, dtype)
 
 
 def _low_rank(path: Path, layer: str, parts: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> LowRank:

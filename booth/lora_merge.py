@@ -32,7 +32,7 @@ def check_fits(pipeline: PipelineDir, lora: LoraFile) -> None:
         for component in components
         for name, shape in layers(weight_shapes(pipeline, component)).items()
     }
-    where = f"{lora.path} does not fit {pipeline.path}, {pipeline.family.title}"
+    where = f"{lora.path} does not fit {pipeline.where}, {pipeline.family.title}"
     if missing := lora.layers.keys() - known.keys():
         raise UserError(f"{where}, which has no {listed(missing)}; give a LoRA that was trained from such a model")
     other = [

@@ -23,13 +23,12 @@ from safetensors.numpy import save
 
 from booth.adapters import LowRank
 from booth.errors import UserError
+from booth.modelspec import PREDICTION, PREDICTIONS
 from booth.pipeline_dir import PipelineDir
-from booth.safetensors_file import packed
-from booth.tokens import spoken_prompt
+from booth.safetensors_file import HASH, packed
 
 _PEFT = "lora_adapter_metadata"
-_HASH = "modelspec.hash_sha256"
-_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' word -> ModelSpec's
+_DATE, _ARGUMENTS, _VERSION = "modelspec.date", "ss_network_args", "ss_base_model_version"
 _CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2"}  # of the published models
 
 
@@ -54,20 +53,24 @@ def about_file(metadata: Mapping[str, str], layers: Mapping[str, LowRank], name:
     }
     family = _CONTEXT_WIDTHS.get(widths.pop(), "") if len(widths) == 1 else ""
     kept = {key: value for key, value in metadata.items() if key.startswith(("ss_", "modelspec."))}
-    return About(name, title or kept.get("modelspec.title", name), family, trigger_phrase=phrase, kept=kept)
+    prediction = kept.get(PREDICTION, "v" if kept.get(_VERSION, "").endswith("_v") else "")
+    if prediction not in PREDICTIONS.values():
+        prediction = ""
+    title = title or kept.get("modelspec.title", name)
+    return About(name, title, family, prediction, trigger_phrase=phrase, kept=kept)
 
 
-def about_run(config: Any, pipeline: PipelineDir, name: str, title: str, phrase: str | None) -> About:
-    """What is known of a run; `phrase` None: what its prompts say."""
+def about_run(config: Any, pipeline: PipelineDir, name: str, title: str, phrase: str) -> About:
+    """What is known of a run."""
     prediction = pipeline.component_config("scheduler").get("prediction_type", "epsilon")
     return About(
         name,
         title or name,
         family=pipeline.family.name,
-        prediction=_PREDICTIONS.get(prediction, ""),
+        prediction=PREDICTIONS.get(prediction, ""),
         side=config.data.resolution,
         base=Path(config.model.source).name,
-        trigger_phrase=spoken_prompt(config) if phrase is None else phrase,
+        trigger_phrase=phrase,
     )
 
 
@@ -76,17 +79,19 @@ def kohya(layers: Mapping[str, LowRank], about: About) -> dict[str, str]:
     convs = [update for update in layers.values() if update.shape[2:] not in ((), (1, 1))]
     others = [update for update in layers.values() if update.shape[2:] in ((), (1, 1))]
     sizes = {f"conv_{name}": value for name, value in _sizes(convs).items()} if convs else {}
+    kept = about.kept or {}
+    arguments = {**_arguments(kept), **sizes}
     known = {
         "ss_network_module": "networks.lora",
         **{f"ss_network_{name}": value for name, value in _sizes(others or convs).items()},
-        "ss_network_args": json.dumps(sizes),
+        _ARGUMENTS: json.dumps(arguments),
         "ss_output_name": about.name,
         "ss_sd_model_name": about.base,
         **_version(about),
         "ss_tag_frequency": _tags(about.trigger_phrase),
         **modelspec(about),
     }
-    return {**(about.kept or {}), **{name: value for name, value in known.items() if value}}
+    return {**kept, **{name: value for name, value in known.items() if value}}
 
 
 def modelspec(about: About) -> dict[str, str]:
@@ -98,8 +103,8 @@ def modelspec(about: About) -> dict[str, str]:
         "modelspec.implementation": "diffusers",  # whose names the keys are, in both layouts
         "modelspec.title": about.title,
         "modelspec.resolution": f"{about.side}x{about.side}" if about.side else "",
-        "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "modelspec.prediction_type": about.prediction,
+        _DATE: (about.kept or {}).get(_DATE, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")),
+        PREDICTION: about.prediction,
         "modelspec.trigger_phrase": about.trigger_phrase,
     }
 
@@ -108,7 +113,7 @@ def sealed(content: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
     """A safetensors file that has ModelSpec's hash, 0x and the sha256 of all that follows the header."""
     plain = save(dict(content))
     tensors = plain[8 + int.from_bytes(plain[:8], "little") :]
-    return packed(content, {**metadata, _HASH: f"0x{hashlib.sha256(tensors).hexdigest()}"})
+    return packed(content, {**metadata, HASH: f"0x{hashlib.sha256(tensors).hexdigest()}"})
 
 
 def peft(layers: Mapping[str, LowRank]) -> dict[str, str]:
@@ -164,13 +169,21 @@ def _sizes(updates: list[LowRank]) -> dict[str, str]:
     }
 
 
+def _arguments(kept: Mapping[str, str]) -> dict[str, Any]:
+    """What a converted file says of its network; {} if that is broken."""
+    try:
+        return dict(json.loads(kept.get(_ARGUMENTS, "{}")))
+    except (RecursionError, TypeError, ValueError):
+        return {}
+
+
 def _version(about: About) -> dict[str, str]:
     if not about.family:
         return {}
     suffix = "_v" if about.prediction == "v" else ""
     return {
         "ss_v2": str(about.family == "sd2"),
-        "ss_base_model_version": ("sd_v2" if about.family == "sd2" else "sd_v1") + suffix,
+        _VERSION: ("sd_v2" if about.family == "sd2" else "sd_v1") + suffix,
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from booth import config as settings
+from booth import lora_file
 from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
@@ -45,6 +46,12 @@ def add_model(parser: argparse.ArgumentParser, option: str) -> None:
 
 
 def open_model(options: argparse.Namespace) -> PipelineDir:
+    folder = Path(options.model)
+    if (folder / lora_file.FILE).is_file() and not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"{folder} is a LoRA folder, no pipeline: --run RUN, not RUN/lora, samples from a run's LoRA, and"
+            " merge --lora takes any; give that, or the pipeline"
+        )
     return open_pipeline(options.model, revision=options.revision, config=options.model_config)
 
 

@@ -23,7 +23,7 @@ VERSION = "1.0.1"
 _CODE = "https://github.com/Stability-AI/stablediffusion"  # whose variables the keys are
 _SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear"}  # diffusers' name -> the original's
 _USUAL_BETAS = ("scaled_linear", 0.00085, 0.012, None)
-_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' word -> ModelSpec's
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' word -> ModelSpec's
 
 
 def metadata(configs: Configs, title: str, resolution: int | None, trigger_phrase: str = "") -> dict[str, str]:
@@ -57,14 +57,14 @@ def native_resolution(configs: Configs) -> int | None:
 def prediction_of(scheduler: Mapping[str, Any]) -> str:
     """What the UNet predicts, in ModelSpec's words: `epsilon` or `v`. UserError for anything else."""
     prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction not in _PREDICTIONS:
+    if prediction not in PREDICTIONS:
         raise UserError(f"prediction_type={prediction!r} has no single-file form; it must be epsilon or v_prediction")
-    return _PREDICTIONS[prediction]
+    return PREDICTIONS[prediction]
 
 
 def said_prediction(file: Path, said: Mapping[str, str]) -> str | None:
     """What a file says that its UNet predicts, in its metadata or in the .yaml beside it; None if it says nothing."""
-    if said.get(PREDICTION) in _PREDICTIONS.values():
+    if said.get(PREDICTION) in PREDICTIONS.values():
         return said[PREDICTION]
     if said.get(ARCHITECTURE, "").startswith("stable-diffusion-v2"):
         return "v" if said[ARCHITECTURE].startswith("stable-diffusion-v2-768-v") else "epsilon"

@@ -28,6 +28,13 @@ from booth.xy_grid import MANY, Axis, read_axes, varied
 
 log = logging.getLogger("booth")
 
+_DEFAULTS = {
+    "negative_prompt": "",
+    "solver": "dpm++",
+    "steps": 25,
+    "guidance": 7.5,
+    "seeds": [0],
+}  # where None is given
 _AUTO_BATCH = 8  # images at once that `--batch-size auto` begins with
 
 
@@ -49,6 +56,11 @@ class Asked:
 
 def read_options(options: argparse.Namespace) -> Asked:
     """UserError for options that no model could make images with."""
+    axes = read_axes(options.x, options.y)
+    _check_not_both(options, axes)
+    for name, value in _DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     for seed in options.seeds:
         if not SEED.holds(seed):
             raise UserError(f"--seeds {seed} must be {SEED.text}")
@@ -58,7 +70,6 @@ def read_options(options: argparse.Namespace) -> Asked:
     if weight is not None and not math.isfinite(weight):
         raise UserError(f"--lora-weight {weight} must be a finite number")
     batch = {"batch_size": _batch_size(options.batch_size), "by_memory": options.batch_size == "auto"}
-    axes = read_axes(options.x, options.y)
     across, down = (axes.pop(0) if given else None for given in (options.x, options.y))
     prompts, seeds, names = _prompts(options), options.seeds, [axis.name for axis in (across, down) if axis]
     if not prompts and "prompt" not in names:
@@ -81,6 +92,18 @@ def read_options(options: argparse.Namespace) -> Asked:
     if len(grid) > MANY:
         log.warning("--x and --y ask for %d images", len(grid))
     return Asked(grid, across, down, len(across.values) if across else 1, **batch)
+
+
+def _check_not_both(options: argparse.Namespace, axes: Sequence[Axis]) -> None:
+    """UserError for an option beside an axis that changes the same."""
+    by_axis = {"seed": ["seeds"], "prompt": ["prompt", "prompts"], "checkpoint": []}
+    for axis in axes:
+        for name in by_axis.get(axis.name, [axis.name]):
+            if getattr(options, name) not in (None, []):
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(
+                    f"{option} is given beside the axis {axis.name}, which has its values; give one of them"
+                )
 
 
 def _batch_size(text: str) -> int:
@@ -138,9 +161,15 @@ def run(
     source = _Source(backend_class, config, pipeline, trained)
     made = _advised(_images(source, tokenizer, size, recipes, asked))
     images: dict[int, np.ndarray] = {}
+    added = tokens.new_tokens(config)
     for index, image in progress(made, desc="sampling", total=len(recipes), unit="image"):
-        text = infotext(recipes[index], size, source.title(options, recipes[index]), source.hash)
-        pictures.save(Image.fromarray(image), out / _file_name(index, recipes[index]), text)
+        recipe = recipes[index]
+        spoken = replace(  # as WebUIs call new tokens
+            recipe, prompt=tokens.spoken(recipe.prompt, added),
+            negative_prompt=tokens.spoken(recipe.negative_prompt, added),
+        )  # fmt: skip
+        text = infotext(spoken, size, source.title(options, recipe), source.hash)
+        pictures.save(Image.fromarray(image), out / _file_name(index, recipe), text)
         if asked.is_xy or len(recipes) <= MANY:
             images[index] = image
     log.info("%d images%s written to %s", len(recipes), _write_grid(asked, recipes, images, out), out)

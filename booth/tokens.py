@@ -75,21 +75,51 @@ def enlarged(
 def keep_embeddings(
     folder: Path, tokens: Sequence[str], tensors: Iterable[tuple[str, str, np.ndarray]]
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """The same tensors; when the new rows come along, each is written to a file of its own, float32, which
-    `pipe.load_textual_inversion` reads. UserError if the disk is full."""
+    """The same tensors; when the new rows come along, each is written to a file of its own in the folder.
+
+    UserError if the disk is full.
+    """
     for component, name, array in tensors:
         if name == ROWS:
-            for file, token, row in zip(file_names(tokens), tokens, array, strict=True):
-                write_bytes(folder / file, save({token: np.ascontiguousarray(row)}, {"format": "pt"}))
+            write_embeddings([folder / file for file in file_names(tokens)], tokens, array)
         yield component, name, array
 
 
-def spoken_prompt(config: Any) -> str:
+def set_aside(
+    tensors: Iterable[tuple[str, str, np.ndarray]], rows: list[np.ndarray]
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """The same tensors without the new rows, [width] each, which are put into `rows`."""
+    for component, name, array in tensors:
+        if name == ROWS:
+            rows += list(array)
+        else:
+            yield component, name, array
+
+
+def write_embeddings(files: Sequence[Path], tokens: Sequence[str], rows: Iterable[np.ndarray]) -> None:
+    """Each row, [width], in a file of its own, float32, which `pipe.load_textual_inversion` reads.
+
+    UserError if the disk is full.
+    """
+    for file, token, row in zip(files, tokens, rows, strict=True):
+        write_bytes(file, save({token: np.ascontiguousarray(row, np.float32)}, {"format": "pt"}))
+
+
+def files_beside(out: Path, tokens: Sequence[str]) -> list[Path]:
+    """NAME-saya_token.safetensors for <saya_token>, beside the exported file NAME.safetensors."""
+    return [out.with_name(f"{out.stem}-{file}") for file in file_names(tokens)]
+
+
+def spoken_prompt(config: Any, prefix: str = "") -> str:
     """The prompts of a run as one says them to a WebUI: without captions, and with the names of new tokens' files."""
-    text = ", ".join(instance_prompts(config))
-    for token, file in zip(new_tokens(config), file_names(new_tokens(config)), strict=True):
-        text = text.replace(token, Path(file).stem)
-    return text.strip(" ,")
+    return spoken(", ".join(instance_prompts(config)), new_tokens(config), prefix).strip(" ,")
+
+
+def spoken(text: str, tokens: Sequence[str], prefix: str = "") -> str:
+    """The text with the names of the tokens' files, which begin with `prefix`, instead of the tokens."""
+    names = {token: prefix + Path(file).stem for token, file in zip(tokens, file_names(tokens), strict=True)}
+    longest_first = sorted(map(re.escape, names), key=len, reverse=True)
+    return re.sub("|".join(longest_first), lambda found: names[found[0]], text) if names else text
 
 
 def file_names(tokens: Sequence[str]) -> list[str]:

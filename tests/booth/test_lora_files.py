@@ -8,14 +8,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from booth import cli, space
+from booth import cli, export_single_file, space
 from booth.adapters import LowRank, layers, weight_shapes
 from booth.errors import UserError
-from booth.lora_file import read_lora, write
+from booth.lora_file import FILE, read_lora, write
 from booth.lora_layouts import kohya_key, parsed, peft_key
 from booth.lora_metadata import About
 from booth.pipeline_dir import open_pipeline
-from booth.tokens import ROWS, keep_embeddings, spoken_prompt
+from booth.tokens import ROWS, keep_embeddings, spoken, spoken_prompt
 
 QUERY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
@@ -201,6 +201,37 @@ def test_the_family_of_a_file(tmp_path, width, second):
     assert read_lora(tmp_path / "b.safetensors").metadata["ss_v2"] == second
 
 
+@pytest.mark.parametrize("said", [{"modelspec.prediction_type": "v"}, {"ss_base_model_version": "sd_v2_v"}])
+def test_a_converted_file_says_what_it_said(said, tmp_path):
+    layers = {
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k": low_rank((32, 1024)),
+        CONV: low_rank((8, 8, 3, 3), alpha=1.0),
+    }
+    write(tmp_path / "a.safetensors", layers, "kohya", "source", About("a", "a"))
+    before = {
+        "modelspec.date": "2023-01-02T03:04:05Z",
+        "ss_network_args": '{"dropout": "0.1", "conv_dim": "9"}',
+        **said,
+    }
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", before)
+    assert (
+        run("export", "--from", tmp_path / "b.safetensors", "--format", "kohya", "--out", tmp_path / "c.safetensors")
+        == 0
+    )
+    after = read_lora(tmp_path / "c.safetensors").metadata
+    assert after["modelspec.prediction_type"] == "v" and after["ss_base_model_version"] == "sd_v2_v"
+    assert after["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
+    assert after["modelspec.date"] == before["modelspec.date"]
+    assert json.loads(after["ss_network_args"]) == {"dropout": "0.1", "conv_dim": "2", "conv_alpha": "1.0"}
+    broken = {"ss_network_args": "[1", "modelspec.prediction_type": "x0"}
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "d.safetensors", broken)
+    assert (
+        run("export", "--from", tmp_path / "d.safetensors", "--format", "kohya", "--out", tmp_path / "e.safetensors")
+        == 0
+    )
+    assert json.loads(read_lora(tmp_path / "e.safetensors").metadata["ss_network_args"])["conv_dim"] == "2"
+
+
 def test_alphas_of_peft_alone(lora, tmp_path):
     """They are in the config beside the file; rank-stabilized ones are over the root of the rank."""
     file = tmp_path / "adapter_model.safetensors"
@@ -298,6 +329,10 @@ def test_loras_of_other_models(lora, shapes, tiny_pipeline, tiny_sd2_pipeline, t
     )
     said = refusal("merge", "--from", tiny_pipeline, "--lora", tmp_path / "deep.safetensors", "--out", tmp_path / "out")
     assert "which has no unet.up_blocks.7.resnets.0.conv1; give a LoRA that was trained from such a model" in said
+    export_single_file.write(open_pipeline(tiny_pipeline), tmp_path / "tiny.safetensors")
+    single = ("merge", "--from", tmp_path / "tiny.safetensors", "--model-config", tiny_pipeline)
+    said = refusal(*single, "--lora", tmp_path / "deep.safetensors", "--out", tmp_path / "out")
+    assert f"does not fit {tmp_path / 'tiny.safetensors'}, Stable Diffusion 1.x" in said, "not its configs"
     assert not (tmp_path / "out").exists()
 
 
@@ -387,15 +422,24 @@ EXPORT, MERGE = "export --from a.safetensors --format", "merge --from embedded -
     ("command", "said"),
     [
         ("export --from none.safetensors --format kohya --out b.safetensors", "none.safetensors: no such file"),
-        ("export --from a.pt --format kohya --out b.safetensors", "a.pt is a pickle"),
+        ("export --from a.pt --format kohya --out b.safetensors", "`torchbooth convert a.pt --out a.safetensors`"),
         ("export --from a.safetensors --out b", "is a LoRA file, no model; give the checkpoint that it is for"),
         ("export --run none --format kohya --out b.safetensors", "none is not a run folder"),
         ("export --format kohya --out b.safetensors", "one of the arguments --run --from is required"),
         (f"{EXPORT} lycoris --out b.safetensors", "invalid choice: 'lycoris'"),
         (f"{EXPORT} kohya --out b.pt", "--out b.pt must end with .safetensors"),
         (f"{EXPORT} kohya --out a.safetensors", "a.safetensors exists"),
-        (f"{EXPORT} kohya --step 1 --out b.safetensors", "--step belongs to --run"),
-        (f"{EXPORT} kohya --verify --out b.safetensors", "--verify belongs to --run"),
+        (f"{EXPORT} kohya --step 1 --out b.safetensors", "--step names a checkpoint of --run"),
+        (f"{EXPORT} kohya --verify --out b.safetensors", "--verify is not for --from with a LoRA file; leave"),
+        (f"{EXPORT} peft --revision abc --out b.safetensors", "--revision is not for --from with a LoRA file"),
+        (f"{EXPORT} kohya --model-config X --out b.safetensors", "--model-config is not for --from with a LoRA file"),
+        ("export --run r --format kohya --model-config X --out b.safetensors", "--model-config belongs to --from"),
+        (f"{EXPORT} embedding --out b.safetensors", "--format embedding is for the new tokens of --run"),
+        ("export --from run --format kohya --out b.safetensors", "--from run is a run folder; give it with --run"),
+        (
+            "sample --model run/lora --prompt a --out b",
+            "run/lora is a LoRA folder, no pipeline: --run RUN, not RUN/lora",
+        ),
         (f"{EXPORT} peft --title A --out b.safetensors", "are said in kohya files"),
         (f"{EXPORT} peft --run r --out b.safetensors", "not allowed with"),
         ("merge --from embedded --lora none.safetensors --out b", "none.safetensors: no such file"),
@@ -410,6 +454,9 @@ def test_what_cannot_work(lora, command, said, tmp_path, monkeypatch, refusal):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.safetensors", lora, "kohya", "source", About("a", "a"))
     (tmp_path / "a.pt").write_bytes(b"pickle")
+    (tmp_path / "run" / "lora").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").touch()
+    write(tmp_path / "run" / "lora" / FILE, lora, "peft", "source", About("a", "a"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "photo.png").touch()
     before = sorted(path.name for path in tmp_path.rglob("*"))
@@ -446,6 +493,8 @@ def test_what_a_run_is_prompted_with(tiny_config):
     config.instance.prompt = "a photo of <saya_token>, {caption}"
     config.tokens.add = ("<saya_token>=girl",)
     assert spoken_prompt(config) == "a photo of saya_token"
+    assert spoken_prompt(config, "out-") == "a photo of out-saya_token", "as the file beside an exported one is named"
+    assert spoken("<a> beside a <b>", ["a", "<a>", "<b>"]) == "2-a beside 1-a b"
     config.tokens.add = ()
     config.concepts = ({"instance.prompt": "a photo of sks dog"}, {"instance.prompt": "a photo of zwx cat"})
     assert spoken_prompt(config) == "a photo of sks dog, a photo of zwx cat"

@@ -39,7 +39,8 @@ def sample(tiny_pipeline, tmp_path, monkeypatch, capsys, caplog):
     def sample(*arguments, backend=FakeBackend, out="out", source=("--model", tiny_pipeline)):
         monkeypatch.setattr(cli, "load_backend", lambda package: backend)
         monkeypatch.setattr(cli, "_log_to_stderr", lambda: None)
-        given = ["sample", *source, "--steps", 2, "--size", 64, "--out", tmp_path / out, *arguments]
+        steps = () if any(str(argument).startswith("steps=") for argument in arguments) else ("--steps", 2)
+        given = ["sample", *source, *steps, "--size", 64, "--out", tmp_path / out, *arguments]
         code = cli.main("torchbooth", [*map(str, given)])
         if code:
             lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
@@ -220,7 +221,14 @@ def test_checkpoints_side_by_side(sample, tiny_config, tmp_path):
      (["--x", "steps=2", "--y", "steps=3"], "--x and --y are both steps; give one of them another name"),
      (["--x", "steps=2", "--x", "seed=3"], "--x is given twice; a grid has one axis across (--x) and one down (--y)"),
      (["--x", "steps=2", "--seeds", "1", "2"], "has one seed: give one with --seeds, or make seed an axis"),
-     (["--x", "steps=2", "--prompt", "b"], "has one prompt: give one with --prompt, or make prompt an axis")],
+     (["--x", "steps=2", "--prompt", "b"], "has one prompt: give one with --prompt, or make prompt an axis"),
+     (["--x", "steps=2,3", "--steps", "25"], "--steps is given beside the axis steps, which has its values; give one"),
+     (["--y", "seed=2", "--seeds", "0"], "--seeds is given beside the axis seed"),
+     (["--x", "seed=2", "--y", "solver=ddim", "--solver", "dpm++"], "--solver is given beside the axis solver"),
+     (["--x", "guidance=1", "--guidance", "7.5"], "--guidance is given beside the axis guidance"),
+     (["--x", "lora_weight=1", "--lora-weight", "1"], "--lora-weight is given beside the axis lora_weight"),
+     (["--x", "negative_prompt=b", "--negative-prompt", "c"], "--negative-prompt is given beside the axis"),
+     (["--x", "prompt=b"], "--prompt is given beside the axis prompt")],
 )  # fmt: skip
 def test_axes_that_cannot_be(sample, axes, said, tmp_path):
     assert said in sample("--prompt", "a", *axes)

@@ -1,17 +1,19 @@
 """New tokens: their rows alone train where nothing else is asked for, and plain diffusers knows them."""
 
 import importlib
+import shutil
 
 import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.numpy import load_file
 
 from booth import cli, loop
 from booth.errors import UserError
 from booth.lora_file import read_lora
 from booth.pipeline_dir import open_pipeline
-from booth.tokens import TABLE, file_names
+from booth.tokens import ROWS, TABLE, file_names
 
 TOKENS = ("<saya_token>", "<its_colour>")
 ALONE = {"train.unet": False}
@@ -109,8 +111,75 @@ def test_tokens_beside_what_else_trains(configured, tmp_path, fields):
         command = ["export", "--run", str(tmp_path / "torchbooth"), "--format", "kohya", "--out", f"{out}.safetensors"]
         assert cli.main("torchbooth", command) == 0
         lora = read_lora(tmp_path / "out.safetensors")
-        assert lora.metadata["modelspec.trigger_phrase"] == "a photo of saya_token in its_colour", "as files are named"
+        said = lora.metadata["modelspec.trigger_phrase"]
+        assert said == "a photo of out-saya_token in out-its_colour", "as files are named"
         assert lora.layers.keys() == read_lora(tmp_path / "torchbooth" / "lora").layers.keys(), "without new words"
+
+
+def exported_rows(run, tmp_path, name, *arguments):
+    out = tmp_path / f"{name}.safetensors"
+    given = ["export", "--run", run, "--step", 2, *arguments, "--out", out]
+    assert cli.main("torchbooth", [*map(str, given)]) == 0
+    files = [load_file(out.with_name(f"{name}-{file}")) for file in file_names(TOKENS)]
+    return np.stack([file[token] for file, token in zip(files, TOKENS, strict=True)])
+
+
+def rows_of_step(run, step):
+    return load_file(run / "checkpoints" / f"step-{step:06d}" / "trainable.safetensors")[f"text_encoder.{ROWS}"]
+
+
+def test_the_rows_of_the_exported_checkpoint(configured, tmp_path, capsys):
+    """Not those of the last step; also where the run wrote none yet."""
+    config = configured({**PIVOTAL, "tokens.fraction": 1.0, "checkpoint.every_steps": 2})
+    run = loop.train(backend_of("torchbooth"), config, tmp_path / "run")
+    expected = rows_of_step(run.path, 2)
+    assert not np.array_equal(expected, rows(run))
+    shutil.rmtree(run.path / "tokens")
+    given = [
+        "sample",
+        "--run",
+        run.path,
+        "--prompt",
+        "a <saya_token>",
+        "--steps",
+        1,
+        "--negative-prompt",
+        "<its_colour>",
+    ]
+    assert cli.main("torchbooth", [*map(str, given), "--out", str(tmp_path / "pictures")]) == 0
+    text = Image.open(next((tmp_path / "pictures").glob("000-*.png"))).text["parameters"]
+    assert text.startswith("a saya_token\nNegative prompt: its_colour\n"), "as WebUIs call them"
+    for number, name in enumerate(("kohya", "peft", "single-file", "embedding")):
+        found = exported_rows(run.path, tmp_path, f"o{number}", "--format", name)
+        assert np.array_equal(found, expected) and found.dtype == np.float32, name
+        assert (tmp_path / f"o{number}.safetensors").exists() == (name != "embedding")
+    capsys.readouterr()
+    (tmp_path / "o0.safetensors").unlink()
+    again = ["export", "--run", str(run.path), "--format", "kohya", "--out", str(tmp_path / "o0.safetensors")]
+    assert cli.main("torchbooth", again) == 2
+    assert "o0-saya_token.safetensors, for a new token, exists; choose another name" in capsys.readouterr().err
+    assert not (tmp_path / "o0.safetensors").exists()
+
+
+def test_the_only_word_has_the_file_for_itself(configured, tmp_path, capsys):
+    """Of a run that trained nothing else."""
+    config = configured({**ALONE, "checkpoint.every_steps": 1, "train.steps": 2})
+    config.tokens.add, config.instance.prompt = ("<saya_token>=a",), "a photo of <saya_token>"
+    run = loop.train(backend_of("torchbooth"), config, tmp_path / "run").path
+    given = ["export", "--run", str(run), "--step", "1", "--out", str(tmp_path / "saya.safetensors"), "--format"]
+    assert cli.main("torchbooth", [*given, "kohya"]) == 2
+    assert (
+        "trained no LoRA (adapter.kind=none); leave --format out, or give --format embedding" in capsys.readouterr().err
+    )
+    assert cli.main("torchbooth", [*given, "embedding", "--precision", "fp16"]) == 2
+    assert "--format embedding writes float32" in capsys.readouterr().err
+    assert cli.main("torchbooth", [*given, "embedding"]) == 0
+    content = load_file(tmp_path / "saya.safetensors")
+    assert list(content) == ["<saya_token>"] and np.array_equal(content["<saya_token>"], rows_of_step(run, 1)[0])
+    assert not np.array_equal(rows_of_step(run, 1), rows_of_step(run, 2))
+    assert "saya.safetensors, whose name is the word in WebUIs" in capsys.readouterr().err
+    assert cli.main("torchbooth", [*given, "embedding"]) == 2
+    assert "saya.safetensors exists; choose another name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
