@@ -59,7 +59,8 @@ def test_a_run_from_a_file_and_its_export(done, job, tiny_sd2_pipeline, tmp_path
     out = tmp_path / "dog.safetensors"
     said = done("torchbooth", "export", "--run", tmp_path / "single", "--format", "single-file", "--precision", "fp16",
                 "--out", out)  # fmt: skip
-    assert "<sks>: no WebUI takes new words from a checkpoint" in said and "pipeline of step 2 written" in said
+    assert f"the new token <sks> written to {tmp_path / 'dog-sks.safetensors'}" in said
+    assert "pipeline of step 2 written" in said and (tmp_path / "dog-sks.safetensors").is_file()
     assert (tmp_path / "single" / "tokens" / "sks.safetensors").is_file()
     found = open_pipeline(out, config=str(tiny_sd2_pipeline))
     trained, base = open_pipeline(tmp_path / "folder" / "pipeline"), open_pipeline(tiny_sd2_pipeline)
@@ -70,7 +71,7 @@ def test_a_run_from_a_file_and_its_export(done, job, tiny_sd2_pipeline, tmp_path
             np.testing.assert_array_equal(array, expected.astype(np.float16), strict=True, err_msg=name)
     with safe_open(out, framework="np") as opened:
         metadata = opened.metadata()
-    assert metadata["modelspec.trigger_phrase"] == "a photo of sks robot"
+    assert metadata["modelspec.trigger_phrase"] == "a photo of dog-sks robot"  # as the file beside it is called
     assert (metadata["modelspec.resolution"], metadata["modelspec.title"]) == ("64x64", "dog")
     assert (tmp_path / "dog.yaml").read_text() == (tmp_path / "base.yaml").read_text()
     assert (
