@@ -184,9 +184,10 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     write.add_argument("--best", action="store_true", help="the checkpoint of --run that `evaluate` found best")
     write.add_argument(
         "--format", default="diffusers",
-        choices=("diffusers", "single-file", *lora_file.FORMATS, export_command.EMBEDDING),
+        choices=("diffusers", "single-file", *lora_file.FORMATS, *export_command.EMBEDDINGS),
         help="a pipeline folder; one checkpoint file for WebUIs; the LoRA alone, for diffusers (peft) or WebUIs"
-        " (kohya); or new tokens alone",
+        " (kohya); or new tokens alone, as diffusers and WebUIs read them (embedding) or in kohya's layout"
+        " (emb_params)",
     )  # fmt: skip
     write.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
     write.add_argument("--out", required=True, type=path, help="folder of the pipeline, or NAME.safetensors")

@@ -19,7 +19,7 @@ from booth.pipeline_dir import PipelineDir
 
 log = logging.getLogger("booth")
 
-EMBEDDING = "embedding"  # of --format: new tokens alone
+EMBEDDINGS = tuple(tokens.LAYOUTS)  # of --format: new tokens alone
 
 
 def export(package: str, options: argparse.Namespace) -> None:
@@ -27,8 +27,8 @@ def export(package: str, options: argparse.Namespace) -> None:
     if options.best and (options.step is not None or not options.run_dir):
         raise UserError("--best chooses a checkpoint of --run; give --run, and no --step")
     check_of_run(options, "--from")
-    if options.format in (*lora_file.FORMATS, EMBEDDING):
-        (_export_embeddings if options.format == EMBEDDING else _export_lora)(package, options)
+    if options.format in (*lora_file.FORMATS, *EMBEDDINGS):
+        (_export_embeddings if options.format in EMBEDDINGS else _export_lora)(package, options)
         return
     if not single and (options.title or options.trigger_phrase is not None):
         raise UserError("--title and --trigger-phrase are said in files for WebUIs; leave them out, or give --format")
@@ -98,8 +98,10 @@ def _words_beside(out: Path, added: Sequence[str]) -> list[Path]:
     return files
 
 
-def _write_words(files: Sequence[Path], added: Sequence[str], rows: Sequence[np.ndarray]) -> None:
-    tokens.write_embeddings(files, added, rows)
+def _write_words(
+    files: Sequence[Path], added: Sequence[str], rows: Sequence[np.ndarray], layout: str = EMBEDDINGS[0]
+) -> None:
+    tokens.write_embeddings(files, added, rows, layout)
     for file, token in zip(files, added, strict=True):
         log.info("the new token %s written to %s, whose name is the word in WebUIs", token, file)
 
@@ -144,7 +146,7 @@ def _export_lora(package: str, options: argparse.Namespace) -> None:
         trained = _find_trained(backend_class, options)
         adapter = adapter_of(trained.config, trained.pipeline)
         if adapter is None:
-            hint = f", or give --format {EMBEDDING}" if tokens.new_tokens(trained.config) else ""
+            hint = f", or give --format {EMBEDDINGS[0]}" if tokens.new_tokens(trained.config) else ""
             raise UserError(f"--run {options.run_dir} trained no LoRA (adapter.kind=none); leave --format out{hint}")
         added = tokens.new_tokens(trained.config)
         words = _words_beside(out, added)
@@ -167,10 +169,11 @@ def _export_embeddings(package: str, options: argparse.Namespace) -> None:
     """New tokens of a checkpoint: one to the file itself, several to files named after it and them."""
     out = Path(options.out)
     if not options.run_dir:
-        raise UserError(f"--format {EMBEDDING} is for the new tokens of --run; with --from leave it out")
+        raise UserError(f"--format {options.format} is for the new tokens of --run; with --from leave it out")
     if options.title or options.trigger_phrase is not None or options.precision not in ("source", "fp32"):
         raise UserError(
-            f"--format {EMBEDDING} writes float32, and no title; leave --precision, --title and --trigger-phrase out"
+            f"--format {options.format} writes float32, and no title; leave --precision, --title and --trigger-phrase"
+            " out"
         )
     lora_file.check_target(out)
     backend_class = load_backend(package)
@@ -185,7 +188,7 @@ def _export_embeddings(package: str, options: argparse.Namespace) -> None:
     rows: list[np.ndarray] = []
     for _ in tokens.set_aside(backend.tensors(state), rows):
         pass
-    _write_words(files, added, rows)
+    _write_words(files, added, rows, options.format)
 
 
 def merge(package: str, options: argparse.Namespace) -> None:

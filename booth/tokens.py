@@ -6,7 +6,7 @@ stay as they are, to the bit. An export has them at the end of the table.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,12 @@ from booth.errors import UserError
 from booth.pipeline_dir import PipelineDir
 from booth.rundir import write_bytes
 
+# Of a textual-inversion file: (key, array) of a token and its row. `pipe.load_textual_inversion` takes the first's key
+# for the word, of the second it must be told; WebUIs take the only tensor of a file, and the file's name for the word.
+LAYOUTS: Mapping[str, Callable[[str, np.ndarray], tuple[str, np.ndarray]]] = {
+    "embedding": lambda token, row: (token, row),
+    "emb_params": lambda token, row: ("emb_params", row[None]),  # kohya's: one row of as many as a word may have
+}
 TABLE = "text_model.embeddings.token_embedding.weight"
 ROWS = "text_model.embeddings.token_embedding.added.weight"
 
@@ -96,13 +102,13 @@ def set_aside(
             yield component, name, array
 
 
-def write_embeddings(files: Sequence[Path], tokens: Sequence[str], rows: Iterable[np.ndarray]) -> None:
-    """Each row, [width], in a file of its own, float32, which `pipe.load_textual_inversion` reads.
-
-    UserError if the disk is full.
-    """
+def write_embeddings(
+    files: Sequence[Path], tokens: Sequence[str], rows: Iterable[np.ndarray], layout: str = "embedding"
+) -> None:
+    """Each row, [width], in a file of its own, float32, in one of LAYOUTS. UserError if the disk is full."""
     for file, token, row in zip(files, tokens, rows, strict=True):
-        write_bytes(file, save({token: np.ascontiguousarray(row, np.float32)}, {"format": "pt"}))
+        key, array = LAYOUTS[layout](token, np.ascontiguousarray(row, np.float32))
+        write_bytes(file, save({key: array}, {"format": "pt"}))
 
 
 def files_beside(out: Path, tokens: Sequence[str]) -> list[Path]:

@@ -178,6 +178,18 @@ def test_the_only_word_has_the_file_for_itself(configured, tmp_path, capsys):
     assert list(content) == ["<saya_token>"] and np.array_equal(content["<saya_token>"], rows_of_step(run, 1)[0])
     assert not np.array_equal(rows_of_step(run, 1), rows_of_step(run, 2))
     assert "saya.safetensors, whose name is the word in WebUIs" in capsys.readouterr().err
+    given[given.index("--out") + 1] = str(tmp_path / "kohya.safetensors")
+    assert cli.main("torchbooth", [*given, "emb_params"]) == 0
+    content = load_file(tmp_path / "kohya.safetensors")
+    assert list(content) == ["emb_params"] and np.array_equal(content["emb_params"], rows_of_step(run, 1))
+    pipe = StableDiffusionPipeline.from_pretrained(config.model.source, safety_checker=None)
+    for file in ("saya", "kohya"):
+        pipe.load_textual_inversion(tmp_path / f"{file}.safetensors", token=f"<{file}>")
+        number = pipe.tokenizer.convert_tokens_to_ids(f"<{file}>")
+        learned = pipe.text_encoder.get_input_embeddings().weight[number].detach()
+        assert np.array_equal(learned, rows_of_step(run, 1)[0])
+    capsys.readouterr()
+    given[given.index("--out") + 1] = str(tmp_path / "saya.safetensors")
     assert cli.main("torchbooth", [*given, "embedding"]) == 2
     assert "saya.safetensors exists; choose another name" in capsys.readouterr().err
 
