@@ -14,9 +14,9 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from booth import embedded, hub
+from booth.config_values import check_values
 from booth.errors import UserError
 from booth.family import Family, detect_family
 from booth.hub import HubModel
@@ -251,7 +252,7 @@ def open_pipeline(
         model.fetch(model.files(components(model_index), variant)[0])
     family = detect_family(where, model_index, lambda component: _component_config(path, component))
     for component in ("scheduler", *family.networks):
-        _check_values(where, component, _component_config(path, component))
+        check_values(where, component, _component_config(path, component))
     tokenizer = path / "tokenizer"
     if not ((tokenizer / "tokenizer.json").is_file() or has_vocabulary(tokenizer)):
         raise UserError(
@@ -328,47 +329,6 @@ def written_key(component: str, key: str) -> str:
 def _is_shard_name(name: Any) -> bool:
     """Of a file beside the index, nowhere else."""
     return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name and name.isprintable()
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_fraction(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value <= 100_000
-
-
-def _are(holds: Callable[[Any], bool], values: Any) -> bool:
-    return isinstance(values, list) and len(values) > 0 and all(map(holds, values))
-
-
-# What is computed with here: component and key -> (what it is where it is left out, what it must be). The rest is left
-# to diffusers and transformers.
-_VALUES: Mapping[tuple[str, str], tuple[Any, Callable[[Any], bool]]] = {
-    ("vae", "block_out_channels"): (None, partial(_are, _is_count)),
-    ("vae", "latent_channels"): (None, _is_count),
-    ("vae", "scaling_factor"): (1, lambda value: _is_number(value) and value != 0),
-    ("vae", "shift_factor"): (None, lambda value: value is None or _is_number(value)),
-    ("text_encoder", "max_position_embeddings"): (None, lambda value: _is_count(value) and value > 2),
-    ("text_encoder", "vocab_size"): (49408, _is_count),
-    ("scheduler", "num_train_timesteps"): (1000, _is_count),
-    ("scheduler", "beta_start"): (0, _is_fraction),
-    ("scheduler", "beta_end"): (0, _is_fraction),
-    ("scheduler", "trained_betas"): (None, lambda value: value is None or _are(_is_fraction, value)),
-}
-
-
-def _check_values(where: str, component: str, config: Mapping[str, Any]) -> None:
-    for (owner, key), (default, holds) in _VALUES.items():
-        if owner == component and not holds(config.get(key, default)):
-            raise UserError(
-                f"{where}: the config of its {component} is broken: {key} is {config.get(key, default)!r}; download it"
-                " again"
-            )
 
 
 def _component_config(path: Path, component: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from photo_files import picture
 from PIL import Image
 
 from booth.data import (
@@ -15,25 +16,6 @@ from booth.data import (
     read_examples,
 )
 from booth.errors import UserError
-
-
-@pytest.fixture
-def save(tmp_path):
-    """Saves a picture under a name in one folder; returns its path."""
-
-    def save(name, image, **options):
-        path = tmp_path / name
-        image.save(path, **options)
-        return path
-
-    return save
-
-
-def picture(width=60, height=40):
-    """RGB, different in every corner, with waves that a poor resize would flatten."""
-    x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
-    waves = 25 + 20 * np.sin(np.arange(width) * 1.5) + 5 * np.sin(np.arange(height) * 1.5)[:, None]
-    return Image.fromarray((np.stack([x, y, 200 - x / 2 - y / 2], axis=-1) + waves[..., None]).round().astype(np.uint8))
 
 
 def array(path):

@@ -36,14 +36,6 @@ ID = "owner/robot"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def finished(make_tiny_config, tmp_path_factory):
-    """A run with previews and before and after; tests must not write into it."""
-    config = make_tiny_config()
-    config.samples.inference_steps, config.samples.every_steps, config.samples.before_after = 2, 2, True
-    return loop.train(FakeBackend, config, tmp_path_factory.mktemp("push") / "run").path
-
-
 @pytest.fixture
 def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")

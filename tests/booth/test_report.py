@@ -74,14 +74,6 @@ def config(tiny_config):
     return tiny_config
 
 
-@pytest.fixture(scope="module")
-def finished(make_tiny_config, tmp_path_factory):
-    """A run with all that a page shows; tests must not write into it."""
-    config = make_tiny_config()
-    config.samples.inference_steps, config.samples.every_steps, config.samples.before_after = 2, 2, True
-    return loop.train(FakeBackend, config, tmp_path_factory.mktemp("report") / "run").path
-
-
 @pytest.fixture
 def copied(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "copied")

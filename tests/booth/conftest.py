@@ -1,0 +1,27 @@
+"""What several tests of the core need."""
+
+import pytest
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Saves a picture under a name in one folder; returns its path."""
+
+    def save(name, image, **options):
+        path = tmp_path / name
+        image.save(path, **options)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def finished(make_tiny_config, tmp_path_factory):
+    """A run with previews and before and after; tests must not write into it."""
+    from fake_backend import FakeBackend
+
+    from booth import loop
+
+    config = make_tiny_config()
+    config.samples.inference_steps, config.samples.every_steps, config.samples.before_after = 2, 2, True
+    return loop.train(FakeBackend, config, tmp_path_factory.mktemp("finished") / "run").path
