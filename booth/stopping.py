@@ -1,8 +1,13 @@
-"""Stopping on request: Ctrl-C, or SIGTERM, which spot instances, TPU preemption and schedulers send.
+"""Stopping on request: Ctrl-C, a closed terminal, or what schedulers and preempted machines send.
 
-Before the first update there is nothing to save: Ctrl-C and SIGTERM end the process at once. From then on the first of
-them has the update at hand finished and saved, and a second one stops at once. Exit codes are those of shells: 130 and
-143.
+Before the first update there is nothing to save: such a signal ends the process at once. From then on the first of
+them has the update at hand finished and saved, and a second one stops at once. Exit codes are those of shells: 128 and
+the signal's number, 130 for Ctrl-C.
+
+Of the other signals that end a process by default, SIGQUIT, SIGABRT and those of faults (SIGSEGV, SIGBUS, SIGFPE,
+SIGILL, SIGTRAP, SIGSYS, SIGSTKFLT) are for those who want the process dead with a dump; SIGALRM, SIGVTALRM, SIGPROF and
+SIGIO (SIGPOLL) are timers and events that a process asks for itself; SIGXFSZ and SIGPIPE are errors of a write, and
+Python makes them such; SIGKILL cannot be caught.
 """
 
 import math
@@ -15,7 +20,20 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Those that this system has of the signals that ask a process to end, and who sends them.
+_SIGNALS = tuple(
+    signal.Signals[name]
+    for name in (
+        "SIGINT",  # Ctrl-C
+        "SIGTERM",  # spot instances, TPU preemption, schedulers, `kill`
+        "SIGHUP",  # a closed terminal or lost connection
+        "SIGUSR1", "SIGUSR2",  # schedulers, some time before they end a job
+        "SIGXCPU",  # the limit of processor time
+        "SIGPWR",  # failing power
+        "SIGBREAK",  # Windows: Ctrl-Break, a closed console
+    )
+    if name in signal.Signals.__members__
+)  # fmt: skip
 _MOMENT_S = 0.3
 _DEAF_S = 5.0  # so long may Python be inside one call of a framework before a signal ends the process all the same
 
@@ -41,6 +59,7 @@ class StopRequest:
         self.number = 0
         self._before: dict[int, Any] = {}
         self._at_once = False
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def arm(self) -> None:
         """From now on; signals are a matter of the main thread, elsewhere nothing happens."""
@@ -71,12 +90,21 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         _hear()
+        if number == getattr(signal, "SIGHUP", None):
+            self._leave_terminal()
         first = not self.number
         self.number = self.number or number
         if self._at_once or not first:
             raise KeyboardInterrupt
-        # Not by way of a stream, in whose middle this may be.
-        os.write(2, b"\nstopping: this update is finished and saved; once more stops at once\n")
+        with suppress(OSError):  # Not by way of a stream, in whose middle this may be.
+            os.write(2, b"\nstopping: this update is finished and saved; once more stops at once\n")
+
+    def _leave_terminal(self) -> None:
+        """Lead standard output and errors nowhere if they were a terminal: it is gone, and writing to it would fail."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 @contextmanager

@@ -4,9 +4,9 @@ python scripts/fingerprints.py --out before           run the matrix; before/fin
 python scripts/fingerprints.py --out after --compare before/fingerprints.json
 python scripts/fingerprints.py --out after --backend torch --case lora
 
-Each run trains a tiny model with random weights for a few steps on a few drawn pictures, by the command line. Hashed are
-exported weights and configs, LoRA files, embeddings of new tokens, pictures and metrics (but for speeds). The hashes hold
-for one machine, one thread and one set of installed versions. The exit code is 1 where hashes differ.
+Each run trains a tiny model with random weights for a few steps on a few drawn pictures, by the command line. Hashed
+are exported weights and configs, LoRA files, embeddings of new tokens, pictures and metrics (but for speeds). The
+hashes hold for one machine, one thread and one set of installed versions. The exit code is 1 where hashes differ.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from make_image_corpus import AVIF, SIZE, THEMES, TURNS, make_image_corpus, picture
+from waiting import PATIENCE_S
 
 from booth import data
 from booth.data import Example, find_images, instance_examples, load_image, log_passed_over, read_examples
@@ -364,7 +365,9 @@ print(peak() - start)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is asked of Linux")  # noqa: PTH110
 def test_memory_is_bounded(folder, expected):
-    done = subprocess.run([sys.executable, "-c", READ_ALL, str(folder)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ALL, str(folder)], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     small, huge = map(int, done.stdout.split())

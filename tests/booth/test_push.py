@@ -21,6 +21,7 @@ from hub_server import files_of
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.numpy import save_file
+from waiting import PATIENCE_S
 
 from booth import adapters, loop, lora_file, push_command
 from booth.cli import main
@@ -141,7 +142,7 @@ def test_ctrl_c_while_uploading(hub, hub_env, account, run):
         assert hub.stalled.wait(60)
         process.send_signal(signal.SIGINT)
         hub.stall.pop(sha256).set()
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
     assert process.returncode == 130 and "Traceback" not in err, err

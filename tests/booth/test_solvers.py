@@ -118,13 +118,15 @@ def equal(table, scheduler, tolerance=None):
     """Whether timesteps are the same and latents differ by less: what the model sees, what comes of a step from
     diffusers' latents, and of all steps from the same noise. Both get the same fresh noise.
 
-    Predictions are of noise, so latents grow to 70. diffusers' Euler counts in float32 from sigma 4096 where a schedule
-    ends without signal, hence a tolerance of 1e-3 in place of 1e-4.
+    Predictions are of noise, so latents grow to 70, where neighbours in float32 are 8e-6 apart, and up to 50 steps
+    round them in another order than diffusers does: 8e-5 was seen, which depends on the processor. diffusers' Euler
+    begins at sigma 4096 where a schedule ends without signal: at 4096 x 3.5 neighbours are 1e-3 apart, and it subtracts
+    from there.
     """
     if [row.timestep for row in table] != scheduler.timesteps.tolist():
         return False
     scales = levels(scheduler)
-    tolerance = tolerance or (1e-3 if scales[0] > 1000 else 1e-4)
+    tolerance = tolerance or (4e-3 if scales[0] > 1000 else 3e-4)
     random = np.random.default_rng(1)
     ours = random.standard_normal((1, 4, 8, 8)).astype(np.float32)
     theirs = torch.from_numpy(ours) * scheduler.init_noise_sigma

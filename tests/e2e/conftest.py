@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from waiting import PATIENCE_S
 
 # A suite that was started in the background ignores Ctrl-C, and so would the processes that it is tried on.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -72,7 +73,13 @@ def run(tmp_path, environment):
     def run(module, *arguments, env=None, **options):
         command = [sys.executable, "-m", module, *map(str, arguments)]
         return subprocess.run(
-            command, cwd=tmp_path, env=env or environment(), capture_output=True, text=True, timeout=300, **options
+            command,
+            cwd=tmp_path,
+            env=env or environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            **options,
         )
 
     return run

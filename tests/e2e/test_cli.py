@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from waiting import PATIENCE_S
 
 from booth.fields import FIELDS
 
@@ -21,7 +22,7 @@ def finished(tmp_path_factory, job):
     """A run of four steps, made by the command; the process' outcome and the folder."""
     folder = tmp_path_factory.mktemp("finished")
     command = [sys.executable, "-m", "torchbooth.train", *job("run")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S)
     return done, folder / "run"
 
 

@@ -4,11 +4,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from waiting import PATIENCE_S, wait_until
 
 # The process kills itself the moment the checkpoint of step 8 is to get its name: complete, but not yet published.
 KILLED_AT_THE_CHECKPOINT = """
@@ -52,10 +52,7 @@ def start(tmp_path, environment):
 
 
 def wait_for(path, process):
-    until = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < until, f"{path} has not come"
-        time.sleep(0.005)
+    wait_until(path.exists, process, path)
 
 
 def names(folder):
@@ -97,7 +94,7 @@ def test_killed_twice_and_finished(start, run, arguments, environment, main, tmp
     assert got.keys() == wanted.keys() and all(np.array_equal(got[name], wanted[name]) for name in wanted)
 
 
-SIGNALS = {"Ctrl-C": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 143)}
+SIGNALS = {"Ctrl-C": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 143), "SIGHUP": (signal.SIGHUP, 129)}
 
 
 @pytest.mark.parametrize(("package", "number", "code"), [
@@ -105,6 +102,8 @@ SIGNALS = {"Ctrl-C": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 143)}
     pytest.param("jaxbooth", *SIGNALS["SIGTERM"], marks=pytest.mark.full),
     pytest.param("torchbooth", *SIGNALS["SIGTERM"], marks=pytest.mark.full),
     pytest.param("jaxbooth", *SIGNALS["Ctrl-C"], marks=pytest.mark.full),
+    pytest.param("torchbooth", *SIGNALS["SIGHUP"], marks=pytest.mark.full),
+    pytest.param("jaxbooth", *SIGNALS["SIGHUP"], marks=pytest.mark.full),
 ])  # fmt: skip
 def test_asked_to_stop(start, run, arguments, tmp_path, package, number, code):
     """The update at hand is finished and saved, whatever checkpoint.every_steps says; the same command goes on."""
@@ -112,14 +111,9 @@ def test_asked_to_stop(start, run, arguments, tmp_path, package, number, code):
     endless = [*arguments(folder), "--config.train.steps=100000", "--config.checkpoint.every_steps=0",
                "--config.log.every_steps=1"]  # fmt: skip
     process = start(endless, package)
-    until = time.monotonic() + 240
-    while not (folder / "metrics.jsonl").exists() or len(steps(folder)) < 3:
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.01)
-    began = time.monotonic()
+    wait_until(lambda: (folder / "metrics.jsonl").exists() and len(steps(folder)) >= 3, process, "the third update")
     process.send_signal(number)
-    assert process.wait(timeout=60) == code
-    assert time.monotonic() - began < 30
+    assert process.wait(timeout=PATIENCE_S) == code
     err = (tmp_path / "stderr").read_text()
     (saved,) = names(folder / "checkpoints")
     step = int(saved.removeprefix("step-"))
@@ -137,19 +131,20 @@ def test_asked_to_stop(start, run, arguments, tmp_path, package, number, code):
 def test_asked_to_stop_twice(start, arguments, tmp_path):
     """At once, and without damage: the update is lost, the last checkpoint is not."""
     folder = tmp_path / "run"
-    slow = "import torchbooth.checkpoint as c; import time; s = c.save; c.save = lambda *a: (time.sleep(20), s(*a))"
+    slow = """
+import sys, time
+import torchbooth.checkpoint
+
+torchbooth.checkpoint.save = lambda *_: (print("saving", file=sys.stderr, flush=True), time.sleep(7200))
+"""
     process = start(
         [*arguments(folder), "--config.train.steps=100000", "--config.log.every_steps=1"], "torchbooth", slow
     )
-    until = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() or not steps(folder):
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: (folder / "metrics.jsonl").exists() and steps(folder), process, "the first update")
     process.send_signal(signal.SIGINT)
-    time.sleep(3)  # it is saving now, and takes its time
-    began = time.monotonic()
+    said(tmp_path / "stderr", "saving", process)  # which takes its time
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130 and time.monotonic() - began < 15
+    assert process.wait(timeout=PATIENCE_S) == 130
     err = (tmp_path / "stderr").read_text()
     assert err.splitlines()[-1].startswith("torchbooth: interrupted; the same command continues")
     assert "Traceback" not in err
@@ -159,29 +154,28 @@ def test_asked_to_stop_twice(start, arguments, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_before_training_it_stops_at_once(start, arguments, tmp_path, number, code):
     folder = tmp_path / "run"
-    process = start([*arguments(folder), "--config.prior.inference_steps=400"], "torchbooth")
+    process = start(
+        [*arguments(folder), "--config.prior.inference_steps=900", "--config.prior.count=1000"], "torchbooth"
+    )
     wait_for(folder / "class_images" / "class_images.json", process)
     process.send_signal(number)
-    assert process.wait(timeout=10) == code
+    assert process.wait(timeout=PATIENCE_S) == code
     assert not (folder / "metrics.jsonl").exists()
 
 
 def said(path, text, process):
-    until = time.monotonic() + 240
-    while text not in path.read_text(encoding="utf-8"):
-        assert process.poll() is None and time.monotonic() < until, f"{text} has not been said"
-        time.sleep(0.01)
+    wait_until(lambda: text in path.read_text(encoding="utf-8"), process, text)
 
 
 def test_pictures_are_not_waited_for(start, arguments, tmp_path):
     """They can be made again; the updates before them are saved."""
     folder = tmp_path / "run"
     previews = ["--config.samples.every_steps=3", "--config.samples.inference_steps=900",
-                "--config.samples.images_per_prompt=50", "--config.checkpoint.every_steps=0"]  # fmt: skip
+                "--config.samples.images_per_prompt=1000", "--config.checkpoint.every_steps=0"]  # fmt: skip
     process = start([*arguments(folder), *previews], "torchbooth", "import os; os.environ['TQDM_MININTERVAL'] = '0'")
     said(tmp_path / "stderr", "preview:", process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 143
+    assert process.wait(timeout=PATIENCE_S) == 143
     assert names(folder / "checkpoints") == ["step-000003"] and not any((folder / "samples").glob("step-*"))
     assert (tmp_path / "stderr").read_text().splitlines()[-1] == (
         "torchbooth: stopped after step 3, which is saved; the same command continues"

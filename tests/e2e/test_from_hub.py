@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from hub_server import files_of
+from waiting import PATIENCE_S
 
 ID = "owner/tiny"
 UNET, VAE = (f"{name}/diffusion_pytorch_model.safetensors" for name in ("unet", "vae"))
@@ -88,7 +89,7 @@ def test_ctrl_c_while_downloading(hub, hub_env, commit, job, environment, tmp_pa
     try:
         assert hub.stalled.wait(120)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
         hub.stall.pop(UNET).set()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from waiting import PATIENCE_S
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "quickstart.ipynb"
 
@@ -45,7 +46,7 @@ def test_kept_without_output():
 def test_runs_from_top_to_bottom(tmp_path, environment):
     done = subprocess.run(
         [sys.executable, "-c", RUN, NOTEBOOK],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, encoding="utf-8", timeout=300,
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.partition("shown: ")[2]) == [True, False, True, True], "photos, files, before, after"

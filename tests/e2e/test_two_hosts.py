@@ -5,12 +5,12 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+from waiting import PATIENCE_S
 
 
 def environment(devices):
@@ -34,7 +34,7 @@ def on_hosts(tmp_path):
             with (tmp_path / f"host{index}.log").open("w") as stderr:  # a pipe that nobody reads would fill
                 processes.append(subprocess.Popen(command, cwd=elsewhere, env=environment(4), stderr=stderr))
         try:
-            codes = [process.wait(timeout=240) for process in processes]
+            codes = [process.wait(timeout=PATIENCE_S) for process in processes]
         finally:
             for process in processes:
                 process.kill()
@@ -110,8 +110,7 @@ def test_all_end_when_one_fails_in_an_update(job, on_hosts, tmp_path, monkeypatc
     (tmp_path / "sitecustomize.py").write_text(FAILING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     arguments = job(tmp_path / "run", prior__weight=0.0, log__every_steps=1)
-    began = time.monotonic()
     (code, error), (other_code, other_error) = on_hosts(arguments, arguments)
-    assert code == other_code == 1 and time.monotonic() - began < 150
+    assert code == other_code == 1
     assert "jaxbooth: error: host 1 has failed: division by zero" in error
     assert "ZeroDivisionError" in other_error

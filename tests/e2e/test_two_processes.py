@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -24,7 +25,9 @@ def torchrun(tmp_path):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "localhost"]
         command += ["--master-port", str(port), "-m", "torchbooth.train", *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+        )
         return done.returncode, done.stderr
 
     return torchrun
@@ -96,13 +99,11 @@ def test_asked_to_stop_both_stop_after_the_same_update(job, tmp_path, asked):
             command = [sys.executable, "-m", "torchbooth.train", *arguments]
             processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=stderr))
     try:
-        until = time.monotonic() + 120
-        while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text():
-            assert time.monotonic() < until and processes[0].poll() is None, (tmp_path / "log0").read_text()
-            time.sleep(0.05)
-        time.sleep(2)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        wait_until(lambda: metrics.exists() and metrics.read_text(), processes[0], "the first update")
+        time.sleep(2)  # so that it comes in the middle of things
         processes[asked].send_signal(signal.SIGTERM)
-        codes = [process.wait(timeout=30) for process in processes]
+        codes = [process.wait(timeout=PATIENCE_S) for process in processes]
     finally:
         for process in processes:
             process.kill()

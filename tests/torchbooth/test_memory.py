@@ -84,27 +84,32 @@ def distance(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
+# A float32 weight of 0.1 is known to 7e-9, and an update of it is 1e-4 large: optimizers whose kernels round the same
+# sums differently are this far apart at most, on whatever processor.
+ROUNDED_ONCE = 2e-4
+# Sums in another order: Adam makes an update of full size of a gradient that is nothing but such a difference.
+OTHER_ORDER = 1e-3
 # settings -> (what they must train as, relative distance of the updates at most)
 SAME = {
     "recomputing all": (BLOCK, {}, 0),
     "recomputing some": ({**BLOCK, "train.checkpointed_blocks": ("down_blocks.0", "up_blocks.1")}, {}, 0),
-    "in the backward pass": ({**FUSED, "train.max_grad_norm": 0.0}, {"train.max_grad_norm": 0.0}, 1e-6),
-    "states in the host's memory": (OFFLOAD, {}, 1e-6),
+    "in the backward pass": ({**FUSED, "train.max_grad_norm": 0.0}, {"train.max_grad_norm": 0.0}, ROUNDED_ONCE),
+    "states in the host's memory": (OFFLOAD, {}, ROUNDED_ONCE),
     "the same between previews": ({"memory.offload_optimizer": "sampling"}, {}, 0),
     "an average in the host's memory": ({**AVERAGED, "ema.device": "host"}, AVERAGED, 0),
-    "pulled, offloaded": ({"train.pull": 1e3, **OFFLOAD}, {"train.pull": 1e3}, 1e-6),
-    "channels last": ({"train.channels_last": True}, {}, 1e-4),
-    "two pieces": ({"train.accumulation": 2}, {}, 1e-4),
-    "two pieces, offloaded, recomputed": ({"train.accumulation": 2, **OFFLOAD, **BLOCK}, {}, 1e-4),
+    "pulled, offloaded": ({"train.pull": 1e3, **OFFLOAD}, {"train.pull": 1e3}, ROUNDED_ONCE),
+    "channels last": ({"train.channels_last": True}, {}, OTHER_ORDER),
+    "two pieces": ({"train.accumulation": 2}, {}, OTHER_ORDER),
+    "two pieces, offloaded, recomputed": ({"train.accumulation": 2, **OFFLOAD, **BLOCK}, {}, OTHER_ORDER),
     "text encoder": (
         {"train.text_encoder": True, **FUSED, **OFFLOAD, **BLOCK, "train.max_grad_norm": 0.0},
         {"train.text_encoder": True, "train.max_grad_norm": 0.0},
-        1e-6,
+        ROUNDED_ONCE,
     ),
     "bf16": (
         {**BF16, **FUSED, **OFFLOAD, **BLOCK, "train.max_grad_norm": 0.0},
         {**BF16, "train.max_grad_norm": 0.0},
-        1e-6,
+        ROUNDED_ONCE,
     ),
     "rounded weights": (
         {**ROUNDED, **FUSED, **OFFLOAD, **BLOCK, "train.max_grad_norm": 0.0},
@@ -115,7 +120,7 @@ SAME = {
         f"{optimizer}, all at once": (
             {"train.optimizer": optimizer, **FUSED, **OFFLOAD, **BLOCK, "train.max_grad_norm": 0.0},
             {"train.optimizer": optimizer, "train.max_grad_norm": 0.0},
-            1e-6,
+            ROUNDED_ONCE,
         )
         for optimizer in OPTIMIZERS
     },
@@ -133,7 +138,14 @@ def test_it_trains_the_same(job, fields, plain, limit):
     assert np.linalg.norm(reference.update) > 0
     assert distance(ours.update, reference.update) <= limit
     assert ours.losses == pytest.approx(reference.losses, rel=max(limit / 10, 1e-12))
-    assert ours.norms == pytest.approx(reference.norms, rel=max(limit / 10, 1e-6))
+    assert ours.norms == pytest.approx(reference.norms, rel=max(limit / 10, 1e-5))
+
+
+def test_a_slightly_wrong_update_is_noticed(job):
+    """What the distances above must be able to tell."""
+    plain = job.run({})
+    for wrong in ({"train.weight_decay": 0.1}, {"train.adam_b1": 0.89}, {"train.adam_b2": 0.99}):
+        assert distance(job.run(wrong).update, plain.update) > OTHER_ORDER, wrong
 
 
 def test_an_average_is_float32_and_weights_come_back_to_the_bit(job):
@@ -216,7 +228,7 @@ def test_clipping_in_the_backward_pass(job):
     clipped = {"train.max_grad_norm": CLIPPED}
     ours, joint = job.run({**FUSED, **clipped}), job.run(clipped)
     assert min(joint.norms) > 10 * CLIPPED
-    assert ours.norms[0] == joint.norms[0], "the same gradients"
+    assert ours.norms[0] == pytest.approx(joint.norms[0], rel=1e-5), "the same gradients, squares summed as they come"
     assert ours.norms == pytest.approx(joint.norms, rel=1e-2), "the true norm is reported"
     assert ours.losses == pytest.approx(joint.losses, rel=1e-2)
 
