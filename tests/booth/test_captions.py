@@ -16,7 +16,7 @@ from booth.inputs import check_inputs
 from booth.preparation import prepare
 from booth.rundir import RunDir
 
-COLOURS = {"red car.png": "red", "blue car.png": "blue", "green_car-2.png": "green"}
+COLOURS = {"red car.png": "red", "blue car.png": "blue", "green_car-02.png": "green"}
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def test_tables(folder, kind):
 
 @pytest.mark.parametrize(
     ("rows", "said"),
-    [(TABLE[:2], r"no caption for green_car-2\.png in "),
+    [(TABLE[:2], r"no caption for green_car-02\.png in "),
      ([*TABLE, {"file_name": "gone.png", "text": "a ghost"}], r"captions of gone\.png, but no such images lie in "),
-     ([*TABLE[:2], TABLE[2] | {"text": " "}], r"no caption for green_car-2\.png in "),
+     ([*TABLE[:2], TABLE[2] | {"text": " "}], r"no caption for green_car-02\.png in "),
      ([{"image": "red car.png", "text": "x"}], r"has no column 'file_name' but image, text; it is what ties"),
      ([*TABLE, {"file_name": "../red car.png", "text": "x"}], r"captions of \.\./red car\.png, but no such images")],
 )  # fmt: skip
@@ -101,7 +101,7 @@ def test_a_column_that_is_not_there_lists_those_that_are(folder):
 
 def test_an_image_without_a_text_file(folder):
     (folder / "red car.txt").write_text("a red car", encoding="utf-8")
-    with pytest.raises(UserError, match=r"no caption for blue car\.png, green_car-2\.png in"):
+    with pytest.raises(UserError, match=r"no caption for blue car\.png, green_car-02\.png in"):
         read(folder, "text")
 
 

@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_read(make, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.iterdir", refuse)
-    assert "cannot be read: Permission denied; give one that may be read" in refusal(folder)
+    assert "cannot be read: Permission denied; give a folder that this user may read" in refusal(folder)
 
 
 def test_strange_names_are_one_line(make):
