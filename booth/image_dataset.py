@@ -170,6 +170,8 @@ def _opened(source: Path, scratch: str, where: str) -> Any:
     if any((source / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return load_from_disk(str(source))
     folder, file = (source, None) if source.is_dir() else (source.parent, source.name)
+    if file and source.suffix != source.suffix.lower():
+        raise UserError(f"{where}: `datasets` takes suffixes in lower case only; rename it to *{source.suffix.lower()}")
     if set("*?[") & set(str(source.resolve())):
         raise UserError(f"{where}: `datasets` takes *, ? and [ in a path for patterns; rename the folder or file")
     return load_dataset(str(folder), data_files=file, streaming=True, cache_dir=scratch)

@@ -208,7 +208,7 @@ def test_what_a_large_jpeg_may_take_is_bounded(save, monkeypatch):
         monkeypatch.setattr(image_file, "MOST_MEMORY", most)
         assert load_image(path).size == size
     monkeypatch.setattr(image_file, "MOST_MEMORY", whole)
-    with pytest.raises(ValueError, match="^600x400 pixels are more than memory is meant for; make it smaller$"):
+    with pytest.raises(ValueError, match=r"^600x400 pixels are more than memory is meant for; make it smaller$"):
         load_image(path)
 
 

@@ -255,6 +255,12 @@ def test_postscript_is_no_image(tmp_path):
     assert "row 0 (a text and no image: '%!PS-Adobe-3.0" in refusal(source)
 
 
+def test_suffixes_in_capitals(tmp_path, cache):
+    source = write_parquet(tmp_path / "CARS.PARQUET")
+    assert "`datasets` takes suffixes in lower case only; rename it to *.parquet" in refusal(source)
+    assert "`datasets` cannot read it (" in refusal(tmp_path)
+
+
 def test_rows_without_a_caption_are_named(tmp_path):
     source = write_parquet(tmp_path / "cars.parquet", captions=["a car", None, "  "])
     folder = open_photos(str(source), "image", "metadata").folder
@@ -287,6 +293,12 @@ def cut(path, size=None):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if size is None else size])
 
 
+def edit(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("make", "harm"),
     [(as_parquet, lambda path: cut(path)), (as_parquet, lambda path: cut(path, 0)),
@@ -294,8 +306,11 @@ def cut(path, size=None):
      (as_saved, lambda path: (path / "data-00001-of-00002.arrow").unlink()),
      (as_shards, lambda path: write_parquet(path / "data" / "train-00001-of-00003.parquet", image_column="other")),
      (as_table, lambda path: (path / "pictures" / "b.jpg").unlink()),
-     (as_table, lambda path: (path / "metadata.jsonl").write_text('{"image": "pictures/a.jpg"}'))],
-    ids=["half", "empty", "arrow", "state", "missing", "columns", "image", "table"],
+     (as_table, lambda path: (path / "metadata.jsonl").write_text('{"image": "pictures/a.jpg"}')),
+     (as_csv, lambda path: edit(path / "metadata.csv", "red sks car", "red sks car, parked")),
+     (as_csv, lambda path: edit(path / "metadata.csv", " sks car", " sks car, parked")),
+     (as_csv, lambda path: (path / "metadata.jsonl").write_text('{"file_name": "pictures/a.jpg"}'))],
+    ids=["half", "empty", "arrow", "state", "missing", "columns", "image", "table", "comma", "commas", "two tables"],
 )  # fmt: skip
 def test_what_the_library_cannot_read(make, harm, tmp_path, cache):
     source = make(tmp_path / "source")
