@@ -21,7 +21,7 @@ _NAME = "file_name"
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     line: int  # in the file, from 1
     cells: dict[str, Any]
 
@@ -29,7 +29,7 @@ class _Row:
 def captions_of_table(folder: Path, images: Sequence[Path], column: str) -> dict[str, str]:
     """{image's name: caption}, or what a row names where there is no such image. UserError."""
     path = _find(folder, column)
-    columns, rows = (_read_csv if path.suffix.lower() == ".csv" else _read_json)(path)
+    columns, rows = read_table(path)
     _check_columns(path, columns, column)
     lookup, captions, lines = FileLookup(images), dict[str, str](), dict[str, int]()
     for row in rows:
@@ -47,6 +47,11 @@ def captions_of_table(folder: Path, images: Sequence[Path], column: str) -> dict
             )
         captions[key], lines[key] = _text(path, row, column), row.line
     return captions
+
+
+def read_table(path: Path) -> tuple[list[str], list[Row]]:
+    """The columns and the rows. UserError names the line in which something would be lost."""
+    return (_read_csv if path.suffix.lower() == ".csv" else _read_json)(path)
 
 
 def read_text(path: Path) -> str:
@@ -76,11 +81,10 @@ def _find(folder: Path, column: str) -> Path:
     return found[0]
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[_Row]]:
-    """The columns and the rows."""
+def _read_csv(path: Path) -> tuple[list[str], list[Row]]:
     reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True, strict=True)
     header: list[str] = []
-    rows: list[_Row] = []
+    rows: list[Row] = []
     line = 1
     try:
         for cells in reader:
@@ -102,7 +106,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[_Row]]:
                     f"{path}, line {start}: {len(cells)} cells and {len(header)} columns; add what is missing, even if"
                     " it is empty"
                 )
-            rows.append(_Row(start, dict(zip(header, cells, strict=False))))
+            rows.append(Row(start, dict(zip(header, cells, strict=False))))
     except csv.Error as error:
         raise UserError(
             f"{path}, line {line}: {error}; put what has commas in it in double quotes, and write a quote in it twice"
@@ -118,8 +122,8 @@ def _check_header(path: Path, header: list[str]) -> None:
             raise UserError(f"{path} has {named} between its columns; save it with commas")
 
 
-def _read_json(path: Path) -> tuple[list[str], list[_Row]]:
-    rows: list[_Row] = []
+def _read_json(path: Path) -> tuple[list[str], list[Row]]:
+    rows: list[Row] = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):  # others end lines inside of strings too
         if line.strip():
             try:
@@ -128,7 +132,7 @@ def _read_json(path: Path) -> tuple[list[str], list[_Row]]:
                     raise ValueError(f"but a {type(cells).__name__}")
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: no JSON object ({error}); correct the line") from error
-            rows.append(_Row(number, cells))
+            rows.append(Row(number, cells))
     return list(dict.fromkeys(name for row in rows for name in row.cells)), rows
 
 
@@ -147,7 +151,7 @@ def _check_columns(path: Path, columns: list[str], column: str) -> None:
             raise UserError(f"{path} has no column {wanted!r} but {there}; {change}")
 
 
-def _text(path: Path, row: _Row, column: str) -> str:
+def _text(path: Path, row: Row, column: str) -> str:
     """A cell in one line; numbers as they are written, and empty for none."""
     value = row.cells.get(column)
     if value is None or value != value:  # NaN, which pandas writes for nothing

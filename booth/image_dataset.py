@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from booth import hub, space
-from booth.caption_tables import TABLES
+from booth.caption_tables import TABLES, read_table
 from booth.errors import UserError
 from booth.file_names import listed, printable
 from booth.image_file import image_format, reason
@@ -129,6 +129,7 @@ def _unpack(rows: Iterator[dict[str, Any]], image_column: str, source: Path, fol
             (folder / name).write_bytes(content)
             table.append({**row, "file_name": name})
     if bad:
+        _check_tables(source)
         lack = f"{len(bad)} of {len(bad) + len(table)} rows have no image in {image_column!r} that can be read"
         raise UserError(f"{where}: {lack}: {listed(bad)}; take them out, or write the dataset anew, images and all")
     if not table:
@@ -158,9 +159,17 @@ def _rows(source: Path, image_column: str, where: str) -> Iterator[dict[str, Any
     except UserError:
         raise
     except Exception as error:  # it raises many types
+        _check_tables(source)
         said = printable(" ".join(str(error).split())[:200]) or type(error).__name__
         fix = "write or download it again, or give the file or folder of one dataset of images"
         raise UserError(f"{where}: `datasets` cannot read it ({said}); {fix}") from error
+
+
+def _check_tables(source: Path) -> None:
+    """UserError if what is wrong with a dataset is a line of its table, which `datasets` does not say as well."""
+    for table in TABLES if source.is_dir() else ():
+        if (source / table).is_file():
+            read_table(source / table)
 
 
 def _opened(source: Path, scratch: str, where: str) -> Any:
