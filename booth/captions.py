@@ -1,21 +1,18 @@
 """Captions of photos: from text files beside them, from their names, or from a table; and their shuffled variants."""
 
-import csv
-import io
-import json
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from booth import randomness
+from booth.caption_names import captions_from_names
+from booth.caption_tables import captions_of_table, read_text
 from booth.errors import UserError
+from booth.file_names import FileLookup, listed
 
 log = logging.getLogger("booth")
 
 SOURCES = ("none", "text", "names", "metadata")
-TABLES = ("metadata.jsonl", "metadata.csv")  # as `datasets` has them in image folders
 PLACE = "{caption}"  # in instance.prompt
 _FIELD = "instance.captions"
 
@@ -29,8 +26,8 @@ def read_captions(folder: Path, paths: Sequence[Path], source: str, column: str,
         return [prompt] * len(paths)
     readers: Mapping[str, Callable[[], dict[str, str]]] = {
         "text": lambda: _beside(folder, paths),
-        "names": lambda: {path.name: _words(path.stem) for path in paths},
-        "metadata": lambda: _table(folder, column),
+        "names": lambda: _from_names(paths),
+        "metadata": lambda: captions_of_table(folder, paths, column),
     }
     found = readers[source]()
     names = [path.name for path in paths]
@@ -64,65 +61,24 @@ def variants(caption: str, shuffled: int, kept: int, seed: int, name: str) -> li
 
 def _beside(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
     """X.txt beside X.jpg. Other text files are only named: notes are not captions."""
-    stems = {path.stem for path in paths}
-    if other := sorted(file.name for file in folder.glob("*.txt") if file.stem not in stems):
+    texts = {path for path in folder.iterdir() if path.suffix.lower() == ".txt"}
+    lookup, captions, taken = FileLookup(sorted(texts), lambda path: path.stem), {}, set()
+    for path in paths:
+        found = lookup.find(path.stem)
+        if len(found) > 1:
+            which = " and ".join(text.name for text in found)
+            raise UserError(f"{_FIELD}='text': {path.name} has {which} beside it in {folder}; leave one of them")
+        for text in found:
+            captions[path.name] = " ".join(read_text(text).split())
+            taken.add(text)
+    if other := sorted(text.name for text in texts - taken):
         log.warning("%s='text': %s belong to no image", _FIELD, listed(other))
-    return {
-        path.name: " ".join(_text_of(path.with_suffix(".txt")).split())
-        for path in paths
-        if path.with_suffix(".txt").is_file()
-    }
+    return captions
 
 
-def _words(stem: str) -> str:
-    """`red_car-in snow 12` -> `red car in snow`: a number that tells files apart is no part of it."""
-    return re.sub(r"\s*\(?\d+\)?$", "", " ".join(re.split(r"[\s_-]+", stem))).strip()
-
-
-def _table(folder: Path, column: str) -> dict[str, str]:
-    """{file name: caption} of the folder's table."""
-    path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
-    if path is None:
-        raise UserError(
-            f"{_FIELD}='metadata': there is no {' or '.join(TABLES)} in {folder}; write one with the columns file_name"
-            f" and {column}, or use 'text' or 'names'"
-        )
-    rows = _rows(path)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    for wanted, field in (("file_name", ""), (column, "instance.caption_column")):
-        if wanted not in columns:
-            change = f"; set {field} to one of them" if field else "; it is what ties captions to images"
-            raise UserError(f"{path} has no column {wanted!r} but {', '.join(map(str, columns)) or 'none'}{change}")
-    return {str(row.get("file_name")): " ".join(str(row.get(column) or "").split()) for row in rows}
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    text = _text_of(path)
-    if path.suffix == ".csv":
-        try:
-            return [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
-        except csv.Error as error:
-            raise UserError(f"{path} cannot be read as a table ({error}); correct it") from error
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: no JSON object ({error}); correct the line") from error
-    return rows
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); save it as UTF-8") from error
-
-
-def listed(names: Sequence[str], shown: int = 5) -> str:
-    """The first names and how many more there are, in one line of a terminal."""
-    some = ", ".join(
-        name.encode("unicode_escape").decode() if not name.isprintable() else name for name in names[:shown]
-    )
-    return some if len(names) <= shown else f"{some} and {len(names) - shown} more"
+def _from_names(paths: Sequence[Path]) -> dict[str, str]:
+    """Says what was made of the names, first where a part of one was left out."""
+    captions = dict(zip((path.name for path in paths), captions_from_names([path.stem for path in paths]), strict=True))
+    told = sorted(paths, key=lambda path: len(captions[path.name]) == len(path.stem))
+    log.info("%s='names': %s", _FIELD, listed([f"{path.name!r} -> {captions[path.name]!r}" for path in told]))
+    return captions

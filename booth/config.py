@@ -172,9 +172,9 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> 
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--config {path} is not a file; give a .py, .yaml or .json config")
-    if path.suffix == ".py":
+    if path.suffix.lower() == ".py":
         config = _run_config_file(path)
-    elif path.suffix in (".yaml", ".yml", ".json"):
+    elif path.suffix.lower() in (".yaml", ".yml", ".json"):
         config = default_config()
         for name, value in _read_data_file(path).items():
             set_field(config, name, value)

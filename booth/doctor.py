@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from booth import data, prior
-from booth.data import Example, Size, load_image
+from booth import prior
+from booth.data import Example, Size
+from booth.file_names import printable
+from booth.image_file import load_image
+from booth.image_folder import is_mask
 from booth.inputs import Inputs
 from booth.progress import progress
 from booth.prompts import Tokenizer
@@ -45,7 +48,7 @@ def _about(config: Any, instances: Sequence[Example], inputs: Inputs) -> Iterato
     yield from _count(config, instances)
     yield from _size(config, instances)
     yield from _buckets(config, instances, inputs)
-    if config.instance.masks != "files" and (masks := [photo for photo in photos if _is_named_as_mask(photo)]):
+    if config.instance.masks != "files" and (masks := [photo for photo in photos if is_mask(photo.path)]):
         yield f"{_names(masks)}: named as masks, and trained on as photos; set instance.masks=files"
     yield from _duplicates(photos, small)
     yield from _blur(small)
@@ -97,10 +100,6 @@ def _seen(size: Size, shown: Size) -> float:
     """The share of a picture that is left once it covers a size and is cropped to it."""
     whole = covering(size, shown)
     return shown[0] * shown[1] / (whole[0] * whole[1])
-
-
-def _is_named_as_mask(photo: Example) -> bool:
-    return photo.path.stem.endswith(data.MASK_END)
 
 
 def _duplicates(photos: Sequence[Example], small: dict[Example, np.ndarray]) -> Iterator[str]:
@@ -175,4 +174,4 @@ def _words(prompt: str) -> list[str]:
 
 
 def _names(photos: Sequence[Example]) -> str:
-    return ", ".join(data.printable(photo.name) for photo in photos)
+    return ", ".join(printable(photo.name) for photo in photos)

@@ -15,6 +15,8 @@ from booth.evaluation import Evaluation, Scored
 from booth.evaluation_pictures import Photographer, Shots, write_sheet
 from booth.evaluation_prompts import asked, templates_of
 from booth.hub import DATASET, MODEL
+from booth.image_file import load_image
+from booth.image_folder import find_images
 from booth.inputs import Inputs, check_inputs
 from booth.judges import Judge, judge_of
 from booth.model_options import Trained, find_trained
@@ -57,10 +59,10 @@ def _compare_folders(options: argparse.Namespace) -> None:
 
 
 def _read_folder(folder: str, option: str) -> list[np.ndarray]:
-    paths = data.find_images(folder, option)
+    paths = find_images(folder, option)
     if not paths:
         raise UserError(f"{option} {folder} holds no pictures; give the folder that does")
-    return [np.asarray(data.load_image(example.path)) for example in data.read_examples(paths, "", "instance", option)]
+    return [np.asarray(load_image(example.path)) for example in data.read_examples(paths, "", "instance", option)]
 
 
 def _evaluate_run(package: str, options: argparse.Namespace) -> None:
@@ -132,7 +134,7 @@ def _measure(
         else:
             todo.append((step, identity))
     if todo:
-        photos = judge.look([np.asarray(data.load_image(example.path)) for example in inputs.instances])
+        photos = judge.look([np.asarray(load_image(example.path)) for example in inputs.instances])
         base = shots.album(judge.look(photographer.take(photographer.files(run_dir, None, ""), None)))
         measure = judge.prompt_measure
         found.photos = scores.of_photos(photos, texts, measure)

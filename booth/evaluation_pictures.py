@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from booth import data, evaluation, pictures
+from booth import evaluation, pictures
 from booth.backend import Backend
 from booth.errors import OutOfMemory, UserError
 from booth.evaluation import Evaluation
 from booth.evaluation_prompts import Asked
+from booth.image_file import load_image
 from booth.inputs import Inputs
 from booth.model_options import Trained
 from booth.progress import progress
@@ -108,7 +109,7 @@ class Photographer:
                     pictures.save(Image.fromarray(image), files[index])
             except OutOfMemory as error:
                 raise UserError(f"{str(error).partition(';')[0]}; lower --batch-size") from error
-        return [np.asarray(data.load_image(file)) for file in files]
+        return [np.asarray(load_image(file)) for file in files]
 
     @cached_property
     def _backend(self) -> Backend:
@@ -130,7 +131,7 @@ class Photographer:
 def write_sheet(run_dir: Path, found: Evaluation, inputs: Inputs, shots: Shots, photographer: Photographer) -> Path:
     """Writes scores.png: photos, then for base and checkpoints a row each of pictures at the same seeds."""
     size = tuple(photographer.recipe["size"])
-    photos = [ImageOps.fit(data.load_image(example.path), size) for example in inputs.instances[: sum(_SHOWN)]]
+    photos = [ImageOps.fit(load_image(example.path), size) for example in inputs.instances[: sum(_SHOWN)]]
     rows: list[tuple[str, list[np.ndarray]]] = [("photos", [np.asarray(photo) for photo in photos])]
     models: list[tuple[str, list[Path]]] = [("base", photographer.files(run_dir, None, ""))]
     for scored in found.checkpoints:
@@ -141,7 +142,7 @@ def write_sheet(run_dir: Path, found: Evaluation, inputs: Inputs, shots: Shots, 
         )
     for label, files in models:
         if all(files[place].is_file() for place in shots.shown):  # they may be deleted once they are scored
-            rows.append((label, [np.asarray(data.load_image(files[place])) for place in shots.shown]))
+            rows.append((label, [np.asarray(load_image(files[place])) for place in shots.shown]))
     path = run_dir / evaluation.FOLDER / evaluation.SHEET
     pictures.save(pictures.labelled_rows(rows), path)
     return path

@@ -5,23 +5,23 @@ XDG_CACHE_HOME), under a hash of its content. So everything behind sees a plain 
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
-from PIL import Image
 
-from booth import data, hub, space
-from booth.captions import TABLES, listed
+from booth import hub, space
+from booth.caption_tables import TABLES, read_table
 from booth.errors import UserError
+from booth.file_names import listed, printable
+from booth.image_file import image_format, reason
+from booth.image_folder import IMAGE_SUFFIXES, find_images
 from booth.progress import progress
 from booth.rundir import publish
 
@@ -52,9 +52,9 @@ def open_photos(source: str, image_column: str, captions: str = "none", revision
         origin = {"id": source, "commit": commit}
     elif revision:
         raise UserError(f"instance.revision={revision!r} is for hub ids, and {where} is local; leave it empty")
-    if path.is_file() and path.suffix not in _TABULAR:
+    if path.is_file() and not _is_tabular(path):
         raise UserError(f"{where} is not a folder and no dataset; give a folder, a Parquet or Arrow file, or a hub id")
-    if path.is_dir() and data.find_images(path, "instance.images"):
+    if path.is_dir() and find_images(path, "instance.images"):
         return Photos(path, origin)
     if not (origin or path.is_file() or _is_dataset(path)):
         return Photos(path)
@@ -74,15 +74,20 @@ def _download(source: str, revision: str) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download  # here: a local folder needs none of it
 
     commit = hub.commit_of(hub.DATASET, source, source, revision)
-    lower = [*data.IMAGE_SUFFIXES, *_TABULAR, ".csv", ".jsonl", ".json", ".txt"]
-    patterns = ["README.md", *(f"*{suffix}" for suffix in (*lower, *map(str.upper, lower)))]
+    suffixes = [*IMAGE_SUFFIXES, *_TABULAR, ".csv", ".jsonl", ".json", ".txt"]
+    either = ("".join(f"[{char}{char.upper()}]" if char.isalpha() else char for char in suffix) for suffix in suffixes)
+    patterns = ["README.md", *(f"*{suffix}" for suffix in either)]
     with hub.explained(hub.DATASET, source, source, commit):
         return Path(snapshot_download(source, repo_type="dataset", revision=commit, allow_patterns=patterns)), commit
 
 
+def _is_tabular(path: Path) -> bool:
+    return path.suffix.lower() in _TABULAR
+
+
 def _is_dataset(folder: Path) -> bool:
     """Whether a folder without images has a table of some, or Parquet or Arrow files as deep as data/train/0.arrow."""
-    tabular = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth) if path.suffix in _TABULAR)
+    tabular = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth) if _is_tabular(path))
     return any((folder / name).is_file() for name in TABLES) or any(tabular)
 
 
@@ -95,7 +100,7 @@ def _unpacked(source: Path, image_column: str, where: str) -> Path:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").digest()
         except OSError as error:
-            said = f"{where}: {data.printable(str(path))} cannot be read ({error.strerror})"
+            said = f"{where}: {printable(str(path))} cannot be read ({error.strerror})"
             raise UserError(f"{said}; give files that this user may read") from error
         # Names too: by them `datasets` decides what is for training. A single file's is ".", so it may change.
         digest.update(content + os.fsencode(path.relative_to(source)) + b"\0")
@@ -124,6 +129,7 @@ def _unpack(rows: Iterator[dict[str, Any]], image_column: str, source: Path, fol
             (folder / name).write_bytes(content)
             table.append({**row, "file_name": name})
     if bad:
+        _check_tables(source)
         lack = f"{len(bad)} of {len(bad) + len(table)} rows have no image in {image_column!r} that can be read"
         raise UserError(f"{where}: {lack}: {listed(bad)}; take them out, or write the dataset anew, images and all")
     if not table:
@@ -153,9 +159,17 @@ def _rows(source: Path, image_column: str, where: str) -> Iterator[dict[str, Any
     except UserError:
         raise
     except Exception as error:  # it raises many types
-        said = data.printable(" ".join(str(error).split())[:200]) or type(error).__name__
+        _check_tables(source)
+        said = printable(" ".join(str(error).split())[:200]) or type(error).__name__
         fix = "write or download it again, or give the file or folder of one dataset of images"
         raise UserError(f"{where}: `datasets` cannot read it ({said}); {fix}") from error
+
+
+def _check_tables(source: Path) -> None:
+    """UserError if what is wrong with a dataset is a line of its table, which `datasets` does not say as well."""
+    for table in TABLES if source.is_dir() else ():
+        if (source / table).is_file():
+            read_table(source / table)
 
 
 def _opened(source: Path, scratch: str, where: str) -> Any:
@@ -165,6 +179,8 @@ def _opened(source: Path, scratch: str, where: str) -> Any:
     if any((source / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return load_from_disk(str(source))
     folder, file = (source, None) if source.is_dir() else (source.parent, source.name)
+    if file and source.suffix != source.suffix.lower():
+        raise UserError(f"{where}: `datasets` takes suffixes in lower case only; rename it to *{source.suffix.lower()}")
     if set("*?[") & set(str(source.resolve())):
         raise UserError(f"{where}: `datasets` takes *, ? and [ in a path for patterns; rename the folder or file")
     return load_dataset(str(folder), data_files=file, streaming=True, cache_dir=scratch)
@@ -195,16 +211,14 @@ def _content(image: Mapping[str, Any] | None, source: Path) -> bytes:
     if content is None and path and Path(os.path.normpath(path)).is_relative_to(source) and Path(path).is_file():
         return Path(path).read_bytes()
     if not content:
-        raise ValueError(f"only the path {data.printable(str(path))}, not the image" if path else "none")
+        raise ValueError(f"only the path {printable(str(path))}, not the image" if path else "none")
     return bytes(content)
 
 
 def _suffix(content: bytes) -> str:
     """By what an image is, whatever its file was called. ValueError if it is none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(content), formats=data.image_formats()) as image:
-                return _SUFFIXES.get(image.format or "", f".{image.format}".lower())
-        except Exception as error:  # PIL raises many types
-            raise ValueError("no image in a format that can be read here") from error
+    try:
+        name = image_format(content)
+    except Exception as error:  # PIL raises many types
+        raise ValueError(reason(error)) from error
+    return _SUFFIXES.get(name, f".{name}".lower())

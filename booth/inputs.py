@@ -13,11 +13,14 @@ from booth.concepts import Concept, concepts_of, has_prior
 from booth.config import get
 from booth.data import Example
 from booth.errors import UserError, naming
+from booth.file_names import listed
 from booth.image_dataset import Photos, open_photos
+from booth.image_file import load_image
+from booth.image_folder import log_passed_over
 from booth.masks import mask_hash, with_masks
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.prompts import Tokenizer
-from booth.repeats import Subfolder, repeated_folders
+from booth.repeats import Subfolder, may_be_an_order, repeated_folders
 from booth.sampling import Sampler, latent_shape, sampling_table, side_multiple
 from booth.schedule import noise_schedule, zero_terminal_snr
 from booth.solvers import is_guided
@@ -178,6 +181,13 @@ def _instances(concept: Concept, place: int, images: str) -> list[Example]:
     of_concept = concept.name and str(place)
     with naming(concept.name):
         folders = repeated_folders(images)
+        if folders:
+            log_passed_over(images, "instance.images", [folder.path for folder in folders])
+        if may_be_an_order(folders):
+            log.warning(
+                "instance.images: the numbers of %s are taken for repeats; if they are an order, put all photos into"
+                " one folder", listed([folder.name for folder in folders]),
+            )  # fmt: skip
         for folder in folders or [Subfolder(Path(images), 1, "")]:
             if folders:
                 log.info("instance.images: each photo in %r is shown %d times an epoch", folder.name, folder.repeats)
@@ -202,7 +212,7 @@ def _check_prior(config: Any, pipeline: PipelineDir, photos: Sequence[str]) -> N
     _check_sampling(config, "prior", pipeline)
     if folder := config.prior.images:
         _check_apart(photos, folder)
-        data.log_passed_over(folder, "prior.images")
+        log_passed_over(folder, "prior.images", [sub.path for sub in prior.class_folders(Path(folder))])
         data.read_examples(prior.own_images(Path(folder)), config.prior.prompt, "prior", "prior.images")
 
 
@@ -215,7 +225,7 @@ def check_class_images(inputs: Inputs) -> None:
         settings = concept.config.prior
         own = prior.own_images(Path(settings.images)) if settings.images else []
         with naming(concept.name):
-            prior.to_make(settings.count, inputs.used_sizes, [data.load_image(path).size for path in own])
+            prior.to_make(settings.count, inputs.used_sizes, [load_image(path).size for path in own])
         other = folders.setdefault(settings.images, concept) if settings.images else concept
         if any(get(other.config, name) != get(concept.config, name) for name in prior.RECIPE):
             raise UserError(
@@ -233,11 +243,18 @@ def _check_sampling(config: Any, section: str, pipeline: PipelineDir) -> None:
 
 
 def _check_apart(photos: Sequence[str], class_images: str) -> None:
-    """UserError if class images would lie among photos; subfolders are never looked into, so they may be nested."""
-    if Path(class_images).resolve() in {Path(folder).resolve() for folder in photos}:
+    """UserError if class images would lie among photos; other subfolders are not looked into, so they may be nested."""
+    of_class = _looked_into(class_images, prior.class_folders(Path(class_images)))
+    of_photos = [path for folder in photos for path in _looked_into(folder, repeated_folders(folder))]
+    if shared := [path for path in of_class if path in of_photos]:
+        which = listed([path.name for path in shared])
         raise UserError(
-            f"prior.images={class_images!r} is instance.images too; give class images a folder of their own"
+            f"prior.images={class_images!r} is instance.images too ({which}); give class images a folder of their own"
         )
+
+
+def _looked_into(folder: str, subfolders: Sequence[Subfolder]) -> list[Path]:
+    return [path.resolve() for path in [sub.path for sub in subfolders] or [Path(folder)]]
 
 
 def _check_tokens(config: Any, pipeline: PipelineDir, instances: Sequence[Example]) -> None:

@@ -44,7 +44,7 @@ class LoraFile:
 def read_lora(path: Path) -> LoraFile:
     """A LoRA file, or that in a folder as diffusers writes it. UserError for anything that is no plain LoRA."""
     path = path / FILE if path.is_dir() else path
-    if path.suffix in _PICKLES:
+    if path.suffix.lower() in _PICKLES:
         raise UserError(
             f"{path} is a pickle, which may run code and is never read; `torchbooth convert {path} --out"
             f" {path.with_suffix(SUFFIX)}` takes the tensors out of it"

@@ -2,7 +2,7 @@
 
 import xml.etree.ElementTree as ET
 
-from booth.data import printable
+from booth.file_names import printable
 
 _LONGEST = 600
 Content = ET.Element | str | None

@@ -8,14 +8,15 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from booth import data
 from booth.data import Example, Size
 from booth.errors import UserError
+from booth.file_names import listed, printable
+from booth.image_file import load_alpha, load_image, reason
+from booth.image_folder import MASK_END, masks_in
 from booth.views import View, shown
 
 SOURCES = ("none", "alpha", "files")
@@ -30,9 +31,11 @@ def with_masks(examples: Sequence[Example], source: str) -> list[Example]:
     """
     if source == "none":
         return list(examples)
-    masked = [replace(example, mask=_file(example, source)) for example in examples]
-    if without := [data.printable(example.name) for example in masked if example.mask is None]:
-        wanted = "no transparency" if source == "alpha" else f"no {data.MASK_END}.png beside it"
+    masked = _with_files(examples) if source == "files" else [
+        replace(example, mask=example.path if load_alpha(example.path) else None) for example in examples
+    ]  # fmt: skip
+    if without := [printable(example.name) for example in masked if example.mask is None]:
+        wanted = "no transparency" if source == "alpha" else f"no {MASK_END}.png beside it"
         raise UserError(f"{_FIELD}={source!r}: {', '.join(without)}: {wanted}; give each photo a mask, or use 'none'")
     for example in masked:
         _check(example)
@@ -54,34 +57,46 @@ def loss_weights(view: View, latent_size: Size, background: float) -> np.ndarray
     weights = background + (1 - background) * np.asarray(image, np.float64)[..., None] / 255
     if weights.mean() < 1e-3:
         raise UserError(
-            f"{_FIELD}: the crop of {data.printable(view.example.name)} shows nothing of what its mask leaves; raise"
+            f"{_FIELD}: the crop of {printable(view.example.name)} shows nothing of what its mask leaves; raise"
             " instance.background_weight, use data.buckets, or correct the mask"
         )
     return (weights / weights.mean()).astype(np.float32)
 
 
-def _file(example: Example, source: str) -> Path | None:
-    if source == "alpha":
-        return example.path if data.load_alpha(example.path) else None
-    return next(iter(data.masks_of(example.path)), None)
+def _with_files(examples: Sequence[Example]) -> list[Example]:
+    """With X-mask.png beside X.jpg. UserError for two masks of one photo."""
+    masks = {folder: masks_in(folder) for folder in {example.path.parent for example in examples}}
+    masked = []
+    for example in examples:
+        found = masks[example.path.parent].find(example.path.stem)
+        if len(found) > 1:
+            which = listed([path.name for path in found])
+            raise UserError(
+                f"{_FIELD}='files': {printable(example.name)} has several masks: {which}; leave one of them"
+            )
+        masked.append(replace(example, mask=found[0] if found else None))
+    return masked
 
 
 def _mask(example: Example) -> Image.Image:
     """Grey, "L"."""
     assert example.mask is not None
     if example.mask == example.path:
-        alpha = data.load_alpha(example.path)
+        alpha = load_alpha(example.path)
         assert alpha is not None
         return alpha
-    return data.load_image(example.mask).convert("L")
+    return load_image(example.mask).convert("L")
 
 
 def _check(example: Example) -> None:
-    name = data.printable(example.name)
+    name = printable(example.name)
     try:
         mask = _mask(example)
     except Exception as error:  # PIL raises many types
-        raise UserError(f"{_FIELD}: the mask of {name} cannot be read ({error}); save it anew as PNG") from error
+        raise UserError(
+            f"{_FIELD}: the mask of {name} cannot be read ({reason(error)}); replace it by one that can,"
+            " which may be smaller than the photo"
+        ) from error
     ratios = [math.log(width / height) for width, height in (mask.size, example.size)]
     if abs(ratios[0] - ratios[1]) > _PROPORTIONS:
         raise UserError(

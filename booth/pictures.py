@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from booth.data import load_image
+from booth.image_file import load_image
 from booth.rundir import write_bytes
 
 _GAP = 8
@@ -53,7 +53,7 @@ def labelled_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Image.Ima
 def thumbnail(path: Path, box: tuple[int, int], most: int) -> tuple[bytes, tuple[int, int]]:
     """(JPEG, (width, height)) of an image file: no larger than the box, and `most` bytes at most.
 
-    Raises what `data.load_image` does.
+    Raises what `load_image` does.
     """
     image = load_image(path, 2 * max(box))
     image.info.clear()  # PIL would write a photo's comment again

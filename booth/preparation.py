@@ -14,6 +14,8 @@ from booth.captions import variants
 from booth.concepts import class_folder
 from booth.config import trains_text
 from booth.data import Example
+from booth.file_names import printable
+from booth.image_folder import find_images
 from booth.inputs import Inputs, as_trained
 from booth.masks import loss_weights
 from booth.progress import progress
@@ -94,7 +96,7 @@ def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
     }  # fmt: skip
     needs = []
     for folder, count in counts.items():
-        there = len(data.find_images(folder, "prior.images")) if folder.is_dir() else 0
+        there = len({*find_images(folder, "prior.images"), *prior.own_images(folder)}) if folder.is_dir() else 0
         needs.append(Need("class images", folder, max(0, count - there) * 3 * pixels))
         images += count
     largest = max(math.prod(latent_shape(inputs.pipeline, *size)) for size in inputs.used_sizes)
@@ -128,7 +130,7 @@ def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) 
 def warn_if_small(examples: Sequence[Example], inputs: Inputs) -> None:
     """One warning that names the images which will be enlarged."""
     small = [
-        f"{data.printable(example.name)} ({example.size[0]}x{example.size[1]})"
+        f"{printable(example.name)} ({example.size[0]}x{example.size[1]})"
         for example in examples
         if covering(example.size, inputs.size_of(example)) > example.size
     ]

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from booth import data, pictures
+from booth import pictures
 from booth.backend import Backend
+from booth.image_file import load_image
 from booth.inputs import Inputs
 from booth.progress import progress
 from booth.rundir import RunDir
@@ -71,7 +72,7 @@ class Previews:
         if missing := {index for index, file in enumerate(files) if not file.exists()}:
             for index, image in self._sample(models, "base pictures", missing):
                 pictures.save(Image.fromarray(image), files[index])
-        return [np.asarray(data.load_image(file)) for file in files]
+        return [np.asarray(load_image(file)) for file in files]
 
     def write_before_after(self, models: Any, base: Sequence[np.ndarray], instances: Sequence[Sequence[View]]) -> None:
         """RUN/samples/before_after.png: the instance pictures as trained on (the first view of each), then for each

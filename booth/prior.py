@@ -19,9 +19,12 @@ from PIL import Image
 from booth import pictures, randomness
 from booth.backend import Backend
 from booth.config import get
-from booth.data import find_images, load_image
 from booth.errors import UserError
+from booth.file_names import listed
+from booth.image_file import load_image
+from booth.image_folder import find_images
 from booth.progress import progress
+from booth.repeats import Subfolder, repeated_folders
 from booth.rundir import STAGING_PREFIX, remove, write_text
 from booth.sampling import ImageRequest, Sampler
 from booth.views import Size, nearest
@@ -31,13 +34,30 @@ log = logging.getLogger("booth")
 # What class images depend on, beside the base and their size.
 RECIPE = ("prior.prompt", "prior.seed", "prior.solver", "prior.inference_steps", "prior.guidance")
 MANIFEST = "class_images.json"
+_FIELD = "prior.images"
 _OURS = re.compile(r"class-(\d+x\d+-)?\d{5,}\.png$")
 
 
 def own_images(folder: Path) -> list[Path]:
-    """The images in a class image folder that we did not make, in natural name order."""
-    images = find_images(folder, "prior.images") if folder.exists() else []
-    return [path for path in images if not _OURS.match(path.name)]
+    """The images in a class image folder, or in kohya's folders in it, that we did not make; in natural name order."""
+    images = find_images(folder, _FIELD) if folder.exists() else []
+    own = [path for path in images if not _OURS.match(path.name)]
+    return own + [path for sub in class_folders(folder) for path in find_images(sub.path, _FIELD)]
+
+
+def class_folders(folder: Path) -> list[Subfolder]:
+    """kohya's folders (`1_dog`) in a class image folder that holds no other images but those we made.
+
+    UserError if their numbers differ: all class images are shown equally often.
+    """
+    images = find_images(folder, _FIELD) if folder.exists() else []
+    found = repeated_folders(folder, _FIELD, but=[path for path in images if _OURS.match(path.name)])
+    if len({sub.repeats for sub in found}) > 1:
+        raise UserError(
+            f"{_FIELD}={str(folder)!r} has folders with several repeats ({listed([sub.name for sub in found])}), and"
+            " class images are all shown equally often; give all the same number, or put the images into one folder"
+        )
+    return found
 
 
 def class_images(

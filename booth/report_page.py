@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from booth.data import printable
 from booth.fields import FIELDS
+from booth.file_names import printable
 from booth.markup import element, html, shortened
 from booth.report_curves import Curve, chart, smoothed
 from booth.report_data import Report

@@ -118,7 +118,7 @@ def open_single_file(file: Path, config: str = "") -> SingleFile:
     """Opens a single-file checkpoint, with the configs and the tokenizer of the pipeline `config` (a folder, "embedded"
     or a hub id; "": the published pipeline of its family). Raises UserError."""
     where = f"model.source={file}"
-    if file.suffix in PICKLES:
+    if file.suffix.lower() in PICKLES:
         raise UserError(
             f"{where} is a pickle, which can run code when it is read; convert it once with `torchbooth convert {file}"
             f" --out {file.with_suffix(SUFFIX)}`, which reads nothing but tensors"

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from booth import randomness
-from booth.data import Example, Size, load_image
+from booth.data import Example, Size
+from booth.image_file import load_image
 
 AUTO = "auto"
 _SIDE = 64  # of the picture in which what stands out is looked for

@@ -25,7 +25,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from booth import loop
 from booth.batches import Batches
 from booth.config import default_config
-from booth.data import find_images, read_examples
+from booth.data import read_examples
+from booth.image_folder import find_images
 from booth.inputs import check_inputs
 from booth.learning_rate import learning_rates
 from booth.preparation import prepare

@@ -36,8 +36,8 @@ from booth import loop, pictures
 from booth.backend import load_backend
 from booth.cli import main
 from booth.config import flatten, load_config, trained_networks
-from booth.data import load_image
 from booth.embedded import base_path, subject_path
+from booth.image_file import load_image
 from booth.pipeline_dir import open_pipeline
 from booth.rundir import publish, write_text
 from booth.tokens import new_tokens

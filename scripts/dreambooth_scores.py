@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from booth import evaluate
 from booth.config import default_config
-from booth.data import load_image
 from booth.embedded import subject_path
+from booth.image_file import load_image
 from booth.inputs import load_tokenizer
 from booth.pipeline_dir import open_pipeline
 from booth.sampling import ImageRequest, Sampler

@@ -20,6 +20,14 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, features
 
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    HEIC = False
+else:
+    register_heif_opener()
+    HEIC = True
+
 SIZE = (48, 32)  # of every picture that need not have another
 # "passed over": is no image by its name or kind, and a log line names it; "silent": not even that. "either": read or
 # refused, which depends on the bit that was turned and on the decoder's version.
@@ -357,7 +365,7 @@ def _orientations(corpus: Corpus) -> None:
 
 
 def _empty(corpus: Corpus) -> None:
-    for suffix in ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "heic", "heif", "avif"):
+    for suffix in ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "heic", "heif", "hif", "avif"):
         corpus.write("0 bytes", f"empty.{suffix}", b"", "refused")
     corpus.write("0 bytes", "a megabyte of nothing.jpg", bytes(MIB), "refused")
 
@@ -468,7 +476,23 @@ def _extreme_sizes(corpus: Corpus) -> None:
 
 
 def _phones(corpus: Corpus) -> None:
-    """HEIC, which PIL alone cannot decode."""
+    """HEIC, which PIL alone cannot decode, and a JPEG of more pixels than PIL opens."""
+    if HEIC:
+        rgb, fine = picture(), {"quality": 100, "chroma": 444}
+        corpus.save("HEIC", "lossy.heic", rgb)
+        corpus.save("HEIC", "grey.hif", rgb.convert("L"), truth=array(rgb.convert("L")), tolerance=6, **fine)
+        corpus.write("HEIC", "HEIC named.jpg", encoded(rgb, format="HEIF"), "read", size=SIZE)
+        corpus.write("truncated", "60 percent lossy.heic", encoded(rgb, format="HEIF")[:-200], "refused")
+        for orientation, turn in TURNS.items():
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            stored = rgb if turn is None else rgb.transpose(turn)
+            content = encoded(stored, format="HEIF", exif=exif.tobytes(), **fine)
+            known = {"size": SIZE, "truth": array(rgb), "tolerance": 8}
+            corpus.write("HEIC", f"orientation {orientation}.heic", content, "read", **known)
+    large = Image.new("L", (12000, 9000), 90)
+    known = {"size": (6000, 4500), "truth": np.broadcast_to(np.uint8(90), (4500, 6000, 3)), "tolerance": 1}
+    corpus.write("huge", "huge 12000x9000.jpg", encoded(large, format="JPEG"), "read", **known)
     for brand, suffix in ((b"heic", "heic"), (b"heix", "heic"), (b"mif1", "heif"), (b"msf1", "heif"), (b"heic", "jpg")):
         head = struct.pack(">I", 24) + b"ftyp" + brand + bytes(4) + b"mif1heic"
         content = head + b"\0\0\0\x0emeta" + bytes(64)

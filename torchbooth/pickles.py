@@ -33,7 +33,7 @@ def convert(source: Path, out: Path) -> None:
         raise UserError(f"--out {out} exists; choose another name, or delete it")
     if not source.is_file():
         raise UserError(f"{source}: no such file; give a checkpoint (.ckpt, .pt, .bin)")
-    if source.suffix == ".safetensors":
+    if source.suffix.lower() == ".safetensors":
         raise UserError(
             f"{source} is named as safetensors, which need no converting; give a checkpoint (.ckpt, .pt, .bin)"
         )

@@ -10,13 +10,14 @@ from fake_backend import FakeBackend
 from PIL import Image
 
 from booth import loop
+from booth.caption_names import captions_from_names
 from booth.captions import read_captions, variants
 from booth.errors import UserError
 from booth.inputs import check_inputs
 from booth.preparation import prepare
 from booth.rundir import RunDir
 
-COLOURS = {"red car.png": "red", "blue car.png": "blue", "green_car-2.png": "green"}
+COLOURS = {"red car.png": "red", "blue car.png": "blue", "green_car-02.png": "green"}
 
 
 @pytest.fixture
@@ -73,9 +74,9 @@ def test_tables(folder, kind):
 
 @pytest.mark.parametrize(
     ("rows", "said"),
-    [(TABLE[:2], r"no caption for green_car-2\.png in "),
+    [(TABLE[:2], r"no caption for green_car-02\.png in "),
      ([*TABLE, {"file_name": "gone.png", "text": "a ghost"}], r"captions of gone\.png, but no such images lie in "),
-     ([*TABLE[:2], TABLE[2] | {"text": " "}], r"no caption for green_car-2\.png in "),
+     ([*TABLE[:2], TABLE[2] | {"text": " "}], r"no caption for green_car-02\.png in "),
      ([{"image": "red car.png", "text": "x"}], r"has no column 'file_name' but image, text; it is what ties"),
      ([*TABLE, {"file_name": "../red car.png", "text": "x"}], r"captions of \.\./red car\.png, but no such images")],
 )  # fmt: skip
@@ -99,9 +100,199 @@ def test_a_column_that_is_not_there_lists_those_that_are(folder):
         read(folder, "metadata")
 
 
+HEAD = "file_name,text\n"
+REST = "blue car.png,blue\ngreen_car-02.png,green\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [(HEAD + "red car.png,red, and parked\n" + REST, "line 2: 3 cells and 2 columns; put what has a comma in it"),
+     ("file_name,wheels,text\nred car.png,4,red\nblue car.png,blue\n", "line 3: 2 cells and 3 columns; add what is"),
+     (HEAD + 'red car.png,"red\n' + REST, "line 2: unexpected end of data; put what has commas in it in double quotes"),
+     (HEAD + 'red car.png,"red" car\n' + REST, "line 2: ',' expected after '\"'; put what has commas in it in double"),
+     (HEAD + 'red car.png,"red\n\nand parked"\nblue car.png,blue,sky\n', "line 5: 3 cells and 2 columns"),
+     ("file_name,text,text\nred car.png,red,crimson\n", "has several columns text; give each a name of its own"),
+     ("file_name;text\nred car.png;red\n", "has semicolons between its columns; save it with commas"),
+     ("file_name\ttext\nred car.png\tred\n", "has tabs between its columns; save it with commas"),
+     ("", "has no column 'file_name' but none"), ("file_name,caption\n", "has no column 'text' but file_name, caption"),
+     (HEAD + ",red\n" + REST, "line 2: no file_name; correct the line")],
+)  # fmt: skip
+def test_a_csv_table_loses_nothing(folder, table, said):
+    (folder / "metadata.csv").write_text(table, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read(folder, "metadata")
+    assert said in str(caught.value) and str(caught.value).startswith(str(folder / "metadata.csv"))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [HEAD + "red car.png,red\n" + REST, "\ufeff" + HEAD + "red car.png,red\n" + REST,
+     "\n file_name , text \r\n\r\nred car.png , red \r\n  \r\n" + REST,
+     "file_name,text,,\nred car.png,red,,\n,,,\n" + "blue car.png,blue,,\ngreen_car-02.png,green,,,,\n",
+     'text, file_name\n"red", "red car.png"\n"blue", "blue car.png"\n"gr""een", "green_car-02.png"\n'],
+    ids=["plain", "mark", "blanks", "empty cells", "spaces before quotes"],
+)  # fmt: skip
+def test_csv_tables_as_people_and_programs_write_them(folder, table):
+    (folder / "metadata.csv").write_text(table, encoding="utf-8", newline="")
+    assert read(folder, "metadata") == ["red", "blue", 'gr"een' if '""' in table else "green"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [('{"file_name": "red car.png", "text": "red", "text": "crimson"}', "line 1: no JSON object (a key is in it tw"),
+     ('[["file_name", "red car.png"], ["text", "red"]]', "line 1: no JSON object (but a list)"),
+     ('{"file_name": "red car.png", "text": ["red", "car"]}', "line 1: text is ['red', 'car'], and must be a text"),
+     ('{"file_name": "red car.png", "text": true}', "line 1: text is True, and must be a text"),
+     ('{"text": "red"}', "line 1: no file_name"), ('{"file_name": "red car.png", "text": NaN}', "no caption for red"),
+     ('{"file_name": "red car.png", "text": null}', "no caption for red car.png")],
+)  # fmt: skip
+def test_a_json_table_loses_nothing(folder, row, said):
+    rest = "".join(json.dumps(entry) + "\n" for entry in TABLE[1:])
+    (folder / "metadata.jsonl").write_text(row + "\n" + rest, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read(folder, "metadata")
+    assert said in str(caught.value)
+
+
+def test_a_string_may_have_what_ends_lines_elsewhere(folder):
+    rows = [json.dumps(row, ensure_ascii=False) for row in [TABLE[0] | {"text": "red\u2028car\x85"}, *TABLE[1:]]]
+    (folder / "metadata.jsonl").write_text("\n\n".join(rows), encoding="utf-8")
+    assert read(folder, "metadata")[0] == "red car"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("again", ["é.png", "./é.png", "e\u0301.png", "é.PNG"])
+def test_a_file_that_is_listed_twice(tmp_path, kind, again):
+    """The last row would win."""
+    image = tmp_path / "é.png"
+    Image.new("RGB", (8, 8)).save(image)
+    rows = [("é.png", "one"), ("", ""), (again, "two")]
+    if kind == "csv":
+        table = "".join(f"{name},{text}\n" if name else "\n" for name, text in [("file_name", "text"), *rows])
+    else:
+        table = "\n" + "".join((json.dumps({"file_name": n, "text": t}) if n else "") + "\n" for n, t in rows)
+    (tmp_path / f"metadata.{kind}").write_text(table, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"metadata\.{kind}: é\.png is in line 2 and in line 4; leave it in one"):
+        read_captions(tmp_path, [image], "metadata", "text", "")
+
+
+def test_a_row_of_two_files(folder):
+    """Where a file system tells upper from lower case, exact names do too."""
+    for name in ("A.png", "a.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    paths = sorted(folder.glob("[Aa].png"))
+    if len(paths) < 2:
+        pytest.skip("they are one to this file system")
+    (folder / "metadata.csv").write_text("file_name,text\nA.png,one\na.png,two\n", encoding="utf-8")
+    assert read_captions(folder, paths, "metadata", "text", "") == ["one", "two"]
+    (folder / "metadata.csv").write_text("file_name,text\nA.PNG,one\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 2: 'A\.PNG' may be A\.png, a\.png; write the one that is meant"):
+        read_captions(folder, paths, "metadata", "text", "")
+
+
+def test_two_tables(folder):
+    write_table(folder, TABLE)
+    (folder / "metadata.csv").write_text(HEAD, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"metadata\.jsonl and metadata\.csv are both in .*; leave the one that is meant"
+    ):
+        read(folder, "metadata")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1", "cp1252"])
+@pytest.mark.parametrize("source", ["metadata", "text"])
+def test_other_encodings(folder, encoding, source):
+    name, text = ("metadata.csv", HEAD + "red car.png,Größe\n") if source == "metadata" else ("red car.txt", "Größe")
+    (folder / name).write_text(text, encoding=encoding)
+    with pytest.raises(UserError, match=r"UTF-8.*; save it as UTF-8$"):
+        read(folder, source)
+
+
+def test_a_caption_that_cannot_be_read(folder):
+    """Whose mistake is not its encoding."""
+    (folder / "red car.txt").mkdir()
+    with pytest.raises(
+        UserError, match=r"red car\.txt cannot be read: Is a directory; give one that this user may read"
+    ):
+        read(folder, "text")
+
+
+@pytest.mark.parametrize("name", ["É 1.txt", "e\u0301 1.txt", "é 1.TXT"])
+def test_text_files_from_other_systems(tmp_path, name):
+    image = tmp_path / "é 1.JPG"
+    Image.new("RGB", (8, 8)).save(image)
+    (tmp_path / name).write_text("a car", encoding="utf-8")
+    assert read_captions(tmp_path, [image], "text", "", "") == ["a car"]
+
+
+def test_two_text_files_of_one_image(folder):
+    for name in ("red car.txt", "red car.TXT"):
+        (folder / name).write_text("a car", encoding="utf-8")
+    if len(list(folder.glob("red car.[tT]*"))) < 2:
+        pytest.skip("they are one to this file system")
+    with pytest.raises(UserError, match=r"red car\.png has red car\.TXT and red car\.txt beside it in .*; leave one"):
+        read(folder, "text")
+
+
+WORDS = [
+    ["Porsche 911"], ["R2D2"], ["BMW M3"], ["Porsche 911", "Porsche 944"], ["BMW 3", "BMW 5", "BMW 7"],
+    ["dog1", "dog2"],    ["Mustang (1967)"], ["Mazda 2", "Mazda 3"], ["area 51"], ["copy"], ["🐕"], ["犬"],
+]  # fmt: skip
+COUNTED = {
+    "dog": [
+        "dog (1)",
+        "dog(2)",
+        "dog_001",
+        "dog-02",
+        "dog copy",
+        "dog copy 2",
+        "dog - Copy (2)",
+        "dog_0003",
+        "dog  0012",
+    ],
+    "red dog": ["red_dog_1", "red_dog_2", "red-dog 3"],
+    "brown dog": ["brown dog", "brown dog 2", "brown dog-3"],
+    "Porsche 911": ["Porsche 911", "Porsche 911 (1)", "Porsche_911_01", "Porsche 911-02"],
+    "dog from 2023": ["dog from 2023_0000", "dog from 2023_0010"],
+    "Größe": ["Gro\u0308ße_01"],
+}
+OF_CAMERAS = ["IMG_1234", "DSC00012", "_DSC0012", "PXL_20230101_123456789.MP", "20230101_120000", "IMG-20230101-WA0001",
+              "WhatsApp Image 2023-01-01 at 12.00.00 PM", "IMG_E0012 (1)", "0007", "(3)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("stems", WORDS, ids=str)
+def test_numbers_that_are_words(stems):
+    assert captions_from_names(stems) == stems
+
+
+@pytest.mark.parametrize("words", COUNTED)
+def test_numbers_that_a_program_appended(words):
+    """Each folder is looked at alone: whether a number counts, its neighbours say."""
+    assert set(captions_from_names(COUNTED[words])) == {words}
+
+
+def test_names_of_cameras_say_nothing(folder):
+    assert not any(captions_from_names(OF_CAMERAS))
+    path = folder / "IMG_1234.jpg"
+    with pytest.raises(UserError, match=r"no caption for IMG_1234\.jpg in .*; give it a name that says what it shows"):
+        read_captions(folder, [path], "names", "", "")
+    assert captions_from_names(["IMG_1234 red dog", "E 300"]) == ["IMG 1234 red dog", "E 300"]
+
+
+def test_what_was_made_of_names_is_shown(tmp_path, caplog):
+    paths = [tmp_path / f"{name}.jpg" for name in ("Porsche 911", "red_dog_01", *"abcdef")]
+    with caplog.at_level(logging.INFO, "booth"):
+        read_captions(tmp_path, paths, "names", "", "")
+    (line,) = caplog.messages
+    assert line.startswith(
+        "instance.captions='names': 'red_dog_01.jpg' -> 'red dog', 'Porsche 911.jpg' -> 'Porsche 911'"
+    )
+    assert line.endswith(" and 3 more")
+
+
 def test_an_image_without_a_text_file(folder):
     (folder / "red car.txt").write_text("a red car", encoding="utf-8")
-    with pytest.raises(UserError, match=r"no caption for blue car\.png, green_car-2\.png in"):
+    with pytest.raises(UserError, match=r"no caption for blue car\.png, green_car-02\.png in"):
         read(folder, "text")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -110,6 +111,23 @@ def test_folders_with_repeats(batches, config, tmp_path, caplog):
     assert counted == {(200, 0): 4, (200, 1): 4 + 6, (200, 2): 4, (100, 0): 6}
     assert len(prompts) == 2
     assert {"2_sks dog/1.png", "3_zwx cat/1.png"} <= {image.name for image in check_inputs(resolved(config)).instances}
+
+
+def test_folders_beside_those_with_repeats(config, tmp_path, caplog):
+    """Photos that are passed over, and numbers that may have meant an order, are said."""
+    for source, names in (("dog", ("1_front", "2_side")), ("cat", ("extra",))):
+        for name in names:
+            shutil.copytree(tmp_path / source, tmp_path / "all" / name)
+    config.concepts, config.instance.images, config.prior.weight = (), str(tmp_path / "all"), 0.0
+    config.instance.prompt = "a photo of sks dog"
+    with caplog.at_level(logging.WARNING, "booth"):
+        inputs = check_inputs(resolved(config))
+    assert [example.repeats for example in inputs.instances] == [1] * 3 + [2] * 3
+    assert caplog.messages == [
+        "instance.images: the images in these folders are passed over: extra (2)",
+        "instance.images: the numbers of 1_front, 2_side are taken for repeats; if they are an order, put all photos"
+        " into one folder",
+    ]
 
 
 def test_buckets(batches, config, tmp_path):

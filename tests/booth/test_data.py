@@ -1,7 +1,11 @@
 """Photos as people have them: turned, transparent, 16 bits deep, broken, huge, oddly named."""
 
+import hashlib
 import logging
 import struct
+import subprocess
+import sys
+import unicodedata
 import zlib
 
 import numpy as np
@@ -9,13 +13,11 @@ import pytest
 from photo_files import picture
 from PIL import Image
 
-from booth.data import (
-    find_images,
-    instance_examples,
-    load_image,
-    read_examples,
-)
+from booth import image_file
+from booth.data import instance_examples, read_examples
 from booth.errors import UserError
+from booth.image_file import load_image
+from booth.image_folder import find_images
 
 
 def array(path):
@@ -114,8 +116,9 @@ def test_what_cannot_be_read_is_named_and_the_rest_listed_as_fine(save, tmp_path
     assert said.startswith("instance.images: 4 of 6 images cannot be read: ")
     refused, _, fine = said.partition("; remove or replace what is named ")
     assert fine == "(the other 2 are fine: also good.jpg, good.png)"
-    for name in ("empty.jpg", "text.png", "phone.heic"):
-        assert f"{name} (no image in a format that can be read here; convert it to JPEG)" in refused
+    assert "empty.jpg (an empty file; copy it again)" in refused
+    assert "text.png (a text and no image: 'this is no picture')" in refused
+    assert "phone.heic (" in refused
     assert "cut.jpg (" in refused and "truncated" in refused
 
 
@@ -158,14 +161,103 @@ def test_a_decompression_bomb_is_refused(tmp_path):
     content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
     said = message(instance_examples, str(tmp_path), "a photo")
-    assert "bomb.png" in said and "900000000 pixels" in said
+    assert "bomb.png" in said and "900,000,000 pixels, and at most" in said and "attack" not in said
 
 
 def test_a_smaller_bomb_is_no_mere_warning(save, monkeypatch):
     path = save("big.png", picture())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 40 - 1)
-    with pytest.raises(Image.DecompressionBombWarning):
+    with pytest.raises(
+        ValueError, match="2,400 pixels, and at most 2,399 are read of what is no JPEG; make it smaller"
+    ):
         load_image(path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_a_large_jpeg_is_read_at_a_part_of_its_size(save, monkeypatch, caplog, kind, orientation):
+    """As little less as possible: a half here, a quarter of twice as many pixels in each direction, and so on."""
+    turn, exif = TURNS[orientation], Image.Exif()
+    exif[0x0112] = orientation
+    upright = picture(600, 400)
+    stored = upright if turn is None else upright.transpose(turn)
+    options = {"save_all": True, "append_images": [stored]} if kind == "MPO" else {}
+    path = save("photo.jpg", stored, format=kind, quality=95, exif=exif, **options)
+    whole = np.asarray(load_image(path))
+    assert whole.shape == (400, 600, 3)
+    for factor, most in ((2, 600 * 400 - 1), (2, 600 * 400 // 4), (4, 600 * 400 // 4 - 1), (8, 600 * 400 // 64)):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        with caplog.at_level(logging.INFO, "booth"):
+            example = one_example(path)
+        assert example.size == (600 // factor, 400 // factor)
+        wanted = np.asarray(upright.resize(example.size, Image.Resampling.BOX), np.float32)
+        assert np.abs(array(path) - wanted).mean() < 3
+        shown = f"photo.jpg (1/{factor}: {example.size[0]}x{example.size[1]})"
+        assert caplog.messages[-1] == f"instance.images: large JPEGs are read at a part of their size: {shown}"
+    assert example.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600 * 400 // 64 - 1)
+    assert "pixels are more than memory is meant for; make it smaller" in message(one_example, path)
+
+
+def test_what_a_large_jpeg_may_take_is_bounded(save, monkeypatch):
+    """Also of one that is decoded in several passes, for which all of it is held at once."""
+    path = save("photo.jpg", picture(600, 400), progressive=True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600 * 400 // 4)
+    whole = 2 * 3 * 600 * 400
+    for most, size in ((whole + 8 * 300 * 200, (300, 200)), (whole + 8 * 300 * 200 - 1, (150, 100))):
+        monkeypatch.setattr(image_file, "MOST_MEMORY", most)
+        assert load_image(path).size == size
+    monkeypatch.setattr(image_file, "MOST_MEMORY", whole)
+    with pytest.raises(ValueError, match=r"^600x400 pixels are more than memory is meant for; make it smaller$"):
+        load_image(path)
+
+
+def test_heic_needs_an_extra(tmp_path):
+    """In a process of its own, as what PIL has learned it keeps."""
+    (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(80))
+    code = (
+        "import sys; from pathlib import Path; sys.modules['pillow_heif'] = None\n"
+        "from booth.data import read_examples; read_examples([Path(sys.argv[1])], '', 'instance', 'instance.images')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "phone.jpg")], capture_output=True, text=True, timeout=60
+    )
+    line = done.stderr.splitlines()[-1]
+    assert "phone.jpg (HEIC, which pillow-heif reads: pip install pillow-heif, the [heic] extra; or convert" in line
+
+
+def test_two_names_that_are_one(save):
+    for form in ("NFC", "NFD"):
+        path = save(unicodedata.normalize(form, "é.png"), picture(8, 8))
+    if len(find_images(path.parent, "instance.images")) == 1:
+        pytest.skip("they are one to this file system too")
+    said = message(instance_examples, str(path.parent), "a photo")
+    assert said.startswith("instance.images: two files are named é.png, in two forms of Unicode; rename or remove one")
+
+
+def test_a_folder_copied_from_a_mac_is_the_same(save, tmp_path):
+    """In order and names: what a run remembers of its photos."""
+    names = ["ä 2.png", "b.png", "ä 10.png", "a.png"]
+    seen = {}
+    for form in ("NFC", "NFD"):
+        folder = tmp_path / form
+        folder.mkdir()
+        for name in names:
+            picture(8, 8).save(folder / unicodedata.normalize(form, name))
+        seen[form] = [example.name for example in instance_examples(str(folder), "a photo")]
+    assert seen["NFC"] == seen["NFD"] == ["a.png", "b.png", "ä 2.png", "ä 10.png"]
+
+
+def test_images_in_folders_are_not_lost_without_a_word(save, tmp_path, caplog):
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "notes").mkdir()
+    save("extra/1.png", picture(8, 8))
+    said = message(instance_examples, str(tmp_path), "a photo")
+    assert "holds no images; folders in it do: extra (1); give one of them, or put all photos into one" in said
+    save("1.png", picture(8, 8))
+    with caplog.at_level(logging.WARNING, "booth"):
+        instance_examples(str(tmp_path), "a photo")
+    assert caplog.messages == ["instance.images: the images in these folders are passed over: extra (1)"]
 
 
 def test_natural_order_and_unicode_names(save, tmp_path):

@@ -17,8 +17,9 @@ from booth import hosts, loop
 from booth.backend import WEIGHT_FIELDS
 from booth.batches import Batches, TrainingImage, _order, made_ahead
 from booth.checkpoints import Checkpoints
-from booth.data import find_images, read_examples
+from booth.data import read_examples
 from booth.errors import UserError
+from booth.image_folder import find_images
 from booth.objective import dreambooth_loss
 from booth.schedule import noise_schedule
 from booth.views import views

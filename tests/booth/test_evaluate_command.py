@@ -13,8 +13,9 @@ from PIL import Image
 
 from booth import cli, evaluate_command, export_command, loop
 from booth.checkpoints import Checkpoints
-from booth.data import find_images, load_image
 from booth.evaluation_prompts import OBJECTS
+from booth.image_file import load_image
+from booth.image_folder import find_images
 from booth.scores import Seen
 from booth.yardstick import look
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 from booth import loop
 from booth.config import resolved
-from booth.data import find_images, instance_examples
+from booth.data import instance_examples
 from booth.errors import UserError
 from booth.image_dataset import open_photos
+from booth.image_folder import find_images
 
 ID = "owner/robots"
 REPOSITORY = f"datasets/{ID}"

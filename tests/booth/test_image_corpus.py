@@ -11,18 +11,21 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from make_image_corpus import AVIF, SIZE, THEMES, TURNS, make_image_corpus, picture
+from make_image_corpus import AVIF, HEIC, SIZE, THEMES, TURNS, make_image_corpus, picture
 from waiting import PATIENCE_S
 
 from booth import data
-from booth.data import Example, find_images, instance_examples, load_image, log_passed_over, read_examples
+from booth.data import Example, instance_examples, read_examples
 from booth.errors import UserError
+from booth.image_file import load_image
+from booth.image_folder import find_images, log_passed_over
 from booth.inputs import Inputs
 from booth.preparation import warn_if_small
 from booth.views import pixels, views
 
 FIELD = "instance.images"
 NOT_AN_IMAGE = "no image in a format that can be read here; convert it to JPEG"
+NO_HEIC = "begins as HEIF does, but is cut short" if HEIC else "HEIC, which pillow-heif reads: pip install pillow-heif"
 
 
 @pytest.fixture(scope="module")
@@ -135,18 +138,23 @@ def test_every_file_alone_is_read_or_refused_with_a_reason(folder, expected, alo
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("empty.jpg", NOT_AN_IMAGE),
-        ("heic phone.heic", NOT_AN_IMAGE),
-        ("heic phone.jpg", NOT_AN_IMAGE),
-        ("web page.jpg", NOT_AN_IMAGE),
-        ("postscript.jpg", NOT_AN_IMAGE),  # not what Ghostscript, or its absence, has to say
+        ("empty.jpg", "an empty file; copy it again"),
+        ("a megabyte of nothing.jpg", "zeros in place of an image, as a copy leaves that was interrupted; copy it aga"),
+        ("heic phone.heic", NO_HEIC),
+        ("heic phone.jpg", NO_HEIC),
+        ("web page.jpg", "a text and no image: '<!DOCTYPE html>"),
+        ("git-lfs.jpg", "a pointer of Git LFS in place of the image; fetch it with git lfs pull"),
+        ("postscript.jpg", "a text and no image: '%!PS-Adobe-3.0"),  # not what Ghostscript, or its absence, has to say
+        ("icon.png", NOT_AN_IMAGE),
+        ("0 pixels.png", "begins as PNG does, but is cut short or damaged; copy it again"),
         ("float.tif", "float images are not supported"),
         ("32 bits.tif", "values beyond 16 bits are not supported"),
         ("below 0.tif", "values beyond 16 bits are not supported"),
         ("60 percent plain.bmp", "image file is truncated"),
-        ("bomb that lies.png", "3600000000 pixels"),
-        ("bomb of two colours.png", "144000000 pixels"),
-        ("bomb.gif", "4294836225 pixels"),
+        ("bomb that lies.png", "3,600,000,000 pixels, and at most 89,478,485 are read of what is no JPEG; make it"),
+        ("bomb of two colours.png", "144,000,000 pixels, and at most"),
+        ("bomb.gif", "4,294,836,225 pixels, and at most"),
+        ("bomb.jpg", "65500x65500 pixels are more than memory is meant for; make it smaller"),
         ("photo and 4096 MiB of nothing.jpg", f"4294967296 bytes, and at most {2**29} are read"),
         ("link to nowhere.jpg", "No such file or directory"),
         ("link to itself.jpg", "Too many levels of symbolic links"),
@@ -182,7 +190,7 @@ def test_the_whole_folder_is_refused_once_and_for_all(folder, expected, to_be_re
     [
         (AssertionError(), "cannot be decoded: AssertionError"),
         (KeyError(41), "cannot be decoded: KeyError 41"),
-        (MemoryError(), "cannot be decoded: MemoryError"),
+        (MemoryError(), "there is too little memory to read it; make it smaller"),
         (SyntaxError("broken\x1b[2J\nfile"), r"broken\x1b[2J file"),
         (OSError(5, "Input/output error", "photo.jpg"), "Input/output error"),
     ],
@@ -265,7 +273,11 @@ def test_eight_orientations_are_one_tensor(alone, suffix, resolution, flip):
         assert np.array_equal(got, upright), orientation
 
 
-@pytest.mark.parametrize("suffix", ["jpg", pytest.param("avif", marks=pytest.mark.skipif(not AVIF, reason="no AVIF"))])
+@pytest.mark.parametrize(
+    "suffix",
+    ["jpg", pytest.param("avif", marks=pytest.mark.skipif(not AVIF, reason="no AVIF")),
+     pytest.param("heic", marks=pytest.mark.skipif(not HEIC, reason="no pillow-heif"))],
+)  # fmt: skip
 def test_eight_orientations_of_a_lossy_file_are_nearly_one_tensor(alone, suffix):
     upright = centre(alone["RGB.png"], 32)
     turned = [centre(alone[f"orientation {orientation}.{suffix}"], 32) for orientation in TURNS]
@@ -337,6 +349,7 @@ READ_ALL = """
 import sys
 from booth import data
 from booth.errors import UserError
+from booth.image_folder import find_images
 from booth.views import pixels, views
 
 def peak():  # MiB. Of ru_maxrss a process inherits its parent's, which may be anything in the middle of tests
@@ -352,7 +365,7 @@ def read(paths):
         if max(example.size) < 1000:
             pixels(views(example, (24, 24), "center", 1, False, 0)[0])
 
-paths = data.find_images(sys.argv[1], "instance.images")
+paths = find_images(sys.argv[1], "instance.images")
 huge = [path for path in paths if path.name.startswith("huge")]
 read(path for path in paths if path.name == "RGB.png")  # the modules that come with the first image
 start = peak()

@@ -16,6 +16,7 @@ from booth import data
 from booth.captions import read_captions
 from booth.errors import UserError
 from booth.image_dataset import cache_folder, open_photos
+from booth.image_folder import find_images
 
 COLOURS = ("red", "green", "blue")
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -149,7 +150,7 @@ def test_the_bytes_are_unpacked_in_order_with_their_captions(make, tmp_path, cac
     assert contents(tmp_path / "source") == before, "nothing is written there"
     assert "".join(capfd.readouterr()) == "", "nor said by the library"
     assert photos.folder.parent == cache == cache_folder() and photos.origin == {}
-    found = data.find_images(photos.folder, "instance.images")
+    found = find_images(photos.folder, "instance.images")
     assert [path.name for path in found] == [f"{n:05d}{suffix}" for n, suffix in enumerate(SUFFIXES)]
     assert [path.read_bytes() for path in found] == CONTENT
     assert read_captions(photos.folder, found, "metadata", "text", "") == CAPTIONS
@@ -187,7 +188,7 @@ def test_an_interrupted_unpacking_leaves_nothing(tmp_path, cache, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             open_photos(str(source), "image")
     assert [path.name for path in cache.iterdir()] == [".lock"]
-    assert len(data.find_images(open_photos(str(source), "image").folder, "instance.images")) == 3
+    assert len(find_images(open_photos(str(source), "image").folder, "instance.images")) == 3
 
 
 def test_a_plain_folder_stays_what_it_is(photos, tmp_path, cache):
@@ -245,13 +246,19 @@ def test_rows_without_an_image_are_named(tmp_path, cache):
         "3 of 5 rows have no image in 'image' that can be read: row 1 (none), row 2 (only the path /photos/car.jpg,"
         in said
     )
-    assert "row 3 (no image in a format that can be read here); take them out" in said
+    assert "row 3 (a text and no image: 'no image'); take them out" in said
     assert [path.name for path in cache.iterdir()] == [".lock"]
 
 
 def test_postscript_is_no_image(tmp_path):
     source = write_parquet(tmp_path / "cars.parquet", images=[encoded("red", "EPS")], captions=["x"])
-    assert "row 0 (no image in a format that can be read here)" in refusal(source)
+    assert "row 0 (a text and no image: '%!PS-Adobe-3.0" in refusal(source)
+
+
+def test_suffixes_in_capitals(tmp_path, cache):
+    source = write_parquet(tmp_path / "CARS.PARQUET")
+    assert "`datasets` takes suffixes in lower case only; rename it to *.parquet" in refusal(source)
+    assert "`datasets` cannot read it (" in refusal(tmp_path)
 
 
 def test_rows_without_a_caption_are_named(tmp_path):
@@ -275,15 +282,32 @@ def test_captions_elsewhere_than_in_a_column(tmp_path):
 def test_the_split_for_training(tmp_path):
     write_parquet(tmp_path / "a" / "train.parquet")
     write_parquet(tmp_path / "a" / "test.parquet", images=[encoded("black")], captions=["x"])
-    assert len(data.find_images(open_photos(str(tmp_path / "a"), "image").folder, "")) == 3
+    assert len(find_images(open_photos(str(tmp_path / "a"), "image").folder, "")) == 3
     (tmp_path / "a" / "train.parquet").unlink()
-    assert len(data.find_images(open_photos(str(tmp_path / "a"), "image").folder, "")) == 1, "the only one"
+    assert len(find_images(open_photos(str(tmp_path / "a"), "image").folder, "")) == 1, "the only one"
     write_parquet(tmp_path / "a" / "validation.parquet")
     assert "has the splits validation, test and none is train; give the folder of one" in refusal(tmp_path / "a")
 
 
 def cut(path, size=None):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if size is None else size])
+
+
+def edit(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("old", "line"), [("red sks car", 2), ("green sks car", 3), (" sks car", 2)])
+def test_a_comma_in_a_table_is_named_by_its_line(tmp_path, old, line):
+    """Where all rows have one more, pandas takes the first cell for an index."""
+    source = as_csv(tmp_path / "table")
+    edit(source / "metadata.csv", old, f"{old}, parked")
+    with pytest.raises(
+        UserError, match=rf"metadata\.csv, line {line}: 3 cells and 2 columns; put what has a comma in it"
+    ):
+        open_photos(str(source), "image", "metadata")
 
 
 @pytest.mark.parametrize(
@@ -293,8 +317,9 @@ def cut(path, size=None):
      (as_saved, lambda path: (path / "data-00001-of-00002.arrow").unlink()),
      (as_shards, lambda path: write_parquet(path / "data" / "train-00001-of-00003.parquet", image_column="other")),
      (as_table, lambda path: (path / "pictures" / "b.jpg").unlink()),
-     (as_table, lambda path: (path / "metadata.jsonl").write_text('{"image": "pictures/a.jpg"}'))],
-    ids=["half", "empty", "arrow", "state", "missing", "columns", "image", "table"],
+     (as_table, lambda path: (path / "metadata.jsonl").write_text('{"image": "pictures/a.jpg"}')),
+     (as_csv, lambda path: (path / "metadata.jsonl").write_text('{"file_name": "pictures/a.jpg"}'))],
+    ids=["half", "empty", "arrow", "state", "missing", "columns", "image", "table", "two tables"],
 )  # fmt: skip
 def test_what_the_library_cannot_read(make, harm, tmp_path, cache):
     source = make(tmp_path / "source")
@@ -359,4 +384,4 @@ def test_a_pickle_in_a_schema_is_not_run(tmp_path, kind):
         with pa.ipc.new_stream(source, schema) as writer:
             writer.write_table(table)
     folder = open_photos(str(source), "image").folder
-    assert len(data.find_images(folder, "instance.images")) == 3 and not (tmp_path / "canary").exists()
+    assert len(find_images(folder, "instance.images")) == 3 and not (tmp_path / "canary").exists()

@@ -1,5 +1,6 @@
 """Masked loss: what lies outside of a photo's mask counts less, or nothing, and the rest as much as a whole photo."""
 
+import logging
 import shutil
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from booth import loop
 from booth.config import resolved
-from booth.data import read_examples
+from booth.data import instance_examples, read_examples
 from booth.errors import UserError
 from booth.inputs import check_inputs
 from booth.masks import loss_weights, with_masks
@@ -145,7 +146,10 @@ def test_a_changed_mask_is_noticed(config, folder, tmp_path):
         ("files", lambda folder: Image.new("L", (64, 64)).save(folder / "1-mask.png"), r"mask of 1\.png is all black"),
         ("files", lambda folder: Image.new("L", (64, 48), 255).save(folder / "1-mask.png"),
          r"the mask of 1\.png is 64x48 and the photo 64x64; they must have the same proportions"),
-        ("files", lambda folder: (folder / "1-mask.png").write_bytes(b"no"), r"the mask of 1\.png cannot be read"),
+        ("files", lambda folder: (folder / "1-mask.png").write_bytes(b"no"),
+         r"the mask of 1\.png cannot be read \(a text and no image: 'no'\); replace it by one that can"),
+        ("files", lambda folder: mask().save(folder / "1-mask.tif"),
+         r"1\.png has several masks: 1-mask\.png, 1-mask\.tif; leave one of them"),
     ],
 )  # fmt: skip
 def test_refusals(config, folder, source, spoil, said):
@@ -158,3 +162,17 @@ def test_refusals(config, folder, source, spoil, said):
     spoil(folder)
     with pytest.raises(UserError, match=said):
         check_inputs(resolved(config))
+
+
+@pytest.mark.parametrize("name", ["é 1-mask.png", "e\u0301 1-mask.png", "é 1-MASK.PNG"])
+def test_masks_from_other_systems(folder, caplog, name):
+    """And files that belong to a mask (its caption) are none."""
+    photo(0).save(folder / "é 1.JPG")
+    mask().save(folder / name)
+    mask().save(folder / "2-mask.png")
+    (folder / "é 1-mask.json").write_text("{}")
+    with caplog.at_level(logging.WARNING, "booth"):
+        found = instance_examples(str(folder), "a photo", masks=True)
+    (example,) = with_masks(found, "files")
+    assert example.mask == folder / name
+    assert caplog.messages == ["instance.masks: 2-mask.png belong to no photo, and are passed over"]

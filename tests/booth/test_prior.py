@@ -1,6 +1,7 @@
 """Class images: what is there is used, what is missing is made, and never by another recipe."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from booth import prior
 from booth.config import default_config
 from booth.errors import UserError
-from booth.inputs import load_tokenizer
+from booth.inputs import check_inputs, load_tokenizer
 from booth.pipeline_dir import open_pipeline
 from booth.prior import MANIFEST, class_images
 from booth.sampling import Sampler
@@ -47,7 +48,7 @@ def make(tmp_path, pipeline, tokenizer):
         square, models = (side, side), backend.load(pipeline)
         hashes = {"unet": weights, "vae": vae}
         files = class_images(folder, config, {square: sampler}, {square: 5}, backend, models, hashes)
-        assert all(file.parent == folder for file in files)
+        assert all(folder in file.parents for file in files)
         return [file.name for file in files]
 
     make.folder = folder
@@ -181,3 +182,41 @@ def test_a_damaged_manifest_is_none(make, damaged):
 def test_the_pictures_are_no_flat_colour(make):
     make(1)
     assert np.asarray(Image.open(make.folder / "class-00000.png")).std() > 10
+
+
+def test_kohyas_folders_of_class_images(make, tmp_path):
+    """They are used as they are, and filled up beside them, not made anew."""
+    save_own(make.folder / "1_robot", "b.jpg", "a.jpg")
+    save_own(make.folder / "1_toy robot", "c.jpg")
+    assert make(5) == ["a.jpg", "b.jpg", "c.jpg", *ours(0, 1)]
+    nothing = watched()
+    assert make(5, backend_class=nothing) == ["a.jpg", "b.jpg", "c.jpg", *ours(0, 1)] and nothing.calls == []
+    save_own(make.folder, "d.jpg")
+    with pytest.raises(UserError, match=r"prior\.images='.*' holds images \(d\.jpg\) and folders with repeats"):
+        make(5)
+    (make.folder / "d.jpg").unlink()
+    (make.folder / "1_robot").rename(make.folder / "2_robot")
+    with pytest.raises(UserError, match=r"folders with several repeats \(1_toy robot, 2_robot\), and class images are"):
+        make(5)
+
+
+def test_class_images_in_other_folders_are_not_lost_without_a_word(tiny_config, tmp_path, caplog):
+    save_own(tmp_path / "reg" / "dog", "1.jpg", "2.jpg")
+    tiny_config.prior.images = str(tmp_path / "reg")
+    with caplog.at_level(logging.WARNING, "booth"):
+        check_inputs(tiny_config)
+    assert "prior.images: the images in these folders are passed over: dog (2)" in caplog.messages
+
+
+@pytest.mark.parametrize(("folder", "class_images"), [("train/1_robot", "train"), ("train", "train/1_robot")])
+def test_photos_are_no_class_images(tiny_config, tmp_path, folder, class_images):
+    """Of one of kohya's folders, whichever way it is named."""
+    save_own(tmp_path / "train" / "1_robot", "1.jpg")
+    save_own(tmp_path / "train" / "5_sks robot", "1.jpg")
+    tiny_config.instance.images, tiny_config.prior.images = str(tmp_path / folder), str(tmp_path / class_images)
+    if folder == "train/1_robot":
+        (tmp_path / "train" / "5_sks robot").rename(tmp_path / "1_more")
+    with pytest.raises(
+        UserError, match=r"prior\.images=.* is instance\.images too \(1_robot\); give class images a fo"
+    ):
+        check_inputs(tiny_config)

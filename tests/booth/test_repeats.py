@@ -3,7 +3,7 @@
 import pytest
 
 from booth.errors import UserError
-from booth.repeats import Subfolder, repeated_folders
+from booth.repeats import Subfolder, may_be_an_order, repeated_folders
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_words_with_underscores(make):
 
 @pytest.mark.parametrize(
     "names", [["1.png"], ["photos/1.png", "sks_dog/1.png", "10dog/1.png", ".10_dog/1.png"], [], ["10_dog.png"],
-              ["1.png", "10_ideas/notes.txt"]]
+              ["1.png", "10_ideas/notes.txt"], ["1.png", "01_front/1.png"], ["01_front/notes.txt"]]
 )  # fmt: skip
 def test_other_folders(make, names):
     assert repeated_folders(make(*names)) == []
@@ -64,6 +64,8 @@ def test_no_folder(tmp_path):
      (["10_/1.png"], "the folder '10_' has no words after its repeats; name it like '10_sks dog'"),
      (["10_sks dog/notes.txt"], "the folder '10_sks dog' holds no images; put the photos there, or take it away"),
      (["10_sks dog/1.png", "5_sks dog/.DS_Store"], "the folder '5_sks dog' holds no images"),
+     (["01_front/1.png", "02_side/1.png"], "the numbers of 01_front, 02_side are no repeats, as they begin with 0"),
+     (["5_sks dog/1.png", "00_more/1.png"], "the numbers of 00_more are no repeats, as they begin with 0; put all"),
      (["10_sks dog/1.png", "10_sks dog/5_sks dog/1.png"], "has folders with repeats in it (5_sks dog); move them one"),
      (["2_all/10_sks dog/1.png"], "has folders with repeats in it (10_sks dog); move them one level up"),
      (["0.png", "10_sks dog/1.png"], "holds images (0.png) and folders with repeats (10_sks dog); move the images")],
@@ -80,9 +82,26 @@ def test_a_folder_that_cannot_be_read(make, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.iterdir", refuse)
-    assert "cannot be read: Permission denied; give one that may be read" in refusal(folder)
+    assert "cannot be read: Permission denied; give a folder that this user may read" in refusal(folder)
 
 
 def test_strange_names_are_one_line(make):
     folder = make("10_\x1b[31m\n/notes.txt")
     assert "\x1b" not in refusal(folder) and "\\x1b[31m\\n" in refusal(folder)
+
+
+def test_images_that_do_not_count(make):
+    """As class images that we made beside kohya's folders."""
+    folder = make("class-00000.png", "1_dog/1.png")
+    (sub,) = repeated_folders(folder, but=[folder / "class-00000.png"])
+    assert sub.path == folder / "1_dog"
+    assert "holds images (class-00000.png)" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [("1_front 2_side 3_back", True), ("1_front 2_side", True), ("2_dog 3_cat", False), ("1_dog", False),
+     ("1_dog 1_cat", False), ("1_dog 10_cat", False)],
+)  # fmt: skip
+def test_numbers_that_may_be_an_order(make, names, expected):
+    assert may_be_an_order(repeated_folders(make(*(f"{name}/1.png" for name in names.split())))) is expected

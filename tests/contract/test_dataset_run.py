@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from booth import loop
-from booth.data import find_images
 from booth.errors import UserError
+from booth.image_folder import find_images
 
 
 @pytest.fixture(params=["torchbooth"])  # what differs from a folder is over before a backend begins

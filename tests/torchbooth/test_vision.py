@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTModel
 
 from booth import cli, scores
-from booth.data import find_images, load_image
 from booth.errors import UserError
 from booth.evaluation_prompts import LIVE_SUBJECTS, OBJECTS
+from booth.image_file import load_image
+from booth.image_folder import find_images
 from torchbooth import vision
 from torchbooth.vision import Clip, Dino, clip_preprocessing, dino_preprocessing
 
