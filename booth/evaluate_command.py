@@ -18,7 +18,7 @@ from booth.hub import DATASET, MODEL
 from booth.inputs import Inputs, check_inputs
 from booth.judges import Judge, judge_of
 from booth.model_options import Trained, find_trained
-from booth.rundir import pinned_revision
+from booth.run_record import pinned_revision
 from booth.validation import check_capabilities
 
 log = logging.getLogger("booth")

@@ -1,6 +1,7 @@
 """Checkpoints: written whole, rotated only when the next one is complete, never another run's."""
 
 import errno
+import json
 
 import pytest
 from safetensors import SafetensorError
@@ -126,21 +127,40 @@ def test_other_things_in_the_folder_are_no_checkpoints(checkpoints):
 
 
 @pytest.mark.parametrize(
-    "error", [SafetensorError("header too\nsmall"), ValueError("DATA_LOSS"), FileNotFoundError("none"), Exception("x")]
-)
-def test_a_damaged_checkpoint_is_named(checkpoints, error):
+    "error", [SafetensorError("header too\nsmall"), ValueError("DATA_LOSS"), FileNotFoundError("none"), Exception("x"),
+              RecursionError("deep")]
+)  # fmt: skip
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_checkpoint_that_cannot_be_restored_is_named(checkpoints, error, hashed):
+    """Where its files are known to be what was saved it is not called damaged; no advice to delete it in any case."""
+
     class Broken(Backend):
         def restore(self, state, folder):
             raise error
 
-    save(checkpoints, 1, 2, 3)
+    save(checkpoints, 1)
+    if not hashed:  # as older versions saved, and in a bucket
+        record = checkpoints.path(1) / "checkpoint.json"
+        record.write_text(json.dumps({**json.loads(record.read_text()), "sha256": {}}))
     with pytest.raises(UserError) as caught:
-        checkpoints.restore(Broken(), None, 3)
-    said = str(caught.value)
-    assert said.startswith(f"checkpoint {checkpoints.path(3)} is damaged (") and "\n" not in said
-    assert said.endswith("; go on from an older one with --from-step 2, or delete it")
-    with pytest.raises(UserError, match=r"damaged .*; delete it$"):
         checkpoints.restore(Broken(), None, 1)
+    said, is_it = str(caught.value), "is whole, but" if hashed else "cannot be read: it is damaged, or"
+    assert said.startswith(f"checkpoint {checkpoints.path(1)} {is_it} was saved with other settings, another model or")
+    assert said.endswith("; go on with those") and "\n" not in said
+
+
+def test_a_damaged_checkpoint_is_named(checkpoints):
+    save(checkpoints, 1, 2)
+    for step in (1, 2):
+        (checkpoints.path(step) / "state").write_text("cut")
+    with pytest.raises(UserError) as caught:
+        checkpoints.restore(Backend(), None, 2)
+    assert str(caught.value) == (
+        f"checkpoint {checkpoints.path(2)} is damaged (state: not what was saved); put it back from a copy, or go on"
+        " from an older one with --from-step 1"
+    )
+    with pytest.raises(UserError, match=r"put it back from a copy, or begin anew in another --workdir$"):
+        checkpoints.restore(Backend(), None, 1)
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError, AssertionError, KeyboardInterrupt])
@@ -199,6 +219,8 @@ def test_a_flipped_bit_is_noticed(tiny_config, tmp_path, package):
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"step-000002 is damaged \(.*: not what was saved\); go on .* --from-step 1"):
+    with pytest.raises(
+        UserError, match=r"step-000002 is damaged \(.*: not what was saved\); .* go on .* --from-step 1"
+    ):
         loop.train(backend_class, tiny_config, run.path)
     assert len(loop.train(backend_class, tiny_config, run.path, from_step=1).metrics) == 3
