@@ -58,7 +58,7 @@ def read_record(workdir: str | Path) -> Record:
     record = find_record(path)
     if record is None:
         raise UserError(f"{workdir} is not a run folder: it has no {CONFIG}")
-    places = {name: value for name, value in written_config(path).items() if settings.is_place(name) and value}
+    places = {name: value for name, value in written_config(path).items() if settings.is_place(name)}
     return Record(record.backend, record.run_id, {**record.config, **places}, record.saved)
 
 

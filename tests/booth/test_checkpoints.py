@@ -224,3 +224,50 @@ def test_a_flipped_bit_is_noticed(tiny_config, tmp_path, package):
     ):
         loop.train(backend_class, tiny_config, run.path)
     assert len(loop.train(backend_class, tiny_config, run.path, from_step=1).metrics) == 3
+
+
+def torch_state(size, names=("unet.weight",), optimizer="AdamW", average=False):
+    import torch
+
+    from torchbooth.ema import Average
+    from torchbooth.step import State
+
+    trainable = {name: torch.nn.Parameter(torch.arange(float(size))) for name in names}
+    made = getattr(torch.optim, optimizer)(trainable.values())
+    sum(parameter.sum() for parameter in trainable.values()).backward()
+    made.step()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return State(None, trainable, made, scaler, None, Average(trainable, 0.9) if average else None)
+
+
+def jax_state(size, names=("unet.weight",), optimizer="adam", average=False):
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from jaxbooth.ema import Average
+    from jaxbooth.step import State
+
+    shared = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    trainable = {name: jax.device_put(jnp.arange(float(size)), shared) for name in names}
+    more = {"average": Average(dict(trainable), jnp.float32(0))} if average else {}
+    return State(None, trainable, getattr(optax, optimizer)(1e-3).init(trainable), **more)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("other", [{"size": 4}, {"names": ["unet.other"]}, {"names": ["unet.weight", "unet.more"]},
+                                   {"average": True}])  # fmt: skip
+def test_a_good_checkpoint_of_other_settings_is_not_called_damaged(tmp_path, framework, other):
+    """As a run of an older version has them whose config.json was edited."""
+    import importlib
+    from types import SimpleNamespace
+
+    module = importlib.import_module(f"{framework}booth.checkpoint")
+    make = torch_state if framework == "torch" else jax_state
+    backend = SimpleNamespace(save=module.save, restore=module.restore)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", "run")
+    checkpoints.save(backend, make(8), 1, 1)
+    with pytest.raises(UserError, match=r"is whole, but was saved with other settings.*; go on with those$") as caught:
+        checkpoints.restore(backend, make(**{"size": 8, **other}), 1)
+    assert "\n" not in str(caught.value)
+    checkpoints.restore(backend, make(8), 1)
