@@ -1,12 +1,15 @@
 """Checkpoints: written whole, rotated only when the next one is complete, never another run's."""
 
 import errno
+import importlib
 import json
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
 
 from booth.checkpoints import Checkpoints
+from booth.config import default_config
 from booth.errors import UserError
 
 
@@ -206,8 +209,6 @@ def test_newer_checkpoints_are_set_aside_not_deleted(checkpoints, caplog):
 @pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
 def test_a_flipped_bit_is_noticed(tiny_config, tmp_path, package):
     """In any file of a checkpoint; safetensors alone would not notice."""
-    import importlib
-
     from booth import loop
 
     backend_class = importlib.import_module(f"{package}.backend").Backend
@@ -237,7 +238,7 @@ def torch_state(size, names=("unet.weight",), optimizer="AdamW", average=False):
     sum(parameter.sum() for parameter in trainable.values()).backward()
     made.step()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return State(None, trainable, made, scaler, None, Average(trainable, 0.9) if average else None)
+    return State(None, trainable, made, scaler, None, None, Average(trainable, default_config()) if average else None)
 
 
 def jax_state(size, names=("unet.weight",), optimizer="adam", average=False):
@@ -259,9 +260,6 @@ def jax_state(size, names=("unet.weight",), optimizer="adam", average=False):
                                    {"average": True}])  # fmt: skip
 def test_a_good_checkpoint_of_other_settings_is_not_called_damaged(tmp_path, framework, other):
     """As a run of an older version has them whose config.json was edited."""
-    import importlib
-    from types import SimpleNamespace
-
     module = importlib.import_module(f"{framework}booth.checkpoint")
     make = torch_state if framework == "torch" else jax_state
     backend = SimpleNamespace(save=module.save, restore=module.restore)
