@@ -167,19 +167,19 @@ class Checkpoints:
             remove(doomed)
 
     def restore(self, backend: Backend, state: Any, step: int) -> Any:
-        """The state saved at a step, as `Backend.restore` gives it. UserError if its files are damaged."""
+        """The state saved at a step, as `Backend.restore` has it. UserError if its files are damaged or unfit."""
         wanted = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8")).get("sha256") or {}
         here = self._hashes(self.path(step)) if wanted else {}
         if changed := sorted(name for name, sha256 in wanted.items() if here.get(name) != sha256):
             raise self._damaged(step, ValueError(f"{', '.join(changed[:3])}: not what was saved"))
         try:
             return backend.restore(state, self.path(step))
-        except RecursionError as error:
-            raise self._damaged(step, error) from error
-        except (AssertionError, MemoryError, RuntimeError, UserError):  # a full device is a RuntimeError
-            raise
+        except (AssertionError, MemoryError, RuntimeError, UserError) as error:  # a full device is a RuntimeError
+            if not isinstance(error, RecursionError):
+                raise
+            raise self._unfit(step, error, whole=bool(wanted)) from error
         except Exception as error:  # safetensors, Orbax and JSON raise what they like, Orbax Exception itself
-            raise self._damaged(step, error) from error
+            raise self._unfit(step, error, whole=bool(wanted)) from error
 
     def _hashes(self, folder: Path) -> dict[str, str]:
         """sha256 of each file of a checkpoint; of one in a bucket none, which has checksums of its own."""
@@ -192,8 +192,16 @@ class Checkpoints:
 
     def _damaged(self, step: int, error: Exception) -> UserError:
         older = [found for found in self.steps() if found < step]
-        way = f"go on from an older one with --from-step {older[-1]}, or delete it" if older else "delete it"
-        return UserError(f"checkpoint {self.path(step)} is damaged ({' '.join(str(error).split())[:200]}); {way}")
+        way = f"go on from an older one with --from-step {older[-1]}" if older else "begin anew in another --workdir"
+        return UserError(f"checkpoint {self.path(step)} is damaged ({_line(error)}); put it back from a copy, or {way}")
+
+    def _unfit(self, step: int, error: Exception, whole: bool) -> UserError:
+        """`whole`: its files are known to be what was saved."""
+        what = "is whole, but was saved" if whole else "cannot be read: it is damaged, or was saved"
+        return UserError(
+            f"checkpoint {self.path(step)} {what} with other settings, another model or other versions of the libraries"
+            f" ({_line(error)}); go on with those"
+        )
 
     def set_aside_after(self, step: int) -> None:
         """Moves newer checkpoints out of the way, so that the run goes on from `step`; deletes nothing."""
@@ -207,3 +215,7 @@ class Checkpoints:
             else:
                 rename(self.path(newer), target)
             log.warning("step %d was trained before; its checkpoint is now %s", newer, target)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

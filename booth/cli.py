@@ -29,7 +29,8 @@ from booth.model_options import (
     path,
 )
 from booth.numbers import with_numbers
-from booth.rundir import locked, pinned_revision, read_record, write_text
+from booth.run_record import pinned_revision, read_record
+from booth.rundir import locked, write_text
 from booth.solvers import SOLVERS
 from booth.space import readable
 from booth.stopping import Stopped, deafness_ends

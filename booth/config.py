@@ -335,6 +335,11 @@ def may_change(name: str) -> bool:
     return name in _BY_NAME and _BY_NAME[name].may_change
 
 
+def is_place(name: str) -> bool:
+    """Whether a field says where something is."""
+    return name in _BY_NAME and _BY_NAME[name].is_path
+
+
 def must_be_meant(name: str) -> bool:
     """Whether such a value changes what a resumed run becomes, so that the command line must say that it is meant."""
     return may_change(name) and (name in AUTO or name.startswith(("train.lr_", "train.text_encoder_l", "tokens.")))

@@ -20,7 +20,7 @@ from booth.image_folder import find_images
 from booth.inputs import Inputs, check_inputs
 from booth.judges import Judge, judge_of
 from booth.model_options import Trained, find_trained
-from booth.rundir import pinned_revision
+from booth.run_record import pinned_revision
 from booth.validation import check_capabilities
 
 log = logging.getLogger("booth")

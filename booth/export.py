@@ -108,7 +108,8 @@ def exported_step(folder: Path, precision: Precision | None = None) -> int | Non
         return None
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return record["step"] if precision in (None, record["precision"]) else None
+        step = record["step"] if precision in (None, record["precision"]) else None
+        return None if step is None else int(step)
     except (KeyError, RecursionError, TypeError, ValueError):  # damaged: it is exported again
         return None
 

@@ -94,7 +94,7 @@ def _words_beside(out: Path, added: Sequence[str]) -> list[Path]:
     """Files for new tokens beside the exported file, which cannot have them in it. UserError if there are such."""
     files = tokens.files_beside(out, added)
     if there := [file for file in files if file.exists()]:
-        raise UserError(f"--out {out}: {there[0]}, for a new token, exists; choose another name, or delete it")
+        raise UserError(f"--out {out}: {there[0]}, for a new token, exists; choose another name")
     return files
 
 

@@ -21,11 +21,11 @@ def check_target(source: PipelineDir, out: Path) -> None:
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out} must end with {SUFFIX} for --format single-file")
     if out.exists():
-        raise UserError(f"--out {out} exists; choose another name, or delete it")
+        raise UserError(f"--out {out} exists; choose another name")
     configs, beside = configs_of(source), modelspec.config_path(out)
     text = modelspec.original_config(configs, None)
     if beside.exists() and (text is None or not _is_our_config(beside)):
-        raise UserError(f"--out {out}: WebUIs would take {beside} for its config; choose another name, or delete that")
+        raise UserError(f"--out {out}: WebUIs would take {beside} for its config; choose another name")
     _check_vocabulary(source)
     _check_weights(source)
 

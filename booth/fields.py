@@ -77,7 +77,7 @@ class Field:
 
 
 FIELDS = (
-    # Model and photos may have moved: what is in them is compared through the manifest.
+    # What is on disk may have moved: it is known by the hashes in the manifest, and checkpoints by the run's id.
     Field("model.source", "", "folder of a diffusers pipeline (model_index.json, unet/, ...), hub id owner/name,"
           " single-file checkpoint X.safetensors, or 'embedded', the small base that comes with booth", may_change=True,
           is_path=True),
@@ -112,7 +112,7 @@ FIELDS = (
     Field("prior.weight", 1.0, "lambda, the weight of the class images in the loss; 0: without them", at_least(0)),
     Field("prior.prompt", "", "prompt of the class, such as 'a photo of dog'"),
     Field("prior.images", "", "folder of class images, used first and filled up; empty: RUN/class_images",
-          is_path=True),
+          may_change=True, is_path=True),
     Field("prior.count", 200, "class images to train with; auto (0): 200", at_least(0), may_change=True),
     Field("prior.solver", "dpm++", "solver for class images", one_of(*SOLVERS)),
     Field("prior.inference_steps", 25, "denoising steps for a class image", at_least(1)),
@@ -211,7 +211,7 @@ FIELDS = (
     Field("checkpoint.every_steps", 200, "updates between checkpoints; 0: only the last", at_least(0), may_change=True),
     Field("checkpoint.keep", 2, "newest checkpoints kept", at_least(1), may_change=True),
     Field("checkpoint.dir", "", "folder of this run's checkpoints alone, with jaxbooth also gs://BUCKET/FOLDER; empty:"
-          " RUN/checkpoints", is_path=True),
+          " RUN/checkpoints", may_change=True, is_path=True),
     Field("samples.every_steps", 0, "updates between previews; 0: none", at_least(0), may_change=True),
     Field("samples.prompts", (), "prompts of the previews; empty: instance.prompt and prior.prompt", may_change=True),
     Field("samples.images_per_prompt", 2, "images of each prompt, seeds 0, 1, ...", at_least(1), may_change=True),

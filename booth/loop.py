@@ -18,7 +18,7 @@ from booth.concepts import concepts_of
 from booth.config import is_remote, resolved, trained_networks
 from booth.doctor import advice
 from booth.errors import UserError
-from booth.export import export, export_size, exported_step, finish_interrupted
+from booth.export import check_target, export, export_size, finish_interrupted
 from booth.hosts import Hosts, Leader, feed, follow, leading
 from booth.hub import DATASET, MODEL
 from booth.inputs import Inputs, as_trained, check_class_images, check_inputs
@@ -28,7 +28,9 @@ from booth.numbers import with_numbers
 from booth.preparation import needed_space, prepare
 from booth.previews import Previews
 from booth.push_command import Destination
-from booth.rundir import RunDir, pinned_revision, recorded_config
+from booth.resume import find_start
+from booth.run_record import pinned_revision, recorded_config
+from booth.rundir import RunDir
 from booth.space import Need
 from booth.stopping import Stopped, StopRequest
 from booth.tokens import enlarged, keep_embeddings, new_tokens
@@ -91,15 +93,18 @@ def _train(
     with RunDir.open(workdir, backend_class.name, config, meant) as run:
         finish_interrupted(run.pipeline)
         checkpoints = Checkpoints(run.checkpoints, run.id, checkpoint_size(config, inputs.pipeline))
-        start = checkpoints.find(from_step) or 0
+        exported = run.lora if adapter else run.pipeline
+        begin = find_start(run, checkpoints, exported, config, from_step)
+        start = begin.step
+        if not adapter:
+            check_target(inputs.pipeline, exported)
         log.info("%d photos, model %s: reading and hashing its weights", len(inputs.instances), config.model.source)
         run.check_manifest(inputs.fingerprint())
         for kind, origin in inputs.origins(config).items():
             run.record_origin(kind, origin)
-        exported = run.lora if adapter else run.pipeline
-        if start >= config.train.steps and exported_step(exported, config.export.precision) == start:
+        if begin.finished:
             run.record_changes()
-            log.info("already at step %d of %d: nothing left to do", start, config.train.steps)
+            log.info("already at step %d of %d: nothing left to do", begin.exported, config.train.steps)
             return Run(run.path, exported, read_metrics(run.metrics))
 
         _require_space(config, inputs, run, checkpoints, start, adapter)
@@ -120,6 +125,14 @@ def _train(
             log.info("resumed from step %d", start)
             if _due(start, config.samples.every_steps) and not previews.grid_file(start).exists():
                 previews.write_grid(backend.models(state), start)  # it was saved, and then ended in the middle of them
+        run.record_saved(start)
+        if begin.exported is not None and begin.exported > max(start, config.train.steps):
+            log.warning("%s is of step %d; in the end that of step %d takes its place", exported, begin.exported,
+                        max(start, config.train.steps))  # fmt: skip
+
+        def save_checkpoint(state: Any, done: int) -> None:
+            checkpoints.save(backend, state, done, config.checkpoint.keep)
+            run.record_saved(done)
 
         stop = config.train.steps
         with Recorder(run, start, stop, batches.rows, config.log.every_steps) as recorder, StopRequest() as request:
@@ -132,7 +145,7 @@ def _train(
                     if hosts:
                         hosts.pass_on(request)
                     log.info("first step finished %.1f s after the start", time.perf_counter() - began)
-                save = partial(checkpoints.save, backend, state, done, config.checkpoint.keep)
+                save = partial(save_checkpoint, state, done)
                 # Where one of several hosts cannot make its pictures, none can save any more.
                 previewed = _due(done, config.samples.every_steps) and hosts is not None
                 asked = request.number

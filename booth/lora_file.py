@@ -129,7 +129,7 @@ def check_target(out: Path) -> None:
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out} must end with {SUFFIX}")
     if out.exists():
-        raise UserError(f"--out {out} exists; choose another name, or delete it")
+        raise UserError(f"--out {out} exists; choose another name")
 
 
 def require_space(out: Path, layers: Iterable[LowRank]) -> None:

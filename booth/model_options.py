@@ -1,7 +1,7 @@
 """What a command works on: a model (--model, --from), or a checkpoint of a run (--run, --step)."""
 
 import argparse
-import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,10 @@ from booth.checkpoints import Checkpoints
 from booth.errors import UserError
 from booth.inputs import as_trained
 from booth.pipeline_dir import PipelineDir, open_pipeline
-from booth.rundir import checkpoint_folder, pinned_revision, read_record
+from booth.run_record import MANIFEST, pinned_revision, read_manifest, read_record
+from booth.rundir import checkpoint_folder
+
+log = logging.getLogger("booth")
 
 path = os.path.expanduser  # the shell leaves the ~ of --workdir=~/run alone
 
@@ -101,9 +104,13 @@ def find_trained(backend_class: type[Backend], run_dir: str, step: int | None, p
         raise UserError(f"--run {run_dir} was trained with {record.backend}booth; use that command for its checkpoints")
     folder = checkpoint_folder(Path(run_dir), record.config["checkpoint.dir"])
     checkpoints = Checkpoints(folder, record.run_id)
+    newest = step is None
     step = checkpoints.find(step)
     if step is None:
-        raise UserError(f"--run {run_dir} has no checkpoint yet")
+        raise UserError(f"--run {run_dir} has no checkpoint in {folder}")
+    if newest and record.saved and record.saved > step:
+        log.warning("step %d was saved too, but has no checkpoint in %s any more: this is step %d", record.saved,
+                    folder, step)  # fmt: skip
     config = settings.default_config()
     for name, value in record.config.items():
         settings.set_field(config, name, value)
@@ -119,7 +126,9 @@ def find_trained(backend_class: type[Backend], run_dir: str, step: int | None, p
 
 def _check_base(run_dir: Path, pipeline: PipelineDir) -> None:
     """UserError if the model is not the one that the run was trained from."""
-    recorded = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))["model weights"]
+    if not (run_dir / MANIFEST).is_file():
+        raise UserError(f"--run {run_dir} has no {MANIFEST}, which says what it was trained from; put it back")
+    recorded = read_manifest(run_dir / MANIFEST).get("model weights", {})
     changed = [name for name, sha256 in recorded.items() if pipeline.weights_hash(name) != sha256]
     if changed:
         raise UserError(

@@ -108,10 +108,10 @@ def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
 
 def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> list[Example]:
     """The class images of all concepts, made where they are missing."""
-    examples, weights = [], inputs.weights
+    examples, weights, recorded = [], inputs.weights, run.recorded("class images")
     for place, concept in enumerate(inputs.concepts):
         if concept.has_prior:
-            settings = concept.config.prior
+            settings, within = concept.config.prior, f"{place}/" if concept.name else ""
             files = prior.class_images(
                 class_folder(inputs.concepts, place, run.class_images),
                 concept.config,
@@ -120,6 +120,7 @@ def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) 
                 backend,
                 models,
                 weights,
+                {name.removeprefix(within): sha256 for name, sha256 in recorded.items() if name.startswith(within)},
             )
             examples += data.read_examples(
                 files, settings.prompt, "prior", "prior.images", concept=place, folder=concept.name and str(place)

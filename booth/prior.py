@@ -4,6 +4,7 @@ Image i has its own seed, derived from prior.seed, and its own slot in a batch: 
 are asked for, and making it takes nothing from training's randomness.
 """
 
+import hashlib
 import json
 import logging
 import re
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import filelock
@@ -68,12 +70,15 @@ def class_images(
     backend: Backend,
     models: Any,
     weights: Mapping[str, str],
+    recorded: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Path]:
     """The `prior.count` images to train on, generated as far as they are missing: existing ones are used first.
 
     `shares`: how many instance images there are of each size; class images come in the same proportions, at least one
-    of each size. `models` must be the untouched base, `weights` has the sha256 of each of its networks.
-    UserError if the folder's images were made for another prompt, base or size, or are too few for all sizes.
+    of each size. `models` must be the untouched base, `weights` has the sha256 of each of its networks. `recorded`: the
+    sha256 of those that the run has trained with, by the names of the files, wherever the folder is now.
+    UserError if the folder's images were made for another prompt, base or size, or are too few for all sizes; also if
+    one of the user's own, which cannot be made again, is not there any more.
     """
     recipe = {
         "resolution": config.data.resolution,
@@ -81,18 +86,25 @@ def class_images(
         **{f"{network}_sha256": sha256 for network, sha256 in weights.items()},
     }
     own = own_images(folder)
+    names = {path.name for path in own}
+    if gone := sorted(name for name in recorded if name not in names and not _OURS.match(name)):
+        raise UserError(
+            f"prior.images={str(folder)!r} does not have all class images any more that this run has trained with"
+            f" ({', '.join(gone[:3])}); put them back, or start a new run in another --workdir"
+        )
     existing = own[: config.prior.count]
     counts = to_make(config.prior.count, shares, [load_image(path).size for path in own])
     square = (config.data.resolution, config.data.resolution)
     files = {size: [folder / _name(size, square, index) for index in range(count)] for size, count in counts.items()}
     every = [file for of_size in files.values() for file in of_size]
     missing = [file for file in every if not file.exists()]
-    if len(missing) < len(every):
-        _check_recipe(folder, recipe)
-    if not missing:
+    made_before = [path for path in folder.iterdir() if _OURS.match(path.name)] if every and folder.exists() else []
+    known = bool(made_before) and _check_recipe(folder, recipe, made_before, recorded)
+    if not missing and (known or not every):
         return existing + every
     with _alone(folder):
-        write_text(folder / MANIFEST, json.dumps(recipe, indent=1) + "\n")
+        if not known:
+            write_text(folder / MANIFEST, json.dumps(recipe, indent=1) + "\n")
         made = (
             (of_size[index], pixels)
             for size, of_size in files.items()
@@ -158,17 +170,28 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
+def _check_recipe(folder: Path, recipe: Mapping[str, Any], made: Sequence[Path], recorded: Mapping[str, str]) -> bool:
+    """Whether the folder's manifest says that images we made are of this recipe; UserError if they are of another.
+
+    Where it is lost, they are still known if a run has recorded their hashes: then it is to be written again.
+    """
     manifest = folder / MANIFEST
     try:
-        before = dict(json.loads(manifest.read_text(encoding="utf-8"))) if manifest.is_file() else {}
-    except (RecursionError, TypeError, ValueError):
-        before = {}  # damaged: nothing is known about the images
+        before = dict(json.loads(manifest.read_text(encoding="utf-8")))
+    except (OSError, RecursionError, TypeError, ValueError) as error:
+        if all(recorded.get(path.name) == hashlib.sha256(path.read_bytes()).hexdigest() for path in made):
+            return False
+        lost = "damaged" if manifest.is_file() else "not there"
+        raise UserError(
+            f"prior.images={str(folder)!r} holds class images, but {MANIFEST}, which says how they were made, is"
+            f" {lost}; put it back, or give another folder"
+        ) from error
     differing = [
         f"{key} {before.get(key)!r} there, {value!r} here" for key, value in recipe.items() if before.get(key) != value
     ]
     if differing:
         raise UserError(
             f"prior.images={str(folder)!r} holds class images of another recipe ({'; '.join(differing)});"
-            " choose another folder, or delete its class-*.png"
+            " give another folder"
         )
+    return True

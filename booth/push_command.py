@@ -19,7 +19,8 @@ from booth.export import RECORD, exported_step
 from booth.model_card import Shown, card, mark
 from booth.model_options import path
 from booth.report_data import Report, gather
-from booth.rundir import locked, read_record
+from booth.run_record import read_record
+from booth.rundir import locked
 from booth.space import readable
 
 log = logging.getLogger("booth")

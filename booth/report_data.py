@@ -25,7 +25,8 @@ from booth.evaluation import Evaluation
 from booth.image_dataset import cache_folder
 from booth.judges import CLIP, DINO
 from booth.metrics import read_metrics
-from booth.rundir import ORIGINS, Record, checkpoint_folder, read_manifest, read_record
+from booth.run_record import MANIFEST, ORIGINS, Record, read_manifest, read_record
+from booth.rundir import checkpoint_folder
 
 log = logging.getLogger("booth")
 
@@ -34,7 +35,7 @@ _LEFT = {
     "pipeline": "the tuned pipeline, as diffusers reads it", "lora": "the LoRA file", "tokens": "files of new tokens",
     "samples": "previews in full size", "checkpoints": "what a resumed run goes on from",
     "class_images": "class images", "metrics.jsonl": "every figure of every step",
-    "tensorboard": "the same for tensorboard", "config.json": "settings", "manifest.json": "hashes and versions",
+    "tensorboard": "the same for tensorboard", "config.json": "settings", "manifest.json": "the run's record",
 }  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def gather(run: Path) -> Report:
     """Reads a run folder. UserError if it is none, or its config.json or manifest.json are damaged."""
     record = read_record(run)
     config = _config(record)
-    manifest = read_manifest(run / "manifest.json") if (run / "manifest.json").is_file() else {}
+    manifest = read_manifest(run / MANIFEST) if (run / MANIFEST).is_file() else {}
     pictures = [(_PREVIEW.fullmatch(path.name), path) for path in sorted((run / "samples").glob("step-*.png"))]
     before_after = run / "samples" / "before_after.png"
     own = not settings.is_remote(config.checkpoint.dir)
@@ -174,7 +175,7 @@ def _config(record: Record) -> Any:
         try:
             settings.set_field(config, name, value)
         except UserError as error:
-            log.warning("passed over in config.json: %s", str(error).partition(";")[0])
+            log.warning("passed over in its settings: %s", str(error).partition(";")[0])
     return config
 
 

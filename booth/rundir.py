@@ -1,7 +1,8 @@
 """The run folder: its layout, who owns it, and how anything gets its final name.
 
-    RUN/config.json            backend and resolved configuration, written before any work
-    RUN/manifest.json          sha256 of every photo, class image and source network, hub commit, library versions
+    RUN/manifest.json          the record: backend, settings, the newest saved step; sha256 of every photo, class image
+                               and source network, hub commit, library versions
+    RUN/config.json            the settings once more, for people to edit and to give back
     RUN/class_images/          generated class images and their manifest (prior.images may point elsewhere)
     RUN/cache/                 VAE moments by content
     RUN/checkpoints/step-000400/   (checkpoint.dir may point elsewhere: to a folder that carries this run's id)
@@ -24,7 +25,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ import filelock
 from booth import config as settings
 from booth import hub, space
 from booth.errors import UserError
+from booth.run_record import (
+    CONFIG,
+    MANIFEST,
+    ORIGINS,
+    RUN,
+    SETTINGS,
+    Manifest,
+    Record,
+    find_record,
+    read_manifest,
+    written_config,
+)
 
 log = logging.getLogger("booth")
 
@@ -40,7 +53,6 @@ WINDOWS = os.name == "nt"
 STAGING_PREFIX = ".staging-"
 _JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # what desktops put into a folder that is only looked at
 _CLAIM = ".run-id"
-ORIGINS = {hub.MODEL: "model from the hub", hub.DATASET: "images from the hub"}  # entries of the manifest
 
 
 @contextmanager
@@ -157,7 +169,7 @@ class RunDir:
             run = cls(path, backend, config, meant)
             run._check_owner()
             if run._before is None:
-                run._write_config()
+                run._write_record()
             run._claim()
             written_to = [path, run.cache, run.class_images, run.samples, run.base_samples]
             if not settings.is_remote(str(run.checkpoints)):
@@ -167,27 +179,64 @@ class RunDir:
                     remove(stale)
             yield run
 
+    @property
+    def saved(self) -> int | None:
+        """The newest step that was saved; None: in a run of an older version, which did not note it."""
+        record = find_record(self.path)
+        return record.saved if record else 0
+
+    def record_saved(self, step: int) -> None:
+        """Notes the step that the run would go on from. What is not there later on was lost, and not never made."""
+        manifest = self._manifest()
+        if manifest[RUN].get("saved") != step:
+            self._write_manifest({**manifest, RUN: {**manifest[RUN], "saved": step}})
+
     def record_changes(self) -> None:
-        """Brings config.json up to date with fields that changed; for when nothing can refuse the run any more."""
+        """Brings the record up to date with fields that changed; for when nothing can refuse the run any more."""
         changed = settings.changes(self._before.config, self._flat) if self._before else {}
         for name, (old, new) in changed.items():
             log.warning("resuming with %s=%r (was %r)", name, new, old)
-        if changed:
-            self._write_config()
+        self._say_what_was_edited()
+        self._write_record()
 
-    def _write_config(self) -> None:
+    def _say_what_was_edited(self) -> None:
+        """Settings in config.json that are neither the record's nor what was given now."""
+        written = written_config(self.path)
+        if not self._before or not written:
+            return
+        recorded, now = settings.changes(written, self._before.config), settings.changes(written, self._flat)
+        if edited := [f"{name}={now[name][1]!r}, not {now[name][0]!r}" for name in recorded if name in now]:
+            log.warning("%s is put right, as what was edited there was not given: %s", self.path / CONFIG,
+                        ", ".join(edited))  # fmt: skip
+
+    def _write_record(self) -> None:
+        manifest = self._manifest()
+        run = {"backend": self._backend, "id": self.id, **({} if self._before else {"saved": 0})}
+        after = {**manifest, RUN: {**run, **manifest.get(RUN, {})}, SETTINGS: self._flat}
+        if after != manifest:
+            self._write_manifest(after)
         record = {"backend": self._backend, "run_id": self.id, "config": self._flat}
-        write_text(self.path / "config.json", json.dumps(record, indent=1) + "\n")
+        text, path = json.dumps(record, indent=1) + "\n", self.path / CONFIG
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)
+
+    def _manifest(self) -> Manifest:
+        path = self.path / MANIFEST
+        return read_manifest(path) if path.is_file() else {"versions": _versions()}
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        write_text(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
     def _check_owner(self) -> None:
         """UserError if the checkpoint folder is not this run's to write to and to delete from."""
-        claim, name = self.checkpoints / _CLAIM, f"checkpoint.dir={str(self.checkpoints)!r}"
-        if claim.is_file():
-            if claim.read_text(encoding="utf-8") != self.id:
+        name, owner = f"checkpoint.dir={str(self.checkpoints)!r}", _owner(self.checkpoints)
+        if owner is not None:
+            if owner != self.id:
                 raise UserError(f"{name} holds checkpoints of another run; give an empty folder")
-        elif self._elsewhere and self.metrics.exists():
+        elif self._elsewhere and (self.metrics.exists() if self.saved is None else self.saved):
             raise UserError(
-                f"{name} does not hold this run's checkpoints any more; put them back (is its disk mounted?)"
+                f"{name} does not hold this run's checkpoints; put them there (is its disk mounted?), or give the"
+                " checkpoint.dir that does"
             )
         elif self._elsewhere and _strangers(self.checkpoints):
             raise UserError(f"{name} holds other files than this run's checkpoints; give a new or empty folder")
@@ -210,8 +259,7 @@ class RunDir:
 
         `may_grow`: only what was there and is there is compared, and what is new is recorded.
         """
-        path = self.path / "manifest.json"
-        before = read_manifest(path) if path.exists() else {"versions": _versions()}
+        before = self._manifest()
         after = dict(before)
         for name, value in inputs.items():
             old = before.get(name, value)
@@ -223,17 +271,20 @@ class RunDir:
                 )
             after[name] = {**old, **value}
         if after != before:
-            write_text(path, json.dumps(after, indent=1) + "\n")
+            self._write_manifest(after)
+
+    def recorded(self, name: str) -> dict[str, str]:
+        """What `check_manifest` has recorded under a name, if anything."""
+        return self._manifest().get(name, {})
 
     def record_origin(self, kind: hub.Kind, origin: Mapping[str, str]) -> None:
         """Notes where a hub model or dataset came from ({}: it is none) in manifest.json.
 
         Unlike what `check_manifest` holds it may change: what must stay the same is in the content's hashes.
         """
-        path, name = self.path / "manifest.json", ORIGINS[kind]
-        manifest = read_manifest(path)
+        manifest, name = self._manifest(), ORIGINS[kind]
         if manifest.get(name, {}) != origin:
-            write_text(path, json.dumps({**manifest, name: dict(origin)}, indent=1) + "\n")
+            self._write_manifest({**manifest, name: dict(origin)})
 
 
 def checkpoint_folder(workdir: Path, checkpoint_dir: str) -> Path:
@@ -245,60 +296,31 @@ def checkpoint_folder(workdir: Path, checkpoint_dir: str) -> Path:
     return Path(checkpoint_dir) if checkpoint_dir else workdir / "checkpoints"
 
 
-def pinned_revision(workdir: str | Path, config: Any, kind: hub.Kind = hub.MODEL) -> str:
-    """The commit that the run in a folder took its model or dataset from, while source and revision in the config are
-    the same; else that revision. So a run keeps what it began with when a branch moves on."""
-    path = Path(workdir).expanduser() / "manifest.json"
-    origin = read_manifest(path).get(ORIGINS[kind], {}) if path.is_file() else {}
-    source, revision = settings.get(config, kind.source), str(settings.get(config, kind.revision))
-    same = (origin.get("source"), origin.get("revision")) == (source, revision)
-    return str(origin.get("commit", "")) if same else revision
-
-
-def read_manifest(path: Path) -> dict[str, dict[str, str]]:
-    """A manifest.json; UserError if it is damaged."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        return {name: dict(value) for name, value in manifest.items()}
-    except (AttributeError, RecursionError, TypeError, ValueError) as error:  # no JSON, no object, other values
-        raise UserError(
-            f"{path} is damaged; put it back from a copy, or delete it if photos and model are still the same"
-        ) from error
-
-
-@dataclass(frozen=True)
-class Record:
-    """config.json: whose run this is."""
-
-    backend: str
-    run_id: str
-    config: dict[str, Any]  # flat, as `booth.config.flatten` gives it
-
-
-def read_record(workdir: str | Path) -> Record:
-    """The config.json of an existing run; UserError if the folder is none."""
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        raise UserError(f"{workdir} is not a run folder: it has no config.json")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return Record(record["backend"], record["run_id"], dict(record["config"]))
-    except (KeyError, RecursionError, TypeError, ValueError) as error:  # other keys, no object, no JSON
-        raise UserError(f"{workdir} is not a run folder: its config.json is of something else") from error
-
-
-def recorded_config(workdir: str | Path) -> dict[str, Any] | None:
-    """The flat config of the run in a folder; None where none has begun. UserError for a folder of something else."""
-    path = Path(workdir).expanduser()
-    return read_record(path).config if (path / "config.json").exists() else None
-
-
 def _check_ours(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir {path} is a file; give a folder")
-    # A run that was killed before it wrote its config.json left these two.
-    if _strangers(path, ".lock", f"{STAGING_PREFIX}config.json") and not (path / "config.json").is_file():
+    # A run that was killed before it wrote its record left these.
+    if _strangers(path, ".lock", STAGING_PREFIX + MANIFEST, STAGING_PREFIX + CONFIG) and not _is_run(path):
         raise UserError(f"--workdir {path} holds other files and is no run folder; give a new or empty folder")
+
+
+def _is_run(path: Path) -> bool:
+    if (path / CONFIG).is_file():
+        return True
+    try:
+        return find_record(path) is not None
+    except UserError:  # a manifest.json of something else
+        return False
+
+
+def _owner(folder: Path) -> str | None:
+    """The id of the run whose checkpoints are in a folder: by its mark, or else by one of them; None if it has none."""
+    if (folder / _CLAIM).is_file():
+        return str((folder / _CLAIM).read_text(encoding="utf-8"))
+    for record in folder.glob("step-*/checkpoint.json") if folder.is_dir() else ():
+        with suppress(KeyError, OSError, RecursionError, TypeError, ValueError):  # damaged: another may tell
+            return str(json.loads(record.read_text(encoding="utf-8"))["run_id"])
+    return None
 
 
 def _strangers(path: Path, *ours: str) -> bool:
@@ -309,9 +331,9 @@ def _strangers(path: Path, *ours: str) -> bool:
 
 def _same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Collection[str] | None) -> Record | None:
     """The record of the run in a folder, if there is one; UserError if that is another run than this."""
-    if not (workdir / "config.json").exists():
+    before = find_record(workdir)
+    if before is None:
         return None
-    before = read_record(workdir)
     if before.backend != backend:
         raise UserError(f"--workdir {workdir} is a run of {before.backend}booth; give {backend}booth another one")
     # A field that came with a newer version had its default before.
@@ -331,7 +353,22 @@ def _same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Col
             f"--workdir {workdir} began with other values: {'; '.join(asked)}; put them back, or say that the new ones"
             " are meant, with --config.NAME=VALUE or for all of them with --accept-changes"
         )
+    if (workdir / MANIFEST).is_file():
+        return before
+    if not _has_trained(workdir):
+        return None  # a config.json alone, which may be another run's copied here: it begins now, with an id of its own
+    if meant is not None:
+        raise UserError(
+            f"--workdir {workdir} has no {MANIFEST} any more, which says what the run was made from; put it back from a"
+            " copy, or if photos, model and settings are still the same give --accept-changes"
+        )
+    log.warning("%s is gone: photos and model are taken for what the run began with", workdir / MANIFEST)
     return before
+
+
+def _has_trained(workdir: Path) -> bool:
+    """Whether a run has come so far that it must have had a manifest."""
+    return any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "pipeline", "lora"))
 
 
 def _versions() -> dict[str, str]:

@@ -94,13 +94,19 @@ def _of_average(state: State) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _copy(path: Path, into: Mapping[str, torch.Tensor], device: str) -> None:
-    """Copies a file's tensors into those of its names: all that there are."""
+    """Copies a file's tensors into those of its names: all that there are. ValueError if those are others."""
     missing = set(into)
     for name, value in _read(path, device):
-        if name in into or name != _UPDATES:
-            into[name].copy_(placed_as(value, into[name]))
-            missing.remove(name)
-    assert not missing, "the manifest ties a run to its model"
+        if name == _UPDATES and name not in into:
+            continue
+        if name not in into:
+            raise ValueError(f"{name} is not trained here")
+        if value.shape != into[name].shape:
+            raise ValueError(f"{name} is {list(value.shape)} there and {list(into[name].shape)} here")
+        into[name].copy_(placed_as(value, into[name]))
+        missing.remove(name)
+    if missing:
+        raise ValueError(f"it has no {min(missing)}")
 
 
 def _read(path: Path, device: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -30,7 +30,7 @@ def convert(source: Path, out: Path) -> None:
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out} must end with .safetensors")
     if out.exists():
-        raise UserError(f"--out {out} exists; choose another name, or delete it")
+        raise UserError(f"--out {out} exists; choose another name")
     if not source.is_file():
         raise UserError(f"{source}: no such file; give a checkpoint (.ckpt, .pt, .bin)")
     if source.suffix.lower() == ".safetensors":

@@ -1,11 +1,15 @@
 """Checkpoints: written whole, rotated only when the next one is complete, never another run's."""
 
 import errno
+import importlib
+import json
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
 
 from booth.checkpoints import Checkpoints
+from booth.config import default_config
 from booth.errors import UserError
 
 
@@ -126,21 +130,40 @@ def test_other_things_in_the_folder_are_no_checkpoints(checkpoints):
 
 
 @pytest.mark.parametrize(
-    "error", [SafetensorError("header too\nsmall"), ValueError("DATA_LOSS"), FileNotFoundError("none"), Exception("x")]
-)
-def test_a_damaged_checkpoint_is_named(checkpoints, error):
+    "error", [SafetensorError("header too\nsmall"), ValueError("DATA_LOSS"), FileNotFoundError("none"), Exception("x"),
+              RecursionError("deep")]
+)  # fmt: skip
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_checkpoint_that_cannot_be_restored_is_named(checkpoints, error, hashed):
+    """Where its files are known to be what was saved it is not called damaged; no advice to delete it in any case."""
+
     class Broken(Backend):
         def restore(self, state, folder):
             raise error
 
-    save(checkpoints, 1, 2, 3)
+    save(checkpoints, 1)
+    if not hashed:  # as older versions saved, and in a bucket
+        record = checkpoints.path(1) / "checkpoint.json"
+        record.write_text(json.dumps({**json.loads(record.read_text()), "sha256": {}}))
     with pytest.raises(UserError) as caught:
-        checkpoints.restore(Broken(), None, 3)
-    said = str(caught.value)
-    assert said.startswith(f"checkpoint {checkpoints.path(3)} is damaged (") and "\n" not in said
-    assert said.endswith("; go on from an older one with --from-step 2, or delete it")
-    with pytest.raises(UserError, match=r"damaged .*; delete it$"):
         checkpoints.restore(Broken(), None, 1)
+    said, is_it = str(caught.value), "is whole, but" if hashed else "cannot be read: it is damaged, or"
+    assert said.startswith(f"checkpoint {checkpoints.path(1)} {is_it} was saved with other settings, another model or")
+    assert said.endswith("; go on with those") and "\n" not in said
+
+
+def test_a_damaged_checkpoint_is_named(checkpoints):
+    save(checkpoints, 1, 2)
+    for step in (1, 2):
+        (checkpoints.path(step) / "state").write_text("cut")
+    with pytest.raises(UserError) as caught:
+        checkpoints.restore(Backend(), None, 2)
+    assert str(caught.value) == (
+        f"checkpoint {checkpoints.path(2)} is damaged (state: not what was saved); put it back from a copy, or go on"
+        " from an older one with --from-step 1"
+    )
+    with pytest.raises(UserError, match=r"put it back from a copy, or begin anew in another --workdir$"):
+        checkpoints.restore(Backend(), None, 1)
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError, AssertionError, KeyboardInterrupt])
@@ -186,8 +209,6 @@ def test_newer_checkpoints_are_set_aside_not_deleted(checkpoints, caplog):
 @pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
 def test_a_flipped_bit_is_noticed(tiny_config, tmp_path, package):
     """In any file of a checkpoint; safetensors alone would not notice."""
-    import importlib
-
     from booth import loop
 
     backend_class = importlib.import_module(f"{package}.backend").Backend
@@ -199,6 +220,52 @@ def test_a_flipped_bit_is_noticed(tiny_config, tmp_path, package):
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"step-000002 is damaged \(.*: not what was saved\); go on .* --from-step 1"):
+    with pytest.raises(
+        UserError, match=r"step-000002 is damaged \(.*: not what was saved\); .* go on .* --from-step 1"
+    ):
         loop.train(backend_class, tiny_config, run.path)
     assert len(loop.train(backend_class, tiny_config, run.path, from_step=1).metrics) == 3
+
+
+def torch_state(size, names=("unet.weight",), optimizer="AdamW", average=False):
+    import torch
+
+    from torchbooth.ema import Average
+    from torchbooth.step import State
+
+    trainable = {name: torch.nn.Parameter(torch.arange(float(size))) for name in names}
+    made = getattr(torch.optim, optimizer)(trainable.values())
+    sum(parameter.sum() for parameter in trainable.values()).backward()
+    made.step()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return State(None, trainable, made, scaler, None, None, Average(trainable, default_config()) if average else None)
+
+
+def jax_state(size, names=("unet.weight",), optimizer="adam", average=False):
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from jaxbooth.ema import Average
+    from jaxbooth.step import State
+
+    shared = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    trainable = {name: jax.device_put(jnp.arange(float(size)), shared) for name in names}
+    more = {"average": Average(dict(trainable), jnp.float32(0))} if average else {}
+    return State(None, trainable, getattr(optax, optimizer)(1e-3).init(trainable), **more)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("other", [{"size": 4}, {"names": ["unet.other"]}, {"names": ["unet.weight", "unet.more"]},
+                                   {"average": True}])  # fmt: skip
+def test_a_good_checkpoint_of_other_settings_is_not_called_damaged(tmp_path, framework, other):
+    """As a run of an older version has them whose config.json was edited."""
+    module = importlib.import_module(f"{framework}booth.checkpoint")
+    make = torch_state if framework == "torch" else jax_state
+    backend = SimpleNamespace(save=module.save, restore=module.restore)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", "run")
+    checkpoints.save(backend, make(8), 1, 1)
+    with pytest.raises(UserError, match=r"is whole, but was saved with other settings.*; go on with those$") as caught:
+        checkpoints.restore(backend, make(**{"size": 8, **other}), 1)
+    assert "\n" not in str(caught.value)
+    checkpoints.restore(backend, make(8), 1)

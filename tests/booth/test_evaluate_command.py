@@ -316,13 +316,13 @@ def test_the_sheet_shows_all_beside_each_other(run, main):
 
 def test_what_cannot_be_evaluated_is_one_line(run, main, monkeypatch):
     def said(*arguments, **fields):
-        record = json.loads((run / "config.json").read_text())
+        record = json.loads((run / "manifest.json").read_text())
         changed = {**record, "config": {**record["config"], **fields}}
-        (run / "config.json").write_text(json.dumps(changed))
+        (run / "manifest.json").write_text(json.dumps(changed))
         try:
             return main("evaluate", "--run", run, *arguments, judge=False)
         finally:
-            (run / "config.json").write_text(json.dumps(record))
+            (run / "manifest.json").write_text(json.dumps(record))
 
     assert said().startswith("--dino or --clip is missing: give a folder or hub id of DINO weights")
     assert said(**{"instance.prompt": "a photo, {caption}"}).startswith("--prompt is missing")
@@ -334,5 +334,5 @@ def test_what_cannot_be_evaluated_is_one_line(run, main, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchbooth.vision", None)
     assert said("--dino", "d").startswith("--dino and --clip need PyTorch (")
     shutil.rmtree(run / "checkpoints")
-    assert said().endswith("has no checkpoint yet")
+    assert said().endswith(f"has no checkpoint in {run / 'checkpoints'}")
     assert not (run / "evaluation").exists()

@@ -254,10 +254,12 @@ def test_by_command_for_a_run_that_was_copied(copied, caplog, quiet):
     """Another place, without its photos and its pipeline, by the other backend's command."""
     (copied / "report.html").unlink()
     shutil.rmtree(copied / "pipeline")
-    record = json.loads((copied / "config.json").read_text())
-    record["config"]["instance.images"] = "/nowhere/photos"
-    record["config"]["train.from_the_future"] = 1
-    (copied / "config.json").write_text(json.dumps(record))
+    for name, field, value in (
+        ("config.json", "instance.images", "/nowhere/photos"), ("manifest.json", "train.from_the_future", 1)
+    ):  # fmt: skip
+        record = json.loads((copied / name).read_text())
+        record["config"][field] = value
+        (copied / name).write_text(json.dumps(record))
     assert main("torchbooth", ["report", str(copied)]) == 0
     assert any("'train.from_the_future' does not exist" in message for message in caplog.messages)
     page = page_of(copied)
@@ -328,10 +330,10 @@ def test_it_stays_small(copied, tmp_path):
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest |= {"instance images": dict.fromkeys(photos, ""), "class images": dict.fromkeys(made, "")}
     manifest["captions"] = dict.fromkeys(photos, "caption " * 10_000)
+    manifest["config"] |= {"instance.prompt": "sks " * 100_000, "samples.prompts": ["prompt"] * 100_000}
     (copied / "manifest.json").write_text(json.dumps(manifest))
     record = json.loads((copied / "config.json").read_text())
-    record["config"] |= {"instance.images": str(tmp_path / "photos"), "instance.prompt": "sks " * 100_000}
-    record["config"]["samples.prompts"] = ["prompt"] * 100_000
+    record["config"]["instance.images"] = str(tmp_path / "photos")
     (copied / "config.json").write_text(json.dumps(record))
     line = json.loads((copied / "metrics.jsonl").read_text().splitlines()[0])
     lines = [json.dumps(line | {"step": step, "loss": step % 7 + 0.1}) for step in range(1, 5_001)]

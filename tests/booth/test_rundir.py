@@ -10,7 +10,8 @@ import pytest
 
 from booth.config import default_config
 from booth.errors import UserError
-from booth.rundir import RunDir, publish, read_record, write_text
+from booth.run_record import read_record
+from booth.rundir import RunDir, publish, write_text
 
 HOLD_LOCK = """
 import sys
@@ -31,6 +32,12 @@ def config():
 def open_run(path, config, backend="jax"):
     """Opens and closes a run; returns its id."""
     with RunDir.open(path, backend, config) as run:
+        return run.id
+
+
+def open_meaning(path, config, meant):
+    """As the command line opens a run, which says what is meant."""
+    with RunDir.open(path, "jax", config, meant) as run:
         return run.id
 
 
@@ -179,9 +186,12 @@ def test_a_checkpoint_folder_with_other_files_is_refused(config, tmp_path):
 def test_a_checkpoint_folder_that_has_gone_does_not_begin_the_run_again(config, tmp_path):
     config.checkpoint.dir = str(tmp_path / "disk" / "checkpoints")
     open_run(tmp_path / "run", config)
-    (tmp_path / "run" / "metrics.jsonl").touch()
+    with RunDir.open(tmp_path / "run", "jax", config) as run:
+        run.record_saved(2)
     (tmp_path / "disk").rename(tmp_path / "unplugged")
-    assert "does not hold this run's checkpoints any more" in refusal(tmp_path / "run", config)
+    assert "does not hold this run's checkpoints; put them there (is its disk mounted?)" in refusal(
+        tmp_path / "run", config
+    )
     assert not (tmp_path / "disk").exists()
     (tmp_path / "unplugged").rename(tmp_path / "disk")
     open_run(tmp_path / "run", config)
@@ -190,13 +200,13 @@ def test_a_checkpoint_folder_that_has_gone_does_not_begin_the_run_again(config, 
 def test_a_folder_claimed_meanwhile_is_refused(config, tmp_path, monkeypatch):
     """Two runs found it empty at once."""
     config.checkpoint.dir = str(tmp_path / "shared")
-    write = RunDir._write_config
+    write = RunDir._write_record
 
     def beaten(run):
         write(run)
         write_text(tmp_path / "shared" / ".run-id", "the other")
 
-    monkeypatch.setattr(RunDir, "_write_config", beaten)
+    monkeypatch.setattr(RunDir, "_write_record", beaten)
     assert "holds checkpoints of another run" in refusal(tmp_path / "run", config)
     assert (tmp_path / "shared" / ".run-id").read_text() == "the other"
 
@@ -246,9 +256,7 @@ def test_a_changed_field_is_refused_with_both_values(config, tmp_path):
     open_run(tmp_path, config)
     before = (tmp_path / "config.json").read_bytes()
     config.train.seed, config.data.flip, config.train.steps = 7, True, 900
-    config.checkpoint.dir = str(tmp_path / "elsewhere")
     said = refusal(tmp_path, config)
-    assert f"checkpoint.dir was '', is '{tmp_path}/elsewhere'" in said and not (tmp_path / "elsewhere").exists()
     assert "belongs to another run: train.seed was 0, is 7; data.flip was False, is True; " in said
     assert "train.steps" not in said, "that one may change"
     assert (tmp_path / "config.json").read_bytes() == before
@@ -284,13 +292,14 @@ def test_what_changes_the_run_must_be_meant(config, tmp_path):
 
 
 def test_a_record_of_an_older_version(config, tmp_path):
-    """A field that has gone since, and one that has come."""
+    """A field that has gone since, and one that has come; its manifest has no settings."""
     open_run(tmp_path, config)
+    (tmp_path / "manifest.json").write_text('{"versions": {}}')
     record = json.loads((tmp_path / "config.json").read_text())
     del record["config"]["adapter.kind"], record["config"]["tokens.fraction"]
     (tmp_path / "config.json").write_text(json.dumps(record))
-    with RunDir.open(tmp_path, "jax", config, []):
-        pass
+    with RunDir.open(tmp_path, "jax", config, []) as run:
+        assert run.id == record["run_id"] and run.saved is None
     config.adapter.kind = "lora"
     assert "adapter.kind was 'none', is 'lora'" in refusal(tmp_path, config)
     config.adapter.kind = "none"
@@ -339,10 +348,19 @@ def test_a_damaged_manifest_is_named(config, tmp_path, text):
     with RunDir.open(tmp_path, "jax", config) as run:
         run.check_manifest(INPUTS)
         (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(UserError, match=r"manifest\.json is damaged; put it back from a copy, or delete it"):
+        with pytest.raises(UserError, match=r"manifest\.json is damaged; put it back from a copy, or .* move it away"):
             run.check_manifest(INPUTS)
-        (tmp_path / "manifest.json").unlink()  # as the message says
-        run.check_manifest(INPUTS)
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "manifest.json").rename(tmp_path / "away.json")  # as the message says
+    with pytest.raises(UserError, match=r"has no manifest\.json any more, .*give --accept-changes$"):
+        open_meaning(tmp_path, config, [])
+    assert not (tmp_path / "manifest.json").exists()
+    with RunDir.open(tmp_path, "jax", config, None) as again:
+        assert again.id == run.id and again.saved is None
+        again.check_manifest(INPUTS)
+        again.record_changes()
+    with RunDir.open(tmp_path, "jax", config, []) as again:
+        assert again.id == run.id
 
 
 def test_the_manifest_has_the_versions(config, tmp_path):

@@ -14,7 +14,8 @@ from booth.inputs import check_inputs
 from booth.learning_rate import learning_rates
 from booth.pipeline_dir import open_pipeline
 from booth.preparation import prepare
-from booth.rundir import RunDir, read_record
+from booth.run_record import read_record
+from booth.rundir import RunDir
 
 DECAY = 0.3  # warmup is below it for three updates: 0, 2/11, 3/12
 TOLERANCE = 1e-5

@@ -119,7 +119,7 @@ def test_sampling_and_export_need_no_optimizer(backend_class, tiny_config, tmp_p
     """A checkpoint's weights are read without Adam's moments, which are twice their size."""
     from booth.checkpoints import Checkpoints
     from booth.pipeline_dir import open_pipeline
-    from booth.rundir import read_record
+    from booth.run_record import read_record
 
     run = loop.train(backend_class, tiny_config, tmp_path / "run")
     backend = backend_class(tiny_config)
