@@ -282,7 +282,7 @@ def read_record(workdir: str | Path) -> Record:
         raise UserError(f"{workdir} is not a run folder: it has no config.json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return Record(record["backend"], record["run_id"], dict(record["config"]))
+        return Record(record["backend"], record["run_id"], settings.of_record(record["config"]))
     except (KeyError, RecursionError, TypeError, ValueError) as error:  # other keys, no object, no JSON
         raise UserError(f"{workdir} is not a run folder: its config.json is of something else") from error
 

@@ -16,13 +16,14 @@ from booth.numbers import with_numbers
 )
 def test_the_rules(photos, batch_size, adapter, steps, rate, caplog):
     config = default_config()
-    config.train.steps, config.train.learning_rate, config.prior.count = 0, 0.0, 0
+    config.train.steps = config.train.learning_rate = config.prior.count = "auto"
     config.train.batch_size, config.adapter.kind = batch_size, adapter
     with caplog.at_level("INFO", "booth"):
         chosen = with_numbers(config, photos)
     assert (chosen.train.steps, chosen.train.learning_rate, chosen.prior.count) == (steps, rate, 200)
     assert caplog.messages[0].startswith(f"train.steps={steps}: 150 for each of {photos} photos")
-    assert len(caplog.messages) == 3 and config.train.steps == 0
+    assert len(caplog.messages) == 3 and config.train.steps == "auto"
+    assert (chosen.train.text_encoder_learning_rate, chosen.adapter.alpha) == ("auto", "auto")
 
 
 def test_what_is_given_stays(caplog):
@@ -35,13 +36,13 @@ def test_auto_in_files_and_on_the_command_line(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"train": {"steps": "auto", "learning_rate": "auto"}}), encoding="utf-8")
     config = load_config(path, [("prior.count", "auto")])
-    assert (config.train.steps, config.train.learning_rate, config.prior.count) == (0, 0.0, 0)
+    assert (config.train.steps, config.train.learning_rate, config.prior.count) == ("auto",) * 3
     with pytest.raises(UserError, match=r"train\.batch_size='auto' must be of type int"):
         load_config(path, [("train.batch_size", "auto")])
 
 
 def test_a_run_records_the_number_and_resumes(tiny_config, tmp_path):
-    tiny_config.train.steps, tiny_config.train.batch_size = 0, 5
+    tiny_config.train.steps, tiny_config.train.batch_size = "auto", 5
     first = loop.train(FakeBackend, tiny_config, tmp_path / "run")
     assert len(first.metrics) == 150
     assert '"train.steps": 150' in (tmp_path / "run" / "config.json").read_text(encoding="utf-8")
