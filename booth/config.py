@@ -368,6 +368,8 @@ def of_record(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     fields = dict(fields)
     fields |= {name: AUTO for name in _ONCE_ZERO if fields.get(name) == 0}
+    if CONCEPTS in fields:  # a weight could be text
+        fields[CONCEPTS] = _of_text(CONCEPTS, fields[CONCEPTS])
     every = {**flatten(default_config()), **fields}
     every = {name: tuple(value) if isinstance(value, list) else value for name, value in every.items()}
     idle = [field for field in without_effect(every) if all(need.refused for need in field.needs)]

@@ -37,7 +37,7 @@ def advice(config: Any, inputs: Inputs) -> Iterator[str]:
         for line in _about(concept.config, photos, inputs):
             yield f"{concept.name}: {line}" if concept.name else line
     yield from _same_prompts(inputs)
-    yield from (why for _, why in idle_fields(config))
+    yield from _idle(config)
 
 
 def _about(config: Any, instances: Sequence[Example], inputs: Inputs) -> Iterator[str]:
@@ -58,6 +58,15 @@ def _about(config: Any, instances: Sequence[Example], inputs: Inputs) -> Iterato
             yield from _prompts(config, prompt, inputs.tokenizer)
     if config.prior.weight > 0 and config.prior.images:
         yield from _class_images(config, small)
+
+
+def _idle(config: Any) -> Iterator[str]:
+    """Settings that were switched off, one line for all that were by the same."""
+    settings: dict[str, list[str]] = {}
+    for idle in idle_fields(config):
+        settings.setdefault(idle.why, []).append(idle.setting)
+    for why, members in settings.items():
+        yield f"{', '.join(members)}: no effect, as {why}"
 
 
 def _same_prompts(inputs: Inputs) -> Iterator[str]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from booth import data, hub, prior
 from booth.concepts import Concept, concepts_of, has_prior
-from booth.config import get
+from booth.config import default_of, get
 from booth.data import Example
 from booth.errors import UserError, naming
-from booth.image_dataset import Photos, open_photos
+from booth.image_dataset import Photos, cache_folder, open_photos
 from booth.masks import mask_hash, with_masks
 from booth.pipeline_dir import PipelineDir, open_pipeline
 from booth.prompts import Tokenizer
@@ -169,7 +169,13 @@ def check_inputs(config: Any, revision: str = "", dataset_revision: str = "") ->
 def _open_photos(concept: Concept, revision: str) -> Photos:
     settings = concept.config.instance
     with naming(concept.name):
-        return open_photos(settings.images, settings.image_column, settings.captions, revision or settings.revision)
+        photos = open_photos(settings.images, settings.image_column, settings.captions, revision or settings.revision)
+        if photos.folder.parent != cache_folder() and settings.image_column != default_of("instance.image_column"):
+            raise UserError(
+                f"instance.image_column={settings.image_column!r} is for datasets, and instance.images="
+                f"{settings.images!r} is a folder of photos; leave it out"
+            )
+        return photos
 
 
 def _instances(concept: Concept, place: int, images: str) -> list[Example]:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
@@ -71,28 +72,36 @@ def _validate_concepts(config: ConfigDict) -> None:
 
 
 def _validate_effects(config: ConfigDict) -> None:
-    for field, why in idle_fields(config):
-        if any(need.refused for need in field.needs):
-            raise UserError(f"{why}; set that too, or leave {field.name} out")
+    for idle in idle_fields(config):
+        if any(need.refused for need in idle.field.needs):
+            raise UserError(f"{idle.setting} has no effect: {idle.why}; set that too, or leave {idle.field.name} out")
 
 
-def idle_fields(config: ConfigDict) -> Iterator[tuple[Field, str]]:
-    """(field, that and why it has no effect) of all that are set and do not count: of each concept its own, and of the
-    run those that do not count in any concept."""
+@dataclass(frozen=True)
+class Idle:
+    """A field that is set and does not count."""
+
+    field: Field
+    setting: str  # with its value, and the concept that has it
+    why: str
+
+
+def idle_fields(config: ConfigDict) -> Iterator[Idle]:
+    """Those of each concept that it has for itself, and those of the run that do not count in any concept."""
     concepts = concepts_of(config)
     idle = [without_effect(flatten(concept.config)) for concept in concepts]
     for place, concept in enumerate(concepts):
         own = flat(config.concepts[place]) if concept.name else {}
         for field in idle[place]:
             if field.name in own:
-                yield field, f"{concept.name}: {_why(concept.config, field)}"
+                yield _idle(f"{concept.name}: ", concept.config, field)
             elif place == 0 and all(field in others for others in idle):
-                yield field, _why(concept.config, field)
+                yield _idle("", config, field)
 
 
-def _why(config: ConfigDict, field: Field) -> str:
+def _idle(where: str, config: ConfigDict, field: Field) -> Idle:
     wanted = (f"{need.name} must be {need.rule.text}, and is {get(config, need.name)!r}" for need in field.needs)
-    return f"{field.name}={get(config, field.name)!r} has no effect: {', or '.join(wanted)}"
+    return Idle(field, f"{where}{field.name}={get(config, field.name)!r}", ", or ".join(wanted))
 
 
 def _has_words(config: ConfigDict) -> bool:
