@@ -15,6 +15,7 @@ import numpy as np
 from booth import randomness
 from booth.config import trained_networks
 from booth.errors import UserError
+from booth.fields import AUTO
 from booth.pipeline_dir import PipelineDir, canonical_name
 
 _ATTENTION = r"\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q_proj|k_proj|v_proj|out_proj))"
@@ -145,7 +146,8 @@ def adapter_of(
                 f" {', '.join(ends)}"
             )
         shapes |= {f"{component}.{name}": shape for name, shape in found.items()}
-    return Adapter(settings.rank, settings.alpha or float(settings.rank), settings.dropout, shapes)
+    alpha = settings.rank if settings.alpha == AUTO else settings.alpha
+    return Adapter(settings.rank, float(alpha), settings.dropout, shapes)
 
 
 def layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,17 @@ from typing import Any
 from tqdm import tqdm
 
 from booth import config as settings
-from booth import evaluate_command, export_command, loop, lora_file, push_command, report, sample_command, xy_grid
+from booth import (
+    evaluate_command,
+    export_command,
+    foreign_flags,
+    loop,
+    lora_file,
+    push_command,
+    report,
+    sample_command,
+    xy_grid,
+)
 from booth.adapters import adapter_of
 from booth.backend import load_backend
 from booth.doctor import advice
@@ -234,11 +244,34 @@ def _parse(package: str, arguments: list[str]) -> argparse.Namespace:
     for override in overrides:
         if override[2] is None:
             raise UserError(f"{override[0]} must be written {override[0]}=VALUE")
-    options = parser.parse_args([argument for argument in arguments if not _OVERRIDE.match(argument)])
+    others = [argument for argument in arguments if not _OVERRIDE.match(argument)]
+    command = commands.choices.get(others[0]) if others else None
+    try:
+        options, unknown = parser.parse_known_args(others)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0], command)}")
+    except UserError:
+        if others and others[0] in ("train", "plan", "doctor") and command:
+            for argument in others[1:]:
+                known = argument.partition("=")[0] in command._option_string_actions
+                if not known and (answer := foreign_flags.answer(argument)):
+                    raise UserError(answer) from None
+        raise
     if overrides and options.run not in (_train, _plan, _doctor):
         raise UserError(f"{overrides[0][0]} belongs to train, doctor and plan; leave it out")
     options.overrides = [(match[1], match[2]) for match in overrides]
     return options
+
+
+def _meant(unknown: str, command: argparse.ArgumentParser | None) -> str:
+    """What an unknown option may mean: one of ours with - for _, or a field without --config."""
+    option, name = unknown.partition("=")[0].replace("_", "-"), unknown.removeprefix("--").partition("=")[0]
+    if command is None or not unknown.startswith("--"):
+        return ""
+    if option in command._option_string_actions:
+        return f"; did you mean {option}?"
+    fields = settings.similar(name.replace("-", "_")) if "--config" in command._option_string_actions else []
+    return f"; fields are given as {' or '.join(f'--config.{field}=VALUE' for field in fields)}" if fields else ""
 
 
 def _train(package: str, options: argparse.Namespace) -> None:

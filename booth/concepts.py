@@ -9,18 +9,16 @@ Their photos and class images are shown in one order; `weight` says how much a c
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from booth.captions import PLACE
-from booth.config import flat, set_field
+from booth.config import WEIGHT, flat, set_field
 from booth.errors import UserError, naming
 from booth.repeats import repeated_folders
 
 SECTIONS = ("instance", "prior")  # what a concept may have fields of
-WEIGHT = "weight"
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,6 @@ def _concept(config: Any, place: int, entry: Mapping[str, Any]) -> Concept:
     own = config.copy_and_resolve_references()
     fields = flat(entry)
     weight = fields.pop(WEIGHT, 1.0)
-    with suppress(ValueError):
-        weight = float(weight) if isinstance(weight, str) else weight  # as YAML leaves 5e-1
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise UserError(f"{name}.weight={weight!r} must be a number greater than 0")
     for field, value in fields.items():

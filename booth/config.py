@@ -6,33 +6,46 @@
 
 import difflib
 import importlib.util
-import json
 import os
 import re
 import reprlib
 import traceback
-from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ml_collections import ConfigDict
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
 
+from booth import data_file, foreign_flags, hub
 from booth.embedded import EMBEDDED
 from booth.errors import UserError
-from booth.fields import ANY, AUTO, FIELDS
+from booth.fields import ANY, AUTO, FIELDS, Field
 from booth.hub import DATASET, MODEL, is_id
 
 CONCEPTS = "concepts"  # the one field that is not in a section; `booth.concepts` reads it
+WEIGHT = "weight"  # what a concept has beside fields
+_MODEL_CONFIG = "model.config"
 _EXAMPLE = "[{instance.images: photos/dog, instance.prompt: a photo of sks dog, prior.prompt: a photo of dog}]"
 _BY_NAME = {field.name: field for field in FIELDS}
+_ONCE_ZERO = ("train.text_encoder_learning_rate", "adapter.alpha")
 _SECTIONS = {field.name.partition(".")[0] for field in FIELDS}
 
 _short = reprlib.Repr()  # what a file holds may be large, and deeper nested than repr() goes
 _short.maxstring = _short.maxother = 200
+
+
+class _Section(ConfigDict):
+    """Takes "auto" in place of a number where a field may be that, and a number again in place of it."""
+
+    _may_be_auto = frozenset(field.name.rpartition(".")[2] for field in FIELDS if field.auto)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in self._may_be_auto and any(one == AUTO for one in (value, self.get(key)) if isinstance(one, str)):
+            with self.ignore_type():  # which every use checks once more: see `typed`
+                super().__setitem__(key, value)
+        else:
+            super().__setitem__(key, value)
 
 
 def default_config() -> ConfigDict:
@@ -44,27 +57,39 @@ def default_config() -> ConfigDict:
             tree.setdefault(section, {})[key] = field.default
         else:
             tree[section] = field.default
-    return ConfigDict(tree).lock()
+    sections = {name: _Section(value) if isinstance(value, dict) else value for name, value in tree.items()}
+    return ConfigDict(sections).lock()
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
     """A copy whose paths are absolute and written one way: `~`, a trailing slash or another folder change nothing.
 
-    A hub id and "embedded" stay as they are.
+    A hub id and "embedded" stay as they are; the address of a page on the hub becomes the id. UserError for a page that
+    names neither a model nor a dataset.
     """
     config = config.copy_and_resolve_references()
-    for name in (field.name for field in FIELDS if field.is_path):
-        set_field(config, name, _absolute(name, get(config, name)))
-    config.concepts = tuple(
-        {name: _absolute(name, value) for name, value in entry.items()} for entry in typed(CONCEPTS, config.concepts)
-    )
+    for name, value in _written_one_way(flatten(config)).items():
+        set_field(config, name, value)
+    config.concepts = tuple(_written_one_way(entry) for entry in config.concepts)
     return config
+
+
+def _written_one_way(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat fields of a config or of a concept, their paths as `resolved` has them."""
+    fields = dict(fields)
+    for kind in (MODEL, DATASET):
+        if isinstance(source := fields.get(kind.source), str):
+            fields[kind.source], revision = hub.of_page(source, kind, str(fields.get(kind.revision, "")))
+            fields |= {kind.revision: revision} if revision else {}
+    if isinstance(source := fields.get(_MODEL_CONFIG), str):
+        fields[_MODEL_CONFIG], _ = hub.of_page(source, MODEL, None, _MODEL_CONFIG)
+    return {name: _absolute(name, value) for name, value in fields.items()}
 
 
 def _absolute(name: str, value: Any) -> Any:
     """A field's value; if it is a local path, from the root."""
     local = name in _BY_NAME and _BY_NAME[name].is_path and isinstance(value, str) and value and not is_remote(value)
-    model = name in (MODEL.source, "model.config")
+    model = name in (MODEL.source, _MODEL_CONFIG)
     if not local or (model and value == EMBEDDED) or ((model or name == DATASET.source) and is_id(value)):
         return value
     return str(Path(os.path.expanduser(value)).absolute())  # noqa: PTH111 (Path's own raises for an unknown user)
@@ -101,29 +126,41 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
         config[section] = typed(name, value)
 
 
-def _suggestion(name: str) -> str:
-    """What may be meant: a similar key of the same section, else the same or a similar key of any section."""
+def similar(name: str) -> list[str]:
+    """The fields that an unknown name may mean: a key of the same section in other words, what scripts of others call
+    so, a similar key of the same section, else the same or a similar key of any section."""
     section, key = name.partition(".")[0], name.rpartition(".")[2]
     inside = [field.partition(".")[2] for field in _BY_NAME if field.startswith(section + ".")]
     everywhere = {field.rpartition(".")[2] for field in _BY_NAME}
-    close = [f"{section}.{similar}" for similar in difflib.get_close_matches(key, inside, n=1, cutoff=0.8)]
-    if not close:
-        similar = difflib.get_close_matches(key, everywhere, n=1, cutoff=0.8)
-        close = [field for field in _BY_NAME if field.rpartition(".")[2] in similar]
-    if close:
+    if (spelled_out := re.sub(r"(?<![^_])lr(?![^_])", "learning_rate", key)) in {*inside} - {key}:
+        return [f"{section}.{spelled_out}"]
+    if key not in everywhere and (field := foreign_flags.field_of(key)):
+        return [field]
+    if close := difflib.get_close_matches(key, inside, n=1, cutoff=0.8):
+        return [f"{section}.{close[0]}"]
+    close = difflib.get_close_matches(key, everywhere, n=1, cutoff=0.8)
+    return [field for field in _BY_NAME if field.rpartition(".")[2] in close]
+
+
+def _suggestion(name: str) -> str:
+    """What may be meant, or what there is."""
+    if close := similar(name):
         return f"; did you mean {' or '.join(map(repr, close))}?"
+    section = name.partition(".")[0]
+    inside = [field.partition(".")[2] for field in _BY_NAME if field.startswith(section + ".")]
     return f"; {section} has: {', '.join(inside)}" if inside else "; --help lists the fields"
 
 
 def typed(name: str, value: Any) -> Any:
-    """The value in the type of the field's default; lossless conversions only (1 -> 1.0, list -> tuple).
+    """The value in the field's type, or "auto" where it may be that; lossless conversions only (1 -> 1.0, list ->
+    tuple).
 
     UserError for another type, a number beyond 64 bits, and text that no path or no prompt can be.
     """
     field = _BY_NAME[name]
-    kind = type(field.default)
-    if value == "auto" and name in AUTO:
-        return kind(0)
+    kind = field.kind
+    if field.auto and isinstance(value, str) and value == AUTO:
+        return AUTO
     if type(value) is int and abs(value) >= 2**64:
         raise UserError(f"{name} must be less than 2**64")
     if kind is float and type(value) is int:
@@ -132,13 +169,15 @@ def typed(name: str, value: Any) -> Any:
     fits = type(value) is kind
     if kind is tuple and isinstance(value, list | tuple):
         fits = all(isinstance(item, of) for item in value)
-        value = tuple(_concept(item) if of is Mapping else item for item in value) if fits else value
+        value = tuple(flat(item) if of is Mapping else item for item in value) if fits else value
     if not fits:
-        wanted = {
+        names: dict[type, str] = {
             tuple: f"a list of {'fields, such as ' + _EXAMPLE if of is Mapping else 'strings'}",
             bool: "true or false",
-        }.get(kind, f"of type {kind.__name__}")
-        raise UserError(f"{name}={_short.repr(value)} must be {wanted}, as its default {field.default!r} is")
+        }
+        wanted = names.get(kind, f"of type {kind.__name__}")
+        wanted += f" or {AUTO!r}" if field.auto else f", as its default {field.default!r} is"
+        raise UserError(f"{name}={_short.repr(value)} must be {wanted}")
     for text in value if kind is tuple and of is str else (value,) if kind is str else ():
         if field.is_path and "\0" in text:
             raise UserError(f"{name}={text!r} must be a path, and no path has a NUL character in it")
@@ -151,17 +190,39 @@ def parse_text(name: str, text: str) -> Any:
     """A command-line value in the field's type: booleans are true/false, never "any text is true"."""
     if name not in _BY_NAME:
         raise UserError(f"config field {_short.repr(name)} does not exist{_suggestion(name)}")
-    kind = type(_BY_NAME[name].default)
-    if kind is str:
-        return text
-    if kind is tuple and not text.startswith("["):  # one prompt, whatever its ":" and "#" mean in YAML
+    if _BY_NAME[name].kind is not tuple:
+        return _of_text(name, text)
+    if not text.startswith("["):  # one prompt, whatever its ":" and "#" mean in YAML
         return (text,) if text else ()
     try:
-        if kind in (int, float):
-            return kind(text)
-        return yaml.load(text, _Loader)
+        return _of_text(name, data_file.from_yaml(text))
     except Exception:  # PyYAML raises what it likes
         return text
+
+
+_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
+
+
+def _of_text(name: str, value: Any) -> Any:
+    """What text from YAML or the command line means in a field, or as a concept's weight; the text itself if that is
+    nothing. Other values stay."""
+    if name == CONCEPTS and isinstance(value, list):
+        return [_concept_of_text(entry) for entry in value]
+    kind = float if name == WEIGHT else _BY_NAME[name].kind if name in _BY_NAME else str
+    if not isinstance(value, str):
+        return value
+    if kind is bool and value.lower() in (*_TRUE, *_FALSE):
+        return value.lower() in _TRUE
+    with suppress(ValueError, OverflowError):  # also of more digits than Python reads
+        if kind is int:  # 010 is ten: who writes it aligns columns; 0x10 can only be sixteen
+            return int(value, 0 if re.match(r"[+-]?0[xo]", value, re.IGNORECASE) else 10)
+        if kind is float:
+            return float(value)
+    return value
+
+
+def _concept_of_text(entry: Any) -> Any:
+    return {key: _of_text(key, value) for key, value in flat(entry).items()} if isinstance(entry, Mapping) else entry
 
 
 def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
@@ -219,58 +280,18 @@ def _unknown_field(error: Exception, path: Path) -> str | None:
 
 def _read_data_file(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # with or without the mark that Windows editors put first
-        tree = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else yaml.load(text, _Loader)
+        tree = data_file.read(path)
         if not isinstance(tree, dict):
             raise UserError(f"--config {path} must hold sections such as 'train:' with fields in them")
         if tree.keys() == {"backend", "run_id", "config"}:  # a run's own config.json
-            tree = dict(tree["config"])
+            tree = of_record(tree["config"])
         tree = {name: value for name, value in tree.items() if value is not None or name not in _SECTIONS}  # left empty
-        return {name: _as_number(name, value) for name, value in flat(tree).items()}
+        fields = flat(tree)
+        return fields if path.suffix == ".json" else {name: _of_text(name, value) for name, value in fields.items()}
     except (OSError, UserError):
         raise
     except Exception as error:  # PyYAML raises what it likes; what is nested too deep is a RecursionError
         raise UserError(f"--config {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data: no tags that make objects, no aliases (a few lines of them stand for more than fits into memory), and
-    no name twice in one place, of which only the last would count."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise ComposerError(None, None, f"*{event.anchor}: aliases are not read", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            raise ConstructorError(None, None, _twice(key.value for key, _ in node.value), node.start_mark)
-        return mapping
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The same for JSON."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError(_twice(name for name, _ in pairs))
-    return dict(pairs)
-
-
-def _twice(names: Iterable[Any]) -> str:
-    name, _ = Counter(map(str, names)).most_common(1)[0]
-    return f"{name!r} is there twice"
-
-
-def _as_number(name: str, value: Any) -> Any:
-    # YAML 1.1 reads 5e-6 as text (it wants 5.0e-6); people mean the number.
-    if name in _BY_NAME and isinstance(_BY_NAME[name].default, float) and isinstance(value, str):
-        return parse_text(name, value)
-    return value
-
-
-def _concept(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _as_number(name, value) for name, value in flat(entry).items()}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -329,6 +350,32 @@ def _with_concepts(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != CONCEPTS} | entries
 
 
+def without_effect(fields: Mapping[str, Any]) -> list[Field]:
+    """The fields of a flat config that are not at their defaults and yet do not count, by what others are."""
+    return [
+        field
+        for field in FIELDS
+        if field.needs
+        and fields[field.name] != field.default
+        and not any(need.hold(fields[need.name]) for need in field.needs)
+    ]
+
+
+def of_record(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat config that a run recorded, in the words of now.
+
+    Until "auto" was a value of its own, 0 stood for it; and fields that do not count could have any value.
+    """
+    fields = dict(fields)
+    fields |= {name: AUTO for name in _ONCE_ZERO if fields.get(name) == 0}
+    if CONCEPTS in fields:  # a weight could be text
+        fields[CONCEPTS] = _of_text(CONCEPTS, fields[CONCEPTS])
+    every = {**flatten(default_config()), **fields}
+    every = {name: tuple(value) if isinstance(value, list) else value for name, value in every.items()}
+    idle = [field for field in without_effect(every) if all(need.refused for need in field.needs)]
+    return {**fields, **{field.name: field.default for field in idle if field.name in fields}}
+
+
 def may_change(name: str) -> bool:
     """Whether a resumed run may have another value of this field than the run began with."""
     name = re.sub(rf"^{CONCEPTS}\[\d+\]\.", "", name)
@@ -342,11 +389,12 @@ def is_place(name: str) -> bool:
 
 def must_be_meant(name: str) -> bool:
     """Whether such a value changes what a resumed run becomes, so that the command line must say that it is meant."""
-    return may_change(name) and (name in AUTO or name.startswith(("train.lr_", "train.text_encoder_l", "tokens.")))
+    chosen = name in _BY_NAME and _BY_NAME[name].auto is not None
+    return may_change(name) and (chosen or name.startswith(("train.lr_", "tokens.")))
 
 
 def describe() -> str:
     """The table of fields for --help and the documentation."""
     width = max(len(field.name) for field in FIELDS)
-    rules = {field.name: f" ({field.rule.text})" if field.rule is not ANY else "" for field in FIELDS}
+    rules = {field.name: f" ({field.said_rule})" if field.rule is not ANY else "" for field in FIELDS}
     return "\n".join(f"  {f.name:<{width}}  {f.default!r:<10}  {f.meaning}{rules[f.name]}" for f in FIELDS)

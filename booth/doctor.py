@@ -1,4 +1,4 @@
-"""The dataset doctor: advice about photos and prompts before a run, in plain words. It never stops one.
+"""The dataset doctor: advice about photos, prompts and settings before a run, in plain words. It never stops one.
 
 Thresholds were set on 37 photos of seven DreamBench subjects (`docs/LOG.md`): sharpness there is 14 to 41, and 2 at
 most after a Gaussian blur of 3 pixels; two photos of a subject differ in 11 bits at least, two drawings in 3.
@@ -13,13 +13,15 @@ import numpy as np
 from PIL import Image
 
 from booth import prior
+from booth.caption_tables import TABLES
 from booth.data import Example, Size
-from booth.file_names import printable
+from booth.file_names import listed, printable
 from booth.image_file import load_image
 from booth.image_folder import is_mask
 from booth.inputs import Inputs
 from booth.progress import progress
 from booth.prompts import Tokenizer
+from booth.validation import idle_fields
 from booth.views import covering
 
 FEW, MANY = 3, 30  # photos of one subject under one prompt
@@ -38,6 +40,7 @@ def advice(config: Any, inputs: Inputs) -> Iterator[str]:
         for line in _about(concept.config, photos, inputs):
             yield f"{concept.name}: {line}" if concept.name else line
     yield from _same_prompts(inputs)
+    yield from _idle(config)
 
 
 def _about(config: Any, instances: Sequence[Example], inputs: Inputs) -> Iterator[str]:
@@ -46,6 +49,7 @@ def _about(config: Any, instances: Sequence[Example], inputs: Inputs) -> Iterato
     shown = progress(photos, desc="looking at photos", disable=len(photos) < 20, leave=False)
     small = {photo: _small(photo.path) for photo in shown}
     yield from _count(config, instances)
+    yield from _captions(config, instances)
     yield from _size(config, instances)
     yield from _buckets(config, instances, inputs)
     if config.instance.masks != "files" and (masks := [photo for photo in photos if is_mask(photo.path)]):
@@ -57,6 +61,15 @@ def _about(config: Any, instances: Sequence[Example], inputs: Inputs) -> Iterato
             yield from _prompts(config, prompt, inputs.tokenizer)
     if config.prior.weight > 0 and config.prior.images:
         yield from _class_images(config, small)
+
+
+def _idle(config: Any) -> Iterator[str]:
+    """Settings that were switched off, one line for all that were by the same."""
+    settings: dict[str, list[str]] = {}
+    for idle in idle_fields(config):
+        settings.setdefault(idle.why, []).append(idle.setting)
+    for why, members in settings.items():
+        yield f"{', '.join(members)}: no effect, as {why}"
 
 
 def _same_prompts(inputs: Inputs) -> Iterator[str]:
@@ -74,6 +87,33 @@ def _count(config: Any, photos: Sequence[Example]) -> Iterator[str]:
         yield f"{len(photos)} photo{'s' * (len(photos) != 1)}: {FEW} to 12 from several sides and places teach more"
     if len(photos) > MANY and config.instance.captions == "none":
         yield f"{len(photos)} photos with one prompt: captions (instance.captions) would tell what differs in them"
+
+
+def _captions(config: Any, photos: Sequence[Example]) -> Iterator[str]:
+    settings = config.instance
+    if settings.captions == "none":
+        beside = sorted(path for path in {photo.path.with_suffix(".txt") for photo in photos} if path.is_file())
+        tables = [path for folder in sorted({photo.path.parent for photo in photos})
+                  for name in TABLES if _begins_with(path := folder / name, settings.caption_column)]  # fmt: skip
+        for files, source in ((beside, "text"), (tables, "metadata")):
+            if files:
+                names = listed([path.name for path in files])
+                yield f"{names}: captions lie with the photos and are not read; set instance.captions={source}"
+    orders, kept = settings.shuffled_captions, settings.kept_tags
+    most = max((sum(bool(tag.strip()) for tag in photo.caption.split(",")) for photo in photos), default=0)
+    if orders and most < kept + 2:
+        yield (
+            f"instance.shuffled_captions={orders}: no caption has two tags to shuffle, between commas, beside the first"
+            f" {kept} (instance.kept_tags)"
+        )
+
+
+def _begins_with(table: Path, column: str) -> bool:
+    """Whether there is such a table, and its first line names the column."""
+    if not table.is_file():
+        return False
+    with table.open(encoding="utf-8-sig", errors="replace") as file:
+        return re.search(rf"(?<!\w){re.escape(column)}(?!\w)", file.readline(100_000)) is not None
 
 
 def _size(config: Any, photos: Sequence[Example]) -> Iterator[str]:

@@ -10,11 +10,11 @@ from typing import Any
 
 from booth import data, hub, prior
 from booth.concepts import Concept, concepts_of, has_prior
-from booth.config import get
+from booth.config import default_of, get
 from booth.data import Example
 from booth.errors import UserError, naming
 from booth.file_names import listed
-from booth.image_dataset import Photos, open_photos
+from booth.image_dataset import Photos, cache_folder, open_photos
 from booth.image_file import load_image
 from booth.image_folder import log_passed_over
 from booth.masks import mask_hash, with_masks
@@ -172,7 +172,13 @@ def check_inputs(config: Any, revision: str = "", dataset_revision: str = "") ->
 def _open_photos(concept: Concept, revision: str) -> Photos:
     settings = concept.config.instance
     with naming(concept.name):
-        return open_photos(settings.images, settings.image_column, settings.captions, revision or settings.revision)
+        photos = open_photos(settings.images, settings.image_column, settings.captions, revision or settings.revision)
+        if photos.folder.parent != cache_folder() and settings.image_column != default_of("instance.image_column"):
+            raise UserError(
+                f"instance.image_column={settings.image_column!r} is for datasets, and instance.images="
+                f"{settings.images!r} is a folder of photos; leave it out"
+            )
+        return photos
 
 
 def _instances(concept: Concept, place: int, images: str) -> list[Example]:

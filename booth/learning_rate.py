@@ -7,15 +7,17 @@ import math
 from typing import Any
 
 from booth.config import rate_groups
+from booth.fields import AUTO
 
 
 def learning_rates(config: Any, step: int) -> dict[str, float]:
     """The rate of each trained component, and of new tokens, in update number `step` (0 for the first)."""
     train = config.train
     factor = schedule_factor(config, step)
+    own = train.text_encoder_learning_rate
     peak = {
         "unet": train.learning_rate,
-        "text_encoder": train.text_encoder_learning_rate or train.learning_rate,
+        "text_encoder": train.learning_rate if own == AUTO else own,
         "tokens": config.tokens.learning_rate if step < config.tokens.fraction * train.steps else 0.0,
     }
     return {group: peak[group] * factor for group in rate_groups(config)}

@@ -8,6 +8,9 @@ finds it.
 import logging
 from typing import Any
 
+from booth.config import set_field
+from booth.fields import AUTO
+
 log = logging.getLogger("booth")
 
 STEPS_A_PHOTO, FEWEST_STEPS = 150, 100
@@ -16,25 +19,27 @@ RATES = {"none": 5e-6, "lora": 1e-4}
 
 
 def with_numbers(config: Any, photos: int) -> Any:
-    """A copy of the config in which no field is 0 for `auto` any more; says what was chosen and why."""
+    """A copy of the config with numbers in place of each `auto` that is chosen by the photos or by what trains; says
+    what was chosen and why. Two stay, as they are what another field is: the alpha of adapters, and the text encoder's
+    learning rate."""
     config = config.copy_and_resolve_references()
     train = config.train
-    if train.steps == 0:
-        train.steps = max(FEWEST_STEPS, round(STEPS_A_PHOTO * photos / train.batch_size))
+    if train.steps == AUTO:
+        set_field(config, "train.steps", max(FEWEST_STEPS, round(STEPS_A_PHOTO * photos / train.batch_size)))
         log.info(
             "train.steps=%d: %d for each of %d photos, over %d in a batch",
             train.steps, STEPS_A_PHOTO, photos, train.batch_size,
         )  # fmt: skip
     config.concepts = tuple(
-        {name: CLASS_IMAGES if name == "prior.count" and value in (0, "auto") else value
+        {name: CLASS_IMAGES if name == "prior.count" and value == AUTO else value
          for name, value in entry.items()} for entry in config.concepts
     )  # fmt: skip
-    if config.prior.count == 0:
-        config.prior.count = CLASS_IMAGES
+    if config.prior.count == AUTO:
+        set_field(config, "prior.count", CLASS_IMAGES)
         log.info("prior.count=%d: as many class images as the recipes use", CLASS_IMAGES)
-    if train.learning_rate == 0.0:
+    if train.learning_rate == AUTO:
         prodigy = train.optimizer == "prodigy"
-        train.learning_rate = 1.0 if prodigy else RATES[config.adapter.kind]
+        set_field(config, "train.learning_rate", 1.0 if prodigy else RATES[config.adapter.kind])
         log.info(
             "train.learning_rate=%g: as the recipes for %s=%s have it",
             train.learning_rate,

@@ -224,6 +224,8 @@ def open_pipeline(
     `variant` is the middle part of the weight files' names, such as `fp16`; `revision` a branch, tag or commit of a hub
     model. Without `weights` only the configs need be there. Raises UserError.
     """
+    if isinstance(source, str):
+        source, revision = hub.of_page(source, hub.MODEL, revision)
     where = f"model.source={source}"
     named_file = str(source).endswith((".safetensors", *PICKLES))
     model = hub.find(str(source), revision) if hub.is_id(str(source)) and not named_file else None

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from booth import hub_repository, lora_file, pictures
+from booth import hub, hub_repository, lora_file, pictures
 from booth.errors import UserError
 from booth.export import RECORD, exported_step
 from booth.model_card import Shown, card, mark
@@ -93,6 +93,7 @@ def destination(options: argparse.Namespace, repository: str, option: str) -> De
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} belongs to {option}; give that, or leave it out")
         return None
+    repository, _ = hub.of_page(repository, hub.MODEL, None, option)
     hub_repository.check_name(repository)
     if options.license and not _LICENSE.fullmatch(options.license):
         raise UserError(

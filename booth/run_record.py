@@ -37,14 +37,19 @@ def find_record(workdir: Path) -> Record | None:
     if RUN in manifest:
         try:
             run, config = manifest[RUN], manifest[SETTINGS]
-            return Record(str(run["backend"]), str(run["id"]), config, int(run["saved"]) if "saved" in run else None)
+            return Record(
+                str(run["backend"]),
+                str(run["id"]),
+                settings.of_record(config),
+                int(run["saved"]) if "saved" in run else None,
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(workdir / MANIFEST) from error
     if not (workdir / CONFIG).exists():
         return None
     try:
         record = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
-        return Record(record["backend"], record["run_id"], dict(record["config"]))
+        return Record(record["backend"], record["run_id"], settings.of_record(record["config"]))
     except (KeyError, RecursionError, TypeError, ValueError) as error:  # other keys, no object, no JSON
         raise UserError(f"{workdir} is not a run folder: its {CONFIG} is of something else") from error
 

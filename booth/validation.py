@@ -2,14 +2,17 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
 from booth.captions import PLACE
 from booth.concepts import concepts_of
-from booth.config import default_of, get, is_remote, trained_networks, trains_text, typed
+from booth.config import flat, flatten, get, is_remote, trained_networks, trains_text, typed, without_effect
 from booth.errors import UserError, naming
-from booth.fields import FIELDS
+from booth.fields import AUTO, FIELDS, Field
+from booth.hub import DATASET, MODEL
 from booth.repeats import repeated_folders
 
 
@@ -17,6 +20,7 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
     """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
     _validate_values(config)
     _validate_concepts(config)
+    _validate_effects(config)
     validate_updates(config)
     check_capabilities(config, backend, capabilities)
 
@@ -26,6 +30,7 @@ def validate_plan(config: ConfigDict, backend: str, capabilities: frozenset[str]
     _validate_values(config)
     if not config.model.source.strip():
         raise UserError("model.source is empty; name the model to plan for, with --config.model.source=...")
+    _validate_effects(config)
     validate_updates(config)
     check_capabilities(config, backend, capabilities)
 
@@ -34,13 +39,17 @@ def _validate_values(config: ConfigDict) -> None:
     """Each field alone."""
     for field in FIELDS:
         value = typed(field.name, get(config, field.name))
+        if field.auto and value == AUTO:
+            continue
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{field.name}={value!r} must be a finite number, {field.rule.text}")
+            raise UserError(f"{field.name}={value!r} must be a finite number, {field.said_rule}")
         if not field.rule.holds(value):
-            raise UserError(f"{field.name}={value!r} must be {field.rule.text}")
+            instead = f"; {field.instead}" if field.instead and value == 0 else ""
+            raise UserError(f"{field.name}={value!r} must be {field.said_rule}{instead}")
         if field.is_path and is_remote(value):
             if field.name != "checkpoint.dir":
-                raise UserError(f"{field.name}={value!r} must be a local folder")
+                ids = field.name in (MODEL.source, DATASET.source)
+                raise UserError(f"{field.name}={value!r} must be a local folder{', or a hub id owner/name' * ids}")
             if not value.startswith("gs://"):
                 raise UserError(f"{field.name}={value!r} must be a folder, or gs://BUCKET/FOLDER")
 
@@ -52,12 +61,47 @@ def _validate_concepts(config: ConfigDict) -> None:
         with naming(concept.name):
             _validate_values(concept.config)
             _validate_inputs(concept.config)
+    if braced := [prompt for prompt in config.samples.prompts if PLACE in prompt]:
+        raise UserError(f"samples.prompts has {braced[0]!r}, and previews have no captions to put there; take it out")
     folders = Counter(concept.config.instance.images for concept in concepts)
     folder, times = folders.most_common(1)[0]
     if times > 1:
         raise UserError(
             f"instance.images={folder!r} is what {times} concepts have; give each a folder of its own, or make them one"
         )
+
+
+def _validate_effects(config: ConfigDict) -> None:
+    for idle in idle_fields(config):
+        if any(need.refused for need in idle.field.needs):
+            raise UserError(f"{idle.setting} has no effect: {idle.why}; set that too, or leave {idle.field.name} out")
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A field that is set and does not count."""
+
+    field: Field
+    setting: str  # with its value, and the concept that has it
+    why: str
+
+
+def idle_fields(config: ConfigDict) -> Iterator[Idle]:
+    """Those of each concept that it has for itself, and those of the run that do not count in any concept."""
+    concepts = concepts_of(config)
+    idle = [without_effect(flatten(concept.config)) for concept in concepts]
+    for place, concept in enumerate(concepts):
+        own = flat(config.concepts[place]) if concept.name else {}
+        for field in idle[place]:
+            if field.name in own:
+                yield _idle(f"{concept.name}: ", concept.config, field)
+            elif place == 0 and all(field in others for others in idle):
+                yield _idle("", config, field)
+
+
+def _idle(where: str, config: ConfigDict, field: Field) -> Idle:
+    wanted = (f"{need.name} must be {need.rule.text}, and is {get(config, need.name)!r}" for need in field.needs)
+    return Idle(field, f"{where}{field.name}={get(config, field.name)!r}", ", or ".join(wanted))
 
 
 def _has_words(config: ConfigDict) -> bool:
@@ -75,6 +119,15 @@ def _validate_inputs(config: ConfigDict) -> None:
     ):
         if not get(config, name).strip() and not (name == "instance.prompt" and (captioned or _has_words(config))):
             raise UserError(f"{name} is empty; set it in the config or with --config.{name}='{example}'")
+    if not captioned and PLACE in config.instance.prompt:
+        raise UserError(
+            f"instance.prompt={config.instance.prompt!r} has a {PLACE}, and with instance.captions='none' there is"
+            " nothing to put in it; set instance.captions (text, names or metadata), or take it out"
+        )
+    if PLACE in config.prior.prompt:
+        raise UserError(
+            f"prior.prompt={config.prior.prompt!r} has a {PLACE}, and class images have no captions; take it out"
+        )
     if captioned and config.instance.prompt.strip() and PLACE not in config.instance.prompt:
         raise UserError(
             f"instance.prompt={config.instance.prompt!r} has no {PLACE}, in which instance.captions="
@@ -90,12 +143,6 @@ def _validate_inputs(config: ConfigDict) -> None:
             f"instance.prompt={config.instance.prompt!r} is prior.prompt too;"
             " add an identifier, such as 'a photo of sks dog'"
         )
-
-
-_TORCH_ONLY = (
-    "train.checkpointed_blocks", "train.channels_last", "train.compile", "train.tf32", "memory.fit", "memory.weights",
-    "memory.fused_backward", "memory.offload_optimizer", "memory.vae_tiling",
-)  # fmt: skip
 
 
 def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
@@ -123,11 +170,10 @@ def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset
             f"train.attention={config.train.attention!r} must be one of {', '.join(('auto', *kernels))} in"
             f" {backend}booth"
         )
-    if "memory techniques" not in capabilities:
-        for name in _TORCH_ONLY:
-            value, default = get(config, name), default_of(name)
-            if value != default:
-                raise UserError(f"{name}={value!r} must be {default!r}: {backend}booth does without it")
+    for field in FIELDS:
+        value = get(config, field.name)
+        if field.capability and field.capability not in capabilities and value != field.default:
+            raise UserError(f"{field.name}={value!r} must be {field.default!r}: {backend}booth does without it")
 
 
 def validate_updates(config: ConfigDict) -> None:
@@ -139,9 +185,9 @@ def validate_updates(config: ConfigDict) -> None:
             " instance images of the whole update: what older scripts call batch 1 with accumulation 4 is batch_size=4"
             " with accumulation=4 here"
         )
-    if train.steps and train.lr_warmup_steps >= train.steps:
+    if train.steps != AUTO and train.lr_warmup_steps >= train.steps:
         raise UserError(f"train.lr_warmup_steps={train.lr_warmup_steps} must be less than train.steps={train.steps}")
-    if train.lr_schedule == "polynomial" and 0 < train.learning_rate <= train.lr_end:
+    if train.lr_schedule == "polynomial" and train.learning_rate != AUTO and train.learning_rate <= train.lr_end:
         raise UserError(f"train.lr_end={train.lr_end} must be less than train.learning_rate={train.learning_rate}")
     if train.debiased_estimation and train.min_snr_gamma:
         raise UserError(
@@ -155,11 +201,6 @@ def validate_updates(config: ConfigDict) -> None:
         raise UserError("train.unet=false leaves nothing to train; set train.text_encoder=true, or give tokens.add")
     if config.adapter.kind == "lora" and not (train.unet or train.text_encoder):
         raise UserError("adapter.kind='lora' needs a network to train: train.unet=true or train.text_encoder=true")
-    if train.text_encoder_learning_rate and not train.text_encoder:
-        raise UserError(
-            f"train.text_encoder_learning_rate={train.text_encoder_learning_rate} needs train.text_encoder=true;"
-            " leave it 0 where the text encoder does not train"
-        )
 
 
 def _validate_pull(config: ConfigDict) -> None:
@@ -179,8 +220,8 @@ def _validate_pull(config: ConfigDict) -> None:
             f"train.pull={train.pull} must be 0 with memory.fused_backward=true or memory.weights='bf16': each tensor"
             " would have to be pulled inside its own update; leave one of them out"
         )
-    rate = max(train.learning_rate, train.text_encoder_learning_rate)
-    if rate * train.pull >= 1:
+    rates = [rate for rate in (train.learning_rate, train.text_encoder_learning_rate) if rate != AUTO]
+    if rates and (rate := max(rates)) * train.pull >= 1:
         raise UserError(
             f"train.pull={train.pull} must be less than {1 / rate:g}, 1 / the learning rate: an update would not leave"
             " the base"
@@ -192,12 +233,12 @@ def _validate_prodigy(config: ConfigDict) -> None:
     train, memory = config.train, config.memory
     if train.optimizer != "prodigy":
         return
-    if 0 < train.learning_rate < 0.1:
+    if train.learning_rate != AUTO and train.learning_rate < 0.1:
         raise UserError(
             f"train.learning_rate={train.learning_rate} must be at least 0.1, best 1, with train.optimizer='prodigy':"
             " it is a factor of the rate that this finds"
         )
-    if config.tokens.add or train.text_encoder_learning_rate not in (0, train.learning_rate):
+    if config.tokens.add or train.text_encoder_learning_rate not in (AUTO, train.learning_rate):
         raise UserError(
             "train.optimizer='prodigy' finds one learning rate for all, so it goes neither with tokens.add nor with a"
             " train.text_encoder_learning_rate; use 'adamw', or leave them out"
@@ -215,7 +256,7 @@ def _validate_prodigy(config: ConfigDict) -> None:
 
 
 def _validate_memory(config: ConfigDict) -> None:
-    """Techniques that exclude each other, or do nothing alone."""
+    """Techniques that exclude each other."""
     train, memory = config.train, config.memory
     if memory.fused_backward and train.accumulation > 1:
         raise UserError(
@@ -255,9 +296,4 @@ def _validate_memory(config: ConfigDict) -> None:
         raise UserError(
             "memory.weights='bf16' does not go with adapter.kind='lora': adapters train in float32, and what does not"
             " train is kept in train.precision anyway; leave memory.weights 'fp32'"
-        )
-    if train.checkpointed_blocks and train.gradient_checkpointing != "block":
-        raise UserError(
-            f"train.checkpointed_blocks={train.checkpointed_blocks!r} needs train.gradient_checkpointing='block', not"
-            f" {train.gradient_checkpointing!r}"
         )

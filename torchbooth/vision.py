@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from booth.errors import UserError
-from booth.hub import is_id
+from booth.hub import MODEL, is_id, of_page
 from booth.prompts import Tokenizer
 
 BATCH = 32
@@ -152,12 +152,13 @@ def _folder(option: str, source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path
+    source, revision = of_page(source, MODEL, "", option)
     if not is_id(source):
         raise UserError(f"{option} {source} is no folder; give one, or the hub id of weights in the cache")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, local_files_only=True))
+        return Path(snapshot_download(source, revision=revision or None, local_files_only=True))
     except Exception as error:  # several kinds for what is not in the cache
         raise UserError(f"{option} {source} is not in the hub's cache; fetch it: hf download {source}") from error
 

@@ -211,7 +211,7 @@ def test_config_files(suffix, tmp_path):
         tmp_path / f"config{suffix}",
         [("concepts", "[{instance: {images: bird}, prior: {weight: 5e-1}, weight: 1e-1}]")],
     )
-    assert config.concepts == ({"instance.images": "bird", "prior.weight": 0.5, "weight": "1e-1"},)
+    assert config.concepts == ({"instance.images": "bird", "prior.weight": 0.5, "weight": 0.1},)
     assert concepts_of(config)[0].weight == 0.1
 
 
@@ -223,7 +223,8 @@ def test_config_files(suffix, tmp_path):
         ({"weight": 0}, r"concepts\[0\]\.weight=0 must be a number greater than 0"),
         ({"weight": True}, r"concepts\[0\]\.weight=True must be a number"),
         ({"prior.count": "many"}, r"concepts\[0\]: prior\.count='many' must be of type int"),
-        ({"prior.count": -1}, r"concepts\[0\]: prior\.count=-1 must be at least 0"),
+        ({"prior.count": 0}, r"concepts\[0\]: prior\.count=0 must be at least 1, or 'auto'; .* set prior\.weight=0"),
+        ({"weight": "1"}, r"concepts\[0\]\.weight='1' must be a number"),
         ({"instance.images": ""}, r"concepts\[0\]: instance\.images is empty"),
         ({"prior.prompt": "a photo of sks dog"}, r"concepts\[0\]: .* is prior\.prompt too"),
     ],
@@ -259,7 +260,7 @@ def test_concepts_are_a_list_of_fields():
 def test_automatic_counts(config, tmp_path, monkeypatch):
     monkeypatch.setattr(numbers, "CLASS_IMAGES", 3)
     config.concepts = (config.concepts[0], {**resolved(config).concepts[1], "prior.count": "auto"})
-    config.prior.count, config.data.buckets = 0, ("auto",)
+    config.prior.count, config.data.buckets = "auto", ("auto",)
     run = loop.train(FakeBackend, config, tmp_path / "run")
     assert [len(list((run.path / "class_images" / place).glob("*.png"))) for place in "01"] == [3, 3]
 

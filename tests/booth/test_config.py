@@ -9,10 +9,11 @@ import yaml
 from ml_collections import ConfigDict
 
 from booth import config as settings
+from booth import data_file
 from booth.config import default_config, flatten, load_config, parse_text, resolved, set_field
 from booth.errors import UserError
 from booth.fields import memory_size
-from booth.validation import validate
+from booth.validation import idle_fields, validate, validate_plan
 
 FIELDS = """
 model.source model.revision model.variant
@@ -113,13 +114,13 @@ def test_locked():
 
 # Each value breaks its field's rule; NaN and infinity break every rule of a number.
 OUT_OF_RANGE = {
-    "prior.weight": -0.1, "prior.count": -1, "prior.solver": "heun", "prior.inference_steps": 0,
-    "prior.guidance": -1.0, "prior.seed": -1, "prior.batch_size": 0, "train.steps": -1,
-    "train.batch_size": 0, "train.learning_rate": -1.0, "train.precision": "fp8",
+    "prior.weight": -0.1, "prior.count": 0, "prior.solver": "heun", "prior.inference_steps": 0,
+    "prior.guidance": -1.0, "prior.seed": -1, "prior.batch_size": 0, "train.steps": 0,
+    "train.batch_size": 0, "train.learning_rate": 0.0, "train.precision": "fp8",
     "train.adam_b1": 1.0, "train.adam_b2": -0.1, "train.adam_eps": 0.0,
     "train.weight_decay": -1e-9, "train.max_grad_norm": -1.0, "train.seed": 2**63, "data.resolution": 7,
     "train.accumulation": 0, "train.lr_schedule": "warm",
-    "train.lr_warmup_steps": -1, "train.lr_power": 0.0, "train.lr_end": -1e-9, "train.text_encoder_learning_rate": -1.0,
+    "train.lr_warmup_steps": -1, "train.lr_power": 0.0, "train.lr_end": -1e-9, "train.text_encoder_learning_rate": 0.0,
     "train.lr_cycles": 0, "train.loss": "l1", "train.huber_delta": 0.0, "train.huber_schedule": "linear",
     "train.optimizer": "sgd", "train.min_snr_gamma": -1.0, "train.noise_offset": -0.1,
     "data.crop": "left", "data.crop_variants": 0, "data.encode_batch_size": 0, "checkpoint.every_steps": -1,
@@ -128,7 +129,7 @@ OUT_OF_RANGE = {
     "train.gradient_checkpointing": "all", "train.attention": "flash",
     "export.precision": "int8", "log.every_steps": 0, "mesh.fsdp": 0, "memory.fit": "small",
     "memory.weights": "fp16", "memory.offload_optimizer": "disk", "train.compile": "fast",
-    "train.checkpointed_blocks": ("encoder",), "adapter.kind": "dora", "adapter.rank": 0, "adapter.alpha": -1.0,
+    "train.checkpointed_blocks": ("encoder",), "adapter.kind": "dora", "adapter.rank": 0, "adapter.alpha": 0.0,
     "adapter.dropout": 1.0, "adapter.targets": "attn2(", "instance.captions": "files",
     "instance.caption_dropout": -0.1, "instance.shuffled_captions": -1, "instance.kept_tags": -1,
     "tokens.add": ("<x>",), "tokens.learning_rate": 0.0, "tokens.fraction": 0.0,
@@ -152,8 +153,195 @@ def test_out_of_range(valid, name, value):
     assert refusal(check, valid).startswith(f"{name}={value!r} must be ")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("train.steps", "must be at least 1, or 'auto'; pictures of a model as it is are made by the command sample"),
+     ("train.learning_rate", "must be greater than 0, or 'auto'; to leave the UNet as it is set train.unet=false"),
+     ("train.text_encoder_learning_rate",
+      "must be greater than 0, or 'auto'; to leave the text encoder as it is set train.text_encoder=false"),
+     ("prior.count", "must be at least 1, or 'auto'; to train without class images set prior.weight=0"),
+     ("adapter.alpha", "must be greater than 0, or 'auto'; to train without adapters set adapter.kind=none"),
+     ("adapter.rank", "must be at least 1; to train without adapters set adapter.kind=none"),
+     ("tokens.learning_rate", "must be greater than 0; to train no new tokens leave tokens.add empty"),
+     ("checkpoint.keep", "must be at least 1; the newest is what a run resumes from; to keep all give a large number"),
+     ("samples.images_per_prompt", "must be at least 1; samples.every_steps=0 makes no previews")],
+)  # fmt: skip
+def test_what_people_mean_by_0(valid, name, said):
+    set_field(valid, name, 0)
+    assert refusal(check, valid) == f"{name}={settings.get(valid, name)!r} {said}"
+
+
+AUTO = [field for field in settings.FIELDS if field.auto]
+
+
+@pytest.mark.parametrize("field", AUTO, ids=lambda field: field.name)
+def test_auto_is_a_value_of_its_own(write, field):
+    """In a file of each kind, on the command line, and in a config that is assigned to; and a number again after it."""
+    section, _, key = field.name.partition(".")
+    one = field.auto(1)
+    for text, value in (("auto", "auto"), ("1", one)):
+        written = "'auto'" if text == "auto" else text
+        before = f"    config.{field.name} = 'auto'\n" if text == "1" else ""
+        for path, overrides in (
+            (write("c.py", f"{GET_CONFIG}{before}    config.{field.name} = {written}\n    return config"), []),
+            (write("c.yaml", f"{section}: {{{key}: {text}}}"), []),
+            (write("c.json", json.dumps({section: {key: value}})), []),
+            (write("d.yaml", f"{section}: {{{key}: auto}}"), [(field.name, text)]),
+        ):
+            got = settings.get(load_config(path, overrides), field.name)
+            assert got == value and type(got) is type(value), path.name
+    config = resolved(default_config())
+    for value in ("auto", one, "auto"):
+        config[section][key] = value
+        assert settings.get(resolved(config), field.name) == value
+    config[section][key] = [1]
+    assert refusal(resolved, config).startswith(f"{field.name}=[1] must be of type ")
+
+
+def test_auto_goes_nowhere_else():
+    others = [field for field in settings.FIELDS if not field.auto and field.kind in (int, float)]
+    assert others
+    for field in others:
+        said = refusal(set_field, default_config(), field.name, "auto")
+        assert said.startswith(f"{field.name}='auto' must be of type {field.kind.__name__}, as its default")
+    assert refusal(set_field, default_config(), "train.steps", "many").endswith("must be of type int or 'auto'")
+
+
+def test_auto_passes_what_compares_numbers(valid):
+    valid.train.update(steps="auto", learning_rate="auto", lr_warmup_steps=900, pull=1.0, text_encoder=True)
+    valid.prior.count = "auto"
+    check(valid)
+    valid.train.update(lr_schedule="polynomial", lr_end=1.0, optimizer="prodigy", pull=0.0)
+    check(valid)
+
+
+# A value of each field that counts only with others, and what makes it count.
+DEPENDENT = {
+    "instance.caption_column": ("says", {"instance.captions": "metadata", "instance.prompt": ""}),
+    "instance.kept_tags": (2, {"instance.shuffled_captions": 3}),
+    "instance.background_weight": (0.5, {"instance.masks": "alpha"}),
+    "instance.repeats": (3, {"concepts": ({"instance.images": "a"}, {"instance.images": "b"})}),
+    "train.lr_cycles": (3, {"train.lr_schedule": "cosine_with_restarts"}),
+    "train.lr_power": (2.0, {"train.lr_schedule": "polynomial"}),
+    "train.lr_end": (1e-8, {"train.lr_schedule": "polynomial"}),
+    "train.text_encoder_learning_rate": (1e-6, {"train.text_encoder": True}),
+    "train.huber_delta": (0.2, {"train.loss": "huber"}),
+    "train.huber_schedule": ("constant", {"train.loss": "smooth_l1"}),
+    "train.checkpointed_blocks": (("mid_block",), {"train.gradient_checkpointing": "block"}),
+    "adapter.rank": (4, {"adapter.kind": "lora"}),
+    "adapter.alpha": (2.0, {"adapter.kind": "lora"}),
+    "adapter.dropout": (0.1, {"adapter.kind": "lora"}),
+    "adapter.targets": ("all", {"adapter.kind": "lora"}),
+    "tokens.learning_rate": (1e-3, {"tokens.add": ("<x>=dog",)}),
+    "tokens.fraction": (0.5, {"tokens.add": ("<x>=dog",)}),
+    "ema.device": ("host", {"ema.decay": 0.9}),
+    "data.crop_variants": (8, {"data.crop": "random"}),
+}
+# The same, where it is said and not refused: configs that are shared have them, and one override leaves them behind.
+SAID = {
+    "prior.images": ("classes", {"prior.weight": 0.0}, {"prior.weight": 0.5}),
+    "prior.count": (100, {"prior.weight": 0.0}, {"prior.weight": 0.5}),
+    "prior.solver": ("ddim", {"prior.weight": 0.0}, {"prior.weight": 0.5}),
+    "prior.inference_steps": (10, {"prior.weight": 0.0}, {"prior.weight": 0.5}),
+    "prior.guidance": (2.0, {"prior.weight": 0.0}, {"prior.weight": 0.5}),
+    "prior.seed": (3, {"prior.weight": 0.0}, {"prior.weight": 0.5}),
+    "train.learning_rate": (1e-4, {"train.unet": False, "tokens.add": ("<x>=dog",)}, {"train.text_encoder": True}),
+    "train.adam_b1": (0.8, {"train.optimizer": "adafactor"}, {"train.optimizer": "adamw8bit"}),
+    "train.adam_b2": (0.99, {"train.optimizer": "lion"}, {"train.optimizer": "adamw"}),
+    "train.adam_eps": (1e-7, {"train.optimizer": "lion8bit"}, {"train.optimizer": "adamw"}),
+    "samples.prompts": (("a dog",), {}, {"samples.before_after": True}),
+    "samples.images_per_prompt": (1, {}, {"samples.every_steps": 5}),
+}
+
+
+def test_every_field_that_needs_others_is_tried_here():
+    assert DEPENDENT.keys() | SAID.keys() == {field.name for field in settings.FIELDS if field.needs}
+
+
+@pytest.mark.parametrize(("name", "value", "switch"), [(name, *pair) for name, pair in DEPENDENT.items()])
+def test_a_setting_without_effect_is_refused(valid, name, value, switch):
+    set_field(valid, name, value)
+    for checked in (validate, validate_plan):
+        said = refusal(checked, valid, "torch", TORCH)
+        other = next(iter(switch))
+        now = settings.get(valid, other)
+        assert said.startswith(f"{name}={value!r} has no effect: {other} must be ") and f", and is {now!r}; " in said
+        assert said.endswith(f"; set that too, or leave {name} out")
+    for other, on in switch.items():
+        set_field(valid, other, on)
+    validate(valid, "torch", TORCH)
+    assert not list(idle_fields(valid))
+
+
+@pytest.mark.parametrize(("name", "value", "off", "on"), [(name, *three) for name, three in SAID.items()])
+def test_a_setting_that_is_switched_off_is_said(valid, name, value, off, on):
+    for field, given in {name: value, **off}.items():
+        set_field(valid, field, given)
+    validate(valid, "torch", TORCH)
+    (idle,) = idle_fields(valid)
+    assert (idle.field.name, idle.setting) == (name, f"{name}={value!r}") and " must be " in idle.why
+    for other, given in on.items():
+        set_field(valid, other, given)
+    validate(valid, "torch", TORCH)
+    assert not list(idle_fields(valid))
+
+
+def test_settings_without_effect_in_concepts(valid):
+    """What the run says need count in one of them; what a concept says of itself, in that one."""
+    dog, cat = {"instance.images": "a", "instance.prompt": "a sks dog"}, {"instance.images": "b"}
+    valid.instance.background_weight, valid.concepts = 0.5, (dog, {**cat, "instance.masks": "alpha"})
+    check(valid)
+    valid.concepts = (dog, cat)
+    assert refusal(check, valid).startswith("instance.background_weight=0.5 has no effect: instance.masks must be")
+    valid.instance.background_weight = 0.0
+    valid.concepts = ({**dog, "instance.shuffled_captions": 2}, {**cat, "instance.kept_tags": 3})
+    assert refusal(check, valid).startswith("concepts[1]: instance.kept_tags=3 has no effect: ")
+
+
+def test_a_default_needs_nothing(valid):
+    """Files that give every field, as a run's config.json does."""
+    for name, value in flatten(default_config()).items():
+        if name not in ("model.source", "instance.images", "instance.prompt", "prior.prompt"):
+            set_field(valid, name, value)
+    check(valid)
+    assert not list(idle_fields(valid))
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [
+    ("instance.prompt", "a sks dog, {caption}",
+     "instance.prompt='a sks dog, {caption}' has a {caption}, and with instance.captions='none' there is nothing"),
+    ("prior.prompt", "a dog, {caption}", "prior.prompt='a dog, {caption}' has a {caption}, and class images have no"),
+    ("samples.prompts", ("a sks dog", "{caption}"), "samples.prompts has '{caption}', and previews have no captions"),
+])  # fmt: skip
+def test_braces_without_captions(valid, name, value, said):
+    set_field(valid, name, value)
+    assert refusal(check, valid).startswith(said)
+    if name == "instance.prompt":
+        valid.instance.captions = "text"
+        check(valid)
+
+
+def test_records_of_before(write):
+    """Runs begun when 0 was "auto" in two fields, and fields without effect were taken."""
+    fields = flatten(default_config()) | {"train.text_encoder_learning_rate": 0.0, "adapter.alpha": 0.0,
+                                          "adapter.rank": 4, "train.lr_cycles": 2, "prior.count": 7, "train.steps": 9,
+                                          "instance.images": "photos"}  # fmt: skip
+    expected = flatten(default_config()) | {"prior.count": 7, "train.steps": 9, "instance.images": "photos"}
+    assert settings.of_record(json.loads(json.dumps(fields))) == json.loads(json.dumps(expected))
+    record = {"backend": "torch", "run_id": "x", "config": fields}
+    assert flatten(load_config(write("config.json", json.dumps(record)))) == expected
+    lora = fields | {"adapter.kind": "lora", "adapter.alpha": 2.0, "train.text_encoder": True}
+    kept = settings.of_record(lora)
+    assert (kept["adapter.rank"], kept["adapter.alpha"], kept["train.text_encoder_learning_rate"]) == (4, 2.0, "auto")
+    assert settings.of_record({"train.steps": 3}) == {"train.steps": 3}, "of a version with fewer fields"
+    assert settings.of_record({"concepts": [{"weight": "5e-1"}]}) == {"concepts": [{"weight": 0.5}]}
+
+
+NUMBERS = sorted(field.name for field in settings.FIELDS if field.kind is float)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", [name for name, value in flatten(default_config()).items() if type(value) is float])
+@pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_are_finite(valid, name, value):
     set_field(valid, name, value)
     assert refusal(check, valid).startswith(f"{name}={value!r} must be a finite number, ")
@@ -215,8 +403,6 @@ def test_each_backend_has_its_own_attention(valid):
     ({"train.channels_last": True, "train.precision": "bf16", "memory.weights": "bf16"}, "train.channels_last=true"),
     ({"train.compile": "reduce-overhead", "train.accumulation": 2, "train.batch_size": 2},
      "train.compile='reduce-overhead' needs train.accumulation=1, not 2: its CUDA graphs overwrite the gradients"),
-    ({"train.checkpointed_blocks": ("mid_block",)},
-     "train.checkpointed_blocks=('mid_block',) needs train.gradient_checkpointing='block', not 'none'"),
 ])  # fmt: skip
 def test_memory_techniques_that_do_not_go_together(valid, fields, said):
     for name, value in fields.items():
@@ -258,7 +444,6 @@ def test_accumulation_splits_the_batch_of_an_update(valid):
     ({"lr_schedule": "polynomial", "lr_end": 5e-6}, "train.lr_end=5e-06 must be less than train.learning_rate=5e-06"),
     ({"debiased_estimation": True, "min_snr_gamma": 5.0},
      "train.debiased_estimation=true does not go with train.min_snr_gamma=5.0: both say what a timestep counts; "),
-    ({"text_encoder_learning_rate": 1e-6}, "train.text_encoder_learning_rate=1e-06 needs train.text_encoder=true; "),
 ])  # fmt: skip
 def test_fields_of_an_update_that_do_not_go_together(valid, fields, said):
     valid.train.update(fields)
@@ -315,9 +500,67 @@ def test_python_yaml_and_json_give_the_same(write):
     assert loaded[0] != flatten(default_config())
 
 
-def test_numbers_as_people_write_them_in_yaml(write):
-    config = load_config(write("c.yaml", "train:\n  learning_rate: 5e-6\n  weight_decay: 1\nmodel:\n"))
-    assert config.train.learning_rate == 5e-6 and config.train.weight_decay == 1.0
+AS_SEEN = [
+    ("train.learning_rate", "5e-6", 5e-6), ("train.learning_rate", "1E-4", 1e-4), ("prior.weight", ".5", 0.5),
+    ("prior.weight", "1", 1.0), ("prior.weight", "1.", 1.0), ("train.learning_rate", "0.000_1", 1e-4),
+    ("train.steps", "010", 10), ("train.steps", "1_000", 1000), ("train.seed", "0x10", 16), ("train.steps", "+5", 5),
+    ("data.flip", "true", True), ("data.flip", "False", False), ("data.flip", "yes", True), ("data.flip", "off", False),
+    ("model.revision", "010", "010"), ("model.revision", "1234567", "1234567"), ("model.revision", "1e5", "1e5"),
+    ("model.revision", "2024-01-02", "2024-01-02"), ("model.revision", "1:30", "1:30"),
+    ("instance.prompt", "no", "no"), ("instance.prompt", "On", "On"), ("instance.prompt", "5", "5"),
+    ("instance.prompt", ".5", ".5"), ("instance.prompt", "0x10", "0x10"), ("train.steps", "auto", "auto"),
+    ("train.attention", "auto", "auto"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "value"), AS_SEEN)
+def test_values_are_what_they_look_like(write, name, text, value):
+    """In YAML, plain or in quotes, and on the command line alike; not what YAML 1.1 takes them for."""
+    section, _, key = name.partition(".")
+    path = write("c.py", GET_CONFIG + "    return config")
+    loaded = [load_config(write("c.yaml", f"{section}:\n  {key}: {written}\n")) for written in (text, f"'{text}'")]
+    for config in (*loaded, load_config(path, [(name, text)])):
+        got = settings.get(config, name)
+        assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("train.steps", "1:30"), ("train.steps", "12.0"), ("train.steps", "0b11"), ("prior.weight", "1:30"),
+     ("data.flip", "1"), ("data.flip", "y")],
+)  # fmt: skip
+def test_values_that_look_like_nothing(write, name, text):
+    section, _, key = name.partition(".")
+    path = write("c.py", GET_CONFIG + "    return config")
+    for call in (lambda: load_config(write("c.yaml", f"{section}: {{{key}: {text}}}")),
+                 lambda: load_config(path, [(name, text)])):  # fmt: skip
+        assert refusal(call).startswith(f"{name}={text!r} must be ")
+
+
+def test_values_in_lists_are_what_they_look_like(write):
+    text = """
+samples: {prompts: [no, 5, 'a: b', 1:30]}
+model:
+concepts:
+  - {instance: {images: 010, shuffled_captions: 010}, prior.count: 1_0, weight: 5e-1}
+"""
+    config = load_config(write("c.yaml", text))
+    assert config.samples.prompts == ("no", "5", "a: b", "1:30")
+    entry = {"instance.images": "010", "instance.shuffled_captions": 10, "prior.count": 10, "weight": 0.5}
+    assert config.concepts == (entry,)
+    path = write("c.py", GET_CONFIG + "    return config")
+    override = "[{instance.images: 010, instance.shuffled_captions: 010, prior.count: 10, weight: .5}]"
+    assert load_config(path, [("concepts", override)]).concepts == (entry,)
+    assert "must be a list of fields" in refusal(load_config, path, [("concepts", "[a, b]")])
+
+
+def test_json_stays_json(write):
+    for text, said in (('{"train": {"steps": "5"}}', "train.steps='5' must be of type int"),
+                       ('{"train": {"learning_rate": "5e-6"}}', "train.learning_rate='5e-6' must be of type float"),
+                       ('{"instance": {"prompt": 5}}', "instance.prompt=5 must be of type str")):  # fmt: skip
+        assert said in refusal(load_config, write("c.json", text))
+    assert data_file.read(write("d.json", '{"a": [1, 0.5, true, null, "x"]}')) == {"a": [1, 0.5, True, None, "x"]}
+    assert data_file.from_yaml("a: [1, null, ~, true]\nb:\n") == {"a": ["1", None, None, "true"], "b": None}
 
 
 @pytest.mark.parametrize(
@@ -325,7 +568,11 @@ def test_numbers_as_people_write_them_in_yaml(write):
     {"train.step": "'train.steps'", "trian.steps": "'train.steps'", "train.precison": "'train.precision'",
      "instance.prompts": "'instance.prompt'", "train.resolution": "'data.resolution'",
      "prior.weights": "'prior.weight'", "learning_rate": "'train.learning_rate' or 'tokens.learning_rate'",
-     "train.batchsize": "'train.batch_size'"}.items(),
+     "train.batchsize": "'train.batch_size'", "train.text_encoder_lr": "'train.text_encoder_learning_rate'",
+     "train.lr": "'train.learning_rate'", "tokens.lr": "'tokens.learning_rate'",
+     "train.unet_lr": "'train.learning_rate'",
+     "train.max_train_steps": "'train.steps'", "adapter.network_dim": "'adapter.rank'",
+     "text_encoder_lr": "'train.text_encoder_learning_rate'"}.items(),
 )  # fmt: skip
 def test_a_misspelt_field_is_refused_with_a_suggestion(write, name, meant):
     section, _, key = name.rpartition(".")
@@ -404,7 +651,7 @@ def test_a_broken_list_is_no_prompt():
 def test_help_says_the_rules():
     lines = {line.split()[0]: line for line in settings.describe().splitlines()}
     assert lines["data.crop"].endswith("(one of 'center', 'random', 'focal')")
-    assert lines["train.steps"].endswith("(at least 0)")
+    assert lines["train.steps"].endswith("(at least 1, or 'auto')")
     assert "anything" not in settings.describe()
 
 
@@ -412,7 +659,7 @@ def test_overrides_come_after_the_file_and_the_last_one_counts(write):
     path = write("c.yaml", "train: {steps: 3}")
     assert load_config(path, [("train.steps", "4"), ("train.steps", "5")]).train.steps == 5
     assert refusal(load_config, path, [("train.steps", "1e3")]).startswith("train.steps='1e3' must be of type int")
-    assert "data.flip=0 must be true or false" in refusal(load_config, path, [("data.flip", "0")])
+    assert "data.flip='0' must be true or false" in refusal(load_config, path, [("data.flip", "0")])
 
 
 def test_paths_are_resolved_to_one_spelling(valid, tmp_path, monkeypatch):
@@ -447,9 +694,14 @@ def test_what_may_change_on_resume():
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.name)
-def test_shipped_configs_are_valid(path):
+def test_shipped_configs_are_valid(path, tmp_path):
     config = load_config(path)
     for field, value in (("model.source", "m"), ("instance.images", "i"), ("instance.prompt", "a sks dog"),
                          ("prior.prompt", "a dog")):  # fmt: skip
         set_field(config, field, settings.get(config, field) or value)
     check(config, TORCH | {"sharding"})
+    record = {"backend": "jax", "run_id": "x", "config": flatten(config)}
+    shared = tmp_path / "config.json"
+    shared.write_text(json.dumps(record), encoding="utf-8")
+    for off in ("prior.weight=0", "samples.every_steps=0"):
+        check(load_config(shared, [tuple(off.split("="))]), TORCH | {"sharding"})

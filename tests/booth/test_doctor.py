@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from booth.config import default_config
 from booth.doctor import advice
 from booth.inputs import check_inputs
 
@@ -47,6 +48,42 @@ def said(config, tokenizer=None):
 
 def test_nothing_to_say(config):
     assert said(config) == []
+
+
+def test_captions_that_are_not_read(config, tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "notes.txt").write_text("of no photo")
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "licence": "text"}\n')
+    (folder / "metadata.csv").write_text("file_name,texts\n0.png,no caption\n")
+    assert said(config) == ["metadata.jsonl: captions lie with the photos and are not read; set instance.captions="
+                            "metadata"], "a value is taken for a column here"  # fmt: skip
+    (folder / "metadata.jsonl").unlink()
+    assert said(config) == []
+    (folder / "metadata.csv").write_text("file_name,text\n0.png,a cat\n")
+    for number in (3, 1):
+        (folder / f"{number}.txt").write_text("a sks cat on a wall")
+    said_of = "captions lie with the photos and are not read; set instance.captions="
+    assert said(config) == [f"1.txt, 3.txt: {said_of}text", f"metadata.csv: {said_of}metadata"]
+    config.instance.captions, config.instance.prompt = "text", ""
+    for number in range(5):
+        (folder / f"{number}.txt").write_text("a sks cat on a wall")
+    assert said(config) == []
+
+
+def test_tags_that_are_too_few_to_shuffle(config):
+    config.instance.shuffled_captions, config.instance.prompt = 4, "a photo of sks cat, on a wall"
+    config.prior.prompt = "a photo of cat"
+    (line,) = said(config)
+    assert line.startswith("instance.shuffled_captions=4: no caption has two tags to shuffle, between commas, beside")
+    config.instance.prompt += ", in the sun"
+    assert said(config) == []
+
+
+def test_settings_that_are_switched_off(config):
+    config.prior.weight, config.prior.count = 0.0, 3
+    assert said(config) == [
+        "prior.count=3, prior.inference_steps=2: no effect, as prior.weight must be greater than 0, and is 0.0"
+    ]
 
 
 def test_few_photos(config, tmp_path):
@@ -102,6 +139,7 @@ def test_prompts(config, prompt, line):
     config.instance.prompt = prompt
     lines = said(config)
     assert lines == [] if line is None else lines[0].startswith(line)
+    config.prior = default_config().prior
     config.prior.weight = 0.0
     assert said(config) == []
 

@@ -81,6 +81,70 @@ def test_what_is_always_a_folder(source):
     assert not hub_module.is_id(source)
 
 
+ADDRESS = "https://huggingface.co/owner/name"
+
+
+@pytest.mark.parametrize(
+    ("source", "revision"),
+    [("owner/name", ""), ("owner/name/", ""), (ADDRESS, ""), (ADDRESS + "/", ""),
+     (ADDRESS.replace("https", "http"), ""),
+     ("huggingface.co/owner/name", ""), ("https://hf.co/owner/name", ""), ("HTTPS://WWW.HuggingFace.co/owner/name", ""),
+     (ADDRESS + "?library=diffusers#usage", ""), (ADDRESS + "/discussions/3", ""), (ADDRESS + "/tree/fp16", "fp16"),
+     (ADDRESS + "/tree/refs%2Fpr%2F1/", "refs/pr/1"), (ADDRESS + "/commit/" + "ab" * 20, "ab" * 20)],
+)  # fmt: skip
+def test_pages_of_models_are_their_ids(source, revision):
+    assert hub_module.of_page(source, hub_module.MODEL, "") == ("owner/name", revision)
+    page = source.replace(".co/", ".co/datasets/", 1)
+    if page != source:
+        assert hub_module.of_page(page, hub_module.DATASET, "") == ("owner/name", revision)
+
+
+@pytest.mark.parametrize("source", ["", "photos", "photos/", "/a/b/", "a/b/c/", "~/models/sd15/", "embedded", "..",
+                                    "https://civitai.com/models/1", "https://x.org/huggingface.co/a/b"])  # fmt: skip
+def test_what_is_no_page_stays(source):
+    assert hub_module.of_page(source, hub_module.MODEL, "x") == (source, "x")
+
+
+def test_a_folder_with_a_slash_behind_it_is_no_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert hub_module.of_page("owner/name/", hub_module.MODEL, "") == ("owner/name/", "")
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "said"),
+    [("https://huggingface.co/datasets/a/b", "", " is the page of a dataset; give a model, by its page or as"),
+     ("https://huggingface.co/spaces/a/b", "", " is the page of a space; give a model, by its page or as owner/name"),
+     ("https://huggingface.co/gpt2", "", " is no page of one model; give its id, owner/name"),
+     ("https://huggingface.co/", "", " is no page of one model; give its id, owner/name"),
+     (ADDRESS + "/blob/main/v1-5.safetensors", "", " is a part of owner/name; give that id, or download the part and"),
+     (ADDRESS + "/resolve/main/x.safetensors?download=true", "", " is a part of owner/name; give that id, or"),
+     (ADDRESS + "/tree/main/unet", "", " is a part of owner/name; give that id, or download the part and give"),
+     (ADDRESS + "/tree/fp16", "main", " is of another revision than model.revision=main; give one of them"),
+     (ADDRESS + "/tree/fp16", None, " names a revision, which cannot be chosen here; give owner/name")],
+)  # fmt: skip
+def test_pages_of_something_else(source, revision, said):
+    assert refusal(hub_module.of_page, source, hub_module.MODEL, revision).startswith(f"model.source={source}{said}")
+
+
+def test_pages_in_configs(hub, repository, tiny_config):
+    config = tiny_config
+    config.model.source, config.instance.images = f"{ADDRESS}/tree/fp16", "https://huggingface.co/datasets/a/b/"
+    config.model.config = ADDRESS
+    config.concepts = ({"instance.images": "https://hf.co/datasets/c/d/tree/v2", "instance.prompt": "a"},)
+    got = resolved(config)
+    assert (got.model.source, got.model.revision, got.model.config) == ("owner/name", "fp16", "owner/name")
+    assert (got.instance.images, got.instance.revision) == ("a/b", "")
+    assert got.concepts == ({"instance.images": "c/d", "instance.prompt": "a", "instance.revision": "v2"},)
+    assert resolved(got) == got
+    config.model.config = f"{ADDRESS}/tree/x"
+    assert refusal(resolved, config).startswith(
+        f"model.config={ADDRESS}/tree/x names a revision, which cannot be chosen"
+    )
+    pipeline = open_pipeline(f"https://huggingface.co/{ID}/tree/{repository}")
+    assert (pipeline.model.source, pipeline.model.commit) == (ID, repository)
+
+
 def test_a_folder_that_is_there_is_no_id(hub, repository, tiny_pipeline, tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_config.model.source = ID

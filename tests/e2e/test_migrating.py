@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from page_commands import OURS, blocks, commands, parts, smaller
 
+from booth import foreign_flags
 from booth.fields import FIELDS
 
 ROOT = Path(__file__).parents[2]
@@ -43,18 +44,55 @@ def test_every_field_named_exists():
     assert len(named) > 40 and named - NAMES <= {"metrics.jsonl"}
 
 
-def table():
-    """{flag: what is said of it} of the page's table."""
-    rows = re.findall(r"^\| (`--.*?) \| (.*?) \|$", PAGE, re.MULTILINE)
-    return {flag: here for flags, here in rows for flag in re.findall(r"`--(\w+)`", flags)}
+def tables():
+    """{flag: what is said of it} of each of the page's two tables."""
+    for part in PAGE.partition("## kohya's scripts")[::2]:
+        rows = re.findall(r"^\| (`--.*?) \| (.*?) \|$", part, re.MULTILINE)
+        yield {flag: here for flags, here in rows for flag in re.findall(r"`--(\w+)`", flags)}
+
+
+def test_the_tables_say_what_the_command_line_says():
+    diffusers, kohya = tables()
+    assert diffusers == foreign_flags.DIFFUSERS and kohya == foreign_flags.KOHYA
+    assert not diffusers.keys() & kohya.keys()
 
 
 def test_every_flag_is_in_the_table():
-    assert sorted(table()) == sorted(FLAGS)
-    for flag, here in table().items():
+    diffusers, kohya = tables()
+    assert set(FLAGS) | {"rank", "save_steps", "pretrained_vae_name_or_path", "validation_epochs"} == diffusers.keys()
+    for flag, here in {**diffusers, **kohya}.items():
         field = set(re.findall(r"`(\w+\.\w+)", here)) & NAMES
-        options = ("`--workdir`", "`--push-to-hub ", "always; `--from-step`")
+        options = ("`--workdir`", "`--push-to-hub ", "always; `--from-step`", "`--config`", "`concepts`")
         assert field or here.startswith(("not needed", "not yet", *options)), flag
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(["--learning_rate=1e-4"], "--learning_rate is an option of other scripts; here, as"
+      " --config.train.learning_rate=VALUE: train.learning_rate ("),
+     (["--learning-rate", "1e-4"], "--learning_rate is an option of other scripts"),
+     (["--gradient_checkpointing"], "here, as --config.train.gradient_checkpointing=block: train.grad"),
+     (["--network_dim=8"], "here, as --config.adapter.rank=VALUE: adapter.rank, 16 ("),
+     (["--push_to_hub"], "here: --push-to-hub owner/name, or later push --run RUN --to owner/name; "),
+     (["--output_dir=out", "--v2"], "--output_dir is an option of other scripts; here: --workdir; "),
+     (["--train.steps=4"], "unrecognized arguments: --train.steps=4; fields are given as --config.train.steps=VALUE; "),
+     (["--steps", "3"], "unrecognized arguments: --steps 3; fields are given as --config.train.steps=VALUE; "),
+     (["--dry_run"], "unrecognized arguments: --dry_run; did you mean --dry-run?; "),
+     (["--nonsense"], "unrecognized arguments: --nonsense; torchbooth")],
+)  # fmt: skip
+@pytest.mark.parametrize("config", [["--config", str(ROOT / "configs" / "smoke.py")], []], ids=["config", "none"])
+def test_flags_of_theirs_given_to_train(main, given, said, config):
+    done = main("torchbooth", "train", *config, *given)
+    if not config and "other scripts" not in said and "here" not in said:
+        said = "the following arguments are required: --config"
+    assert done.code == 2 and said in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_options_of_ours_are_not_theirs(main):
+    done = main("torchbooth", "train", "--push-to-hub")
+    assert done.code == 2 and "argument --push-to-hub: expected one argument" in done.err
+    done = main("torchbooth", "sample", "--resolution=64")
+    assert "other scripts" not in done.err, "only train has fields"
 
 
 def test_every_flag_in_a_command_of_theirs_is_in_the_table():

@@ -109,7 +109,7 @@ def reference_run(config, batches):
     if train.text_encoder:
         for name, parameter in text_encoder.named_parameters():
             trained[f"text_encoder.text_model.{name.removeprefix('text_model.')}"] = parameter
-        rate = train.text_encoder_learning_rate or LEARNING_RATE
+        rate = LEARNING_RATE if train.text_encoder_learning_rate == "auto" else train.text_encoder_learning_rate
         groups.append({"params": list(text_encoder.parameters()), "lr": rate})
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
     lr_scheduler = get_scheduler(
