@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from booth import randomness
@@ -59,10 +60,15 @@ def variants(caption: str, shuffled: int, kept: int, seed: int, name: str) -> li
     return list(dict.fromkeys(", ".join(order) for order in orders))
 
 
+def text_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that may hold captions, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt")
+
+
 def _beside(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
     """X.txt beside X.jpg. Other text files are only named: notes are not captions."""
-    texts = {path for path in folder.iterdir() if path.suffix.lower() == ".txt"}
-    lookup, captions, taken = FileLookup(sorted(texts), lambda path: path.stem), {}, set()
+    texts = text_files(folder)
+    lookup, captions, taken = FileLookup(texts, attrgetter("stem")), {}, set()
     for path in paths:
         found = lookup.find(path.stem)
         if len(found) > 1:
@@ -71,7 +77,7 @@ def _beside(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
         for text in found:
             captions[path.name] = " ".join(read_text(text).split())
             taken.add(text)
-    if other := sorted(text.name for text in texts - taken):
+    if other := sorted(text.name for text in texts if text not in taken):
         log.warning("%s='text': %s belong to no image", _FIELD, listed(other))
     return captions
 

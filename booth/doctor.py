@@ -6,6 +6,7 @@ most after a Gaussian blur of 3 pixels; two photos of a subject differ in 11 bit
 
 import re
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from PIL import Image
 
 from booth import prior
 from booth.caption_tables import TABLES
+from booth.captions import text_files
 from booth.data import Example, Size
-from booth.file_names import listed, printable
+from booth.file_names import FileLookup, listed, printable
 from booth.image_file import load_image
 from booth.image_folder import is_mask
 from booth.inputs import Inputs
@@ -92,8 +94,10 @@ def _count(config: Any, photos: Sequence[Example]) -> Iterator[str]:
 def _captions(config: Any, photos: Sequence[Example]) -> Iterator[str]:
     settings = config.instance
     if settings.captions == "none":
-        beside = sorted(path for path in {photo.path.with_suffix(".txt") for photo in photos} if path.is_file())
-        tables = [path for folder in sorted({photo.path.parent for photo in photos})
+        folders = sorted({photo.path.parent for photo in photos})
+        texts = FileLookup((path for folder in folders for path in text_files(folder)), attrgetter("stem"))
+        beside = sorted({path for photo in photos for path in texts.find(photo.path.stem)})
+        tables = [path for folder in folders
                   for name in TABLES if _begins_with(path := folder / name, settings.caption_column)]  # fmt: skip
         for files, source in ((beside, "text"), (tables, "metadata")):
             if files:

@@ -10,7 +10,7 @@ from booth import loop, report
 from booth.config import default_config, load_config
 from booth.errors import UserError
 from booth.numbers import with_numbers
-from booth.rundir import read_record
+from booth.run_record import read_record
 
 
 @pytest.mark.parametrize(

@@ -220,8 +220,10 @@ def test_an_edited_record_is_what_an_override_is(config, tmp_path, field, old, n
     more = {"train.learning_rate": 1.0} if new == "prodigy" else {}
     again = edited(run.path, **{field: new, "train.steps": 12}, **more)
     said = refusal(again, run.path, Lora, meant=None if accept else [])
+    # Without adapters their targets count for nothing, and are the default.
+    idle = "; adapter.targets was 'attention', is 'feed_forward'" if new == "none" else ""
     assert said == (
-        f"--workdir {run.path} belongs to another run: {field} was {old!r}, is {new!r};"
+        f"--workdir {run.path} belongs to another run: {field} was {old!r}, is {new!r}{idle};"
         " restore these values, or choose another --workdir"
     )
 
