@@ -492,7 +492,7 @@ TREE = {"train": {"steps": 12, "learning_rate": 2e-6}, "data": {"flip": True}, "
 
 def test_python_yaml_and_json_give_the_same(write):
     loaded = [flatten(load_config(write(f"config.{suffix}", text))) for suffix, text in
-              {"py": PY, "yaml": yaml.safe_dump(TREE), "yml": yaml.safe_dump(TREE),
+              {"py": PY, "yaml": yaml.safe_dump(TREE), "yml": yaml.safe_dump(TREE), "YAML": yaml.safe_dump(TREE),
                "json": json.dumps(TREE)}.items()]  # fmt: skip
     assert all(config == loaded[0] for config in loaded)
     assert loaded[0]["train.steps"] == 12 and loaded[0]["prior.weight"] == 1.0 and loaded[0]["data.flip"] is True

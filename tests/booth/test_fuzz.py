@@ -18,6 +18,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
+from make_image_corpus import HEIC
 from PIL import Image
 from safetensors.numpy import save
 
@@ -211,7 +212,7 @@ def pictures():
         (".bmp", rgb.convert("P"), {}), (".tiff", rgb, {"compression": "tiff_lzw", "exif": exif}),
         (".tiff", grey16, {}), (".tiff", rgb.convert("LAB"), {}), (".tiff", rgb, {"compression": "jpeg"}),
         (".tiff", rgb.convert("F"), {}), (".webp", rgb, {"lossless": True}),
-        (".webp", rgb.convert("RGBA"), {"exif": exif}),
+        (".webp", rgb.convert("RGBA"), {"exif": exif}), *[(".heic", rgb, {})] * HEIC,
     ]  # fmt: skip
     found = {}
     for suffix, image, options in kinds:

@@ -265,7 +265,7 @@ def test_refuses_what_is_no_model(tiny_pipeline, tiny_sd2_pipeline, written, rew
     assert "is missing, truncated or broken (" in refusal(file, config=config)
 
 
-@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin"])
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".CKPT"])
 def test_pickles_are_never_read(suffix, tmp_path):
     file = tmp_path / f"dog{suffix}"
     file.write_bytes(b"\x80\x02c")
