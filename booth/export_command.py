@@ -38,6 +38,11 @@ def export(package: str, options: argparse.Namespace) -> None:
     pipeline = trained.pipeline if trained else _open_exported(options)
     added = tokens.new_tokens(trained.config) if trained else ()
     (export_single_file if single else folder_export).check_target(pipeline, out)
+    if trained and not single and (folder_export.exported_step(out) or 0) > trained.step:
+        raise UserError(
+            f"--out {out} holds an export of step {folder_export.exported_step(out)}, and this is step {trained.step};"
+            " choose another folder"
+        )
     words = _words_beside(out, added) if single else []
     if options.verify:
         pipeline.verify()

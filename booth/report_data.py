@@ -67,8 +67,8 @@ class Report:
 
     @property
     def step(self) -> int:
-        """Finished updates."""
-        return self.metrics[-1]["step"] if self.metrics else 0
+        """Finished updates, as far as metrics or checkpoints tell."""
+        return max([0, *(line["step"] for line in self.metrics[-1:]), *self.checkpoints[-1:]])
 
     @property
     def rows(self) -> int:

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from booth import loop
+from booth.cli import main
 from booth.config import load_config
 from booth.errors import UserError
 from booth.metrics import read_metrics
@@ -141,7 +142,7 @@ def test_what_was_not_saved_is_trained_again(config, tmp_path):
     config.checkpoint.every_steps = 0
     with pytest.raises(KeyboardInterrupt):
         loop.train(watched(("train_step", 8)), config, tmp_path / "run")
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl") and RunDir
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")
     config.checkpoint.every_steps = 4
     assert len(loop.train(FakeBackend, config, tmp_path / "run").metrics) == 8
     with pytest.raises(KeyboardInterrupt):
@@ -151,10 +152,11 @@ def test_what_was_not_saved_is_trained_again(config, tmp_path):
 
 def test_killed_between_a_checkpoint_and_its_note(config, tmp_path, monkeypatch):
     def killed(run, step):
-        raise KeyboardInterrupt
+        if step:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunDir, "record_saved", lambda run, step: killed(run, step) if step else None)
+        patch.setattr(RunDir, "record_saved", killed)
         loop.train(FakeBackend, config, tmp_path / "run")
     backend = watched()
     assert len(loop.train(backend, config, tmp_path / "run").metrics) == 8
@@ -201,6 +203,25 @@ def test_a_pipeline_of_someone_elses_is_seen_before_training(config, tmp_path):
     backend = watched()
     assert "it holds other files (no export.json)" in refusal(config, tmp_path / "run", backend)
     assert not backend.calls
+
+
+def test_an_export_does_not_take_the_place_of_a_longer_ones(config, tmp_path, monkeypatch, capsys):
+    """By the command; nobody means a run's own pipeline by --out."""
+    run = loop.train(FakeBackend, config, tmp_path / "run")
+    monkeypatch.setattr("booth.export_command.load_backend", lambda package: FakeBackend)
+    before = contents(run.pipeline)
+    export = ["export", "--run", str(run.path), "--out", str(run.pipeline), "--step"]
+    assert main("torchbooth", [*export, "4"]) == 2
+    assert "holds an export of step 8, and this is step 4; choose another folder" in capsys.readouterr().err
+    assert contents(run.pipeline) == before
+    assert main("torchbooth", [*export, "8"]) == 0
+
+
+def test_a_run_without_its_metrics_is_not_unfinished(config, tmp_path):
+    run = loop.train(FakeBackend, config, tmp_path / "run")
+    run.path.joinpath("metrics.jsonl").unlink()
+    assert gather(run.path).step == 8 and "Resume" not in gather(run.path).commands
+    assert loop.train(FakeBackend, config, run.path).pipeline.is_dir()
 
 
 # A record is not checked against itself.
