@@ -191,7 +191,9 @@ def answer(argument: str) -> str | None:
     name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
     if not argument.startswith("--") or name not in _FLAGS:
         return None
-    here, match = _FLAGS[name], _FIELD.match(_FLAGS[name])
-    example = f", as --config.{match[1] if match[3] else f'{match[2]}=VALUE'}" if match else ""
+    here = _FLAGS[name]
+    if match := _FIELD.match(here):
+        rest = here[match.end() :].strip(":;, ")
+        here = f"--config.{match[1]}{'' if match[3] else '=VALUE'}{f' ({rest})' if rest else ''}"
     said = here.replace("`", "")
-    return f"--{name} is an option of other scripts; here{example}: {said} (docs/MIGRATING.md has all of them)"
+    return f"--{name} is an option of other scripts; here: {said}; docs/MIGRATING.md has all of them"

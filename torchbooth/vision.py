@@ -160,7 +160,8 @@ def _folder(option: str, source: str) -> Path:
     try:
         return Path(snapshot_download(source, revision=revision or None, local_files_only=True))
     except Exception as error:  # several kinds for what is not in the cache
-        raise UserError(f"{option} {source} is not in the hub's cache; fetch it: hf download {source}") from error
+        at = f" --revision {revision}" if revision else ""
+        raise UserError(f"{option} {source} is not in the hub's cache; fetch it: hf download {source}{at}") from error
 
 
 def _weights_hash(folder: Path) -> str:

@@ -183,6 +183,9 @@ def test_private_until_it_is_meant_to_be_public(hub, account, run):
         (["--to", "own er/robot"], "'own er/robot' is no name on the hub"),
         (["--to", ID, "--license", "my own"], "--license 'my own' must be one of the identifiers"),
         (["--to", ID, "--public"], "--public needs --license"),
+        (["--to", "https://huggingface.co/somebody/robot/"], "somebody/robot: your token is of owner, which may write"),
+        (["--to", "https://huggingface.co/datasets/a/b"], "--to=https://huggingface.co/datasets/a/b is the page of a"),
+        (["--to", "https://hf.co/a/b/tree/v2"], "--to=https://hf.co/a/b/tree/v2 names a revision, which cannot be"),
         (["--to", "somebody/robot"], "somebody/robot: your token is of owner, which may write to owner, lab only"),
     ],
 )

@@ -84,6 +84,8 @@ def test_what_cannot_be_loaded_is_one_line(measuring_networks, tmp_path, hub):
         Dino("nowhere")
     with pytest.raises(UserError, match="is not in the hub's cache; fetch it: hf download owner/name"):
         Dino("owner/name")
+    with pytest.raises(UserError, match=r"--dino owner/name is not in .*: hf download owner/name --revision v2"):
+        Dino("https://huggingface.co/owner/name/tree/v2")
     with pytest.raises(UserError, match=r"cannot be loaded \(.*\); it must hold config.json and model.safetensors"):
         Dino(str(tmp_path))
     with pytest.raises(UserError, match="holds no CLIPModel; give one such as"):
