@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
-from booth import lora_metadata, space
+from booth import host_memory, lora_metadata, space
 from booth.adapters import Adapter, LowRank
 from booth.errors import UserError
 from booth.export import RECORD
@@ -24,6 +23,7 @@ from booth.lora_layouts import kohya_key, parsed, peft_key
 from booth.pipeline_dir import read_json, read_specs
 from booth.rundir import write_bytes, write_text
 from booth.safetensors_file import CODES, DTYPES, Precision, as_type, packed
+from booth.safetensors_reader import opened
 
 FILE = "pytorch_lora_weights.safetensors"
 SUFFIX = ".safetensors"
@@ -53,8 +53,9 @@ def read_lora(path: Path) -> LoraFile:
         raise UserError(f"{path}: no such file; give a LoRA file, NAME{SUFFIX}")
     specs = read_specs(path)
     found: dict[str, dict[str, np.ndarray]] = {}
-    with safe_open(path, framework="np") as file:
-        metadata = file.metadata() or {}
+    host_memory.require(sum(spec.nbytes for spec in specs.values()), str(path))
+    with opened(path) as file:
+        metadata = file.metadata
         for key in sorted(specs):
             try:
                 layer, part = parsed(key)
@@ -62,7 +63,7 @@ def read_lora(path: Path) -> LoraFile:
                 raise UserError(f"{path}: {error}") from error
             if part in found.setdefault(layer, {}):
                 raise UserError(f"{path} has two tensors for {part} of {layer}; give a file in one layout")
-            found[layer][part] = file.get_tensor(key)
+            found[layer][part] = file.tensor(key)
     if not found:
         raise UserError(f"{path} is empty; give a LoRA file")
     config = path.with_name(_CONFIG)
