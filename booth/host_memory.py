@@ -18,8 +18,8 @@ def require(size: int, what: str) -> None:
     there = available()
     if there is not None and size > there:
         raise UserError(
-            f"{what} takes {readable(size)} of memory, and {readable(there)} are available; close other programs, or take"
-            " a machine with more or a smaller model"
+            f"{what} takes {readable(size)} of memory, and {readable(there)} are available; close other programs, or"
+            " take a machine with more or a smaller model"
         )
 
 
