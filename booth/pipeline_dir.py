@@ -32,7 +32,7 @@ log = logging.getLogger("booth")
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # never read
 
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names, configs'
 _INTEGERS = ("I64", "I32")
 _MAX_DIMENSIONS = 8  # more than any layer has, fewer than NumPy's limit
 _OLD_VAE_ATTENTION = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.)")
@@ -161,11 +161,17 @@ class PipelineDir:
         return self._hashes[component]
 
     def config_hashes(self) -> dict[str, str]:
-        """sha256 of the config of each network and of the scheduler."""
-        texts = {
-            name: json.dumps(self.component_config(name), sort_keys=True)
-            for name in (*self.family.networks, "scheduler")
-        }
+        """sha256 of the config of each network and of the scheduler.
+
+        As if a config that names a type named that of the weights, as libraries write it: in which type others are to
+        open them, `booth.plain_opening`, changes nothing that is computed here.
+        """
+        configs = {name: self.component_config(name) for name in (*self.family.networks, "scheduler")}
+        for name, weights in self.weights.items():
+            types = {spec.dtype for specs in weights.specs.values() for spec in specs.values() if spec.dtype in FLOATS}
+            if "dtype" in configs[name] and len(types) == 1:
+                configs[name]["dtype"] = FLOATS[types.pop()]
+        texts = {name: json.dumps(config, sort_keys=True) for name, config in configs.items()}
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
     def hashes(self) -> dict[str, str]:
@@ -345,7 +351,7 @@ def read_specs(path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
     for key, spec in specs.items():
         if not key.isprintable() or 0 in spec.shape or len(spec.shape) > _MAX_DIMENSIONS:
             raise UserError(f"{path} is broken (it has a tensor {key!r} of shape {spec.shape}); {again(path)}")
-        if whole and spec.dtype not in (FLOATS + _INTEGERS if key.endswith("position_ids") else FLOATS):
+        if whole and spec.dtype not in ((*FLOATS, *_INTEGERS) if key.endswith("position_ids") else FLOATS):
             raise UserError(
                 f"{path}: {key} has type {spec.dtype}, not a float type; use the model without quantization"
             )
