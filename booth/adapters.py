@@ -6,7 +6,7 @@ convolution A is one too, [rank, in, h, w], and B is 1x1. Tensors are named as P
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from booth import randomness
 from booth.config import trained_networks
 from booth.errors import UserError
 from booth.fields import AUTO
-from booth.pipeline_dir import PipelineDir, canonical_name
+from booth.pipeline_dir import PipelineDir, canonical_name, listed
 
 _ATTENTION = r"\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q_proj|k_proj|v_proj|out_proj))"
 _FEED_FORWARD = r"\.(ff\.net\.(0\.proj|2)|mlp\.(fc1|fc2))"
@@ -26,8 +26,11 @@ PRESETS = {
     "cross_attention": r".*\.attn2\.(to_q|to_k|to_v|to_out\.0)",
     "attention": rf".*{_ATTENTION}",
     "feed_forward": rf".*({_ATTENTION}|{_FEED_FORWARD})",
-    "all": r".*",
+    # What kohya's scripts adapt, with convolutions: all in a Transformer2DModel, ResnetBlock2D, Downsample2D,
+    # Upsample2D, CLIPAttention or CLIPMLP; so not a UNet's first and last layers and its time embedding.
+    "all": r".*\.(attentions|resnets|downsamplers|upsamplers|self_attn|mlp)\..*",
 }
+EVERY_LAYER = ".*"  # what `all` was before
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,22 @@ class LowRank:
     def shape(self) -> tuple[int, ...]:
         """Of the layer's weight."""
         return (len(self.up), *self.down.shape[1:])
+
+    def with_alpha(self, alpha: float) -> "LowRank":
+        """The same with another alpha, for which B makes up; itself if B cannot.
+
+        B keeps its type if that holds the new numbers exactly, as it does where they differ by a power of two; else it
+        is float32 at least.
+        """
+        if alpha == self.alpha or 0 in (alpha, self.alpha):
+            return self
+        wide = np.promote_types(np.float32, self.up.dtype)
+        with np.errstate(over="ignore"):
+            exact = self.up.astype(wide) * wide.type(self.alpha / alpha)
+            up = exact.astype(self.up.dtype)
+        if not np.isfinite(exact).all():
+            return self
+        return LowRank(self.down, up if np.array_equal(up.astype(wide), exact) else exact, alpha)
 
     def delta(self, weight: float = 1.0) -> np.ndarray:
         """weight (alpha / rank) B A, float32, in the shape of the layer's weight."""
@@ -148,6 +167,36 @@ def adapter_of(
         shapes |= {f"{component}.{name}": shape for name, shape in found.items()}
     alpha = settings.rank if settings.alpha == AUTO else settings.alpha
     return Adapter(settings.rank, float(alpha), settings.dropout, shapes)
+
+
+def as_begun(config: Any, saved: Callable[[], Collection[str]]) -> Any:
+    """The config of a run with a rule for the layers that its adapters were begun with, by what it `saved`: the names
+    of the trainable tensors in a checkpoint. For `all` has meant EVERY_LAYER."""
+    if config.adapter.kind == "none" or config.adapter.targets != "all" or not unusual(_adapted(saved())):
+        return config
+    config = config.copy_and_resolve_references()
+    config.adapter.targets = EVERY_LAYER
+    return config
+
+
+def unusual(layers: Iterable[str]) -> list[str]:
+    """Those of the layers, by `component.layer`, whose adapters not all programs read."""
+    return [layer for layer in layers if not re.fullmatch(PRESETS["all"], layer)]
+
+
+def said_of_unusual(layers: Iterable[str]) -> str:
+    """What there is to say of them, in one line; "" if there are none."""
+    if not (found := unusual(layers)):
+        return ""
+    return (
+        f"adapters of {listed(found)}: kohya's scripts and stable-diffusion.cpp leave these out of a LoRA file, and so"
+        " make other pictures of it than diffusers, ComfyUI and AUTOMATIC1111; adapter.targets=all trains none of them"
+    )
+
+
+def _adapted(names: Iterable[str]) -> set[str]:
+    """The layers whose adapters tensors are of."""
+    return {name.partition(".lora_")[0] for name in names if ".lora_" in name}
 
 
 def layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ on both backends to the bit; models and training state belong to the backend and
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -170,6 +170,11 @@ class Backend(Protocol[Models, State]):
 
         A state without optimizer states gets, as its trainable tensors, the average if there is one, and nothing else.
         """
+        ...
+
+    @staticmethod
+    def saved_names(folder: Path) -> Collection[str]:
+        """`component.name` of the trainable tensors that are saved in `folder`."""
         ...
 
     def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:

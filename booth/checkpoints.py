@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from booth import space
 from booth.adapters import adapter_of
 from booth.backend import Backend
 from booth.config import is_remote, trained_networks
-from booth.errors import UserError
+from booth.errors import ENDS, UserError, reading, said_by
 from booth.pipeline_dir import PipelineDir
 from booth.rundir import STAGING_PREFIX, publish, remove, rename
 from booth.space import readable
@@ -180,6 +180,19 @@ class Checkpoints:
             raise self._unfit(step, error, whole=bool(wanted)) from error
         except Exception as error:  # safetensors, Orbax and JSON raise what they like, Orbax Exception itself
             raise self._unfit(step, error, whole=bool(wanted)) from error
+        except ENDS:
+            raise
+        except BaseException as error:  # a panic, such as for want of memory
+            raise UserError(
+                f"checkpoint {self.path(step)} cannot be read ({said_by(error)}); if there is memory enough for it, go"
+                " on from an older one with --from-step"
+            ) from error
+
+    def names(self, backend_class: type[Backend], step: int) -> Collection[str]:
+        """Of the trainable tensors that are saved at a step. UserError if they cannot be read."""
+        path = self.path(step)
+        with reading(f"checkpoint {path} cannot be read", "put it back from a copy, or take an older one"):
+            return backend_class.saved_names(path)
 
     def _hashes(self, folder: Path) -> dict[str, str]:
         """sha256 of each file of a checkpoint; of one in a bucket none, which has checksums of its own."""

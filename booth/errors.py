@@ -27,6 +27,27 @@ def naming(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {error}" if what else str(error)) from error
 
 
+# What ends a program or a generator and is no error. Whatever else is no Exception is one all the same: a library in
+# Rust raises such where it panics, as for want of memory.
+ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
+def said_by(error: BaseException) -> str:
+    """What a library's error says, as part of one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def reading(what: str, fix: str) -> Iterator[None]:
+    """A UserError, "WHAT (reason); FIX", in place of whatever the library raises that reads something."""
+    try:
+        yield
+    except (UserError, *ENDS):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what} ({said_by(error)}); {fix}") from error
+
+
 def not_finite(name: str) -> UserError:
     """For a trained tensor with NaN or infinity in it, which no checkpoint may hold."""
     return UserError(

@@ -25,6 +25,7 @@ from booth.pipeline_dir import (
     open_pipeline,
     written_key,
 )
+from booth.plain_opening import name_float32
 from booth.prompts import Tokenizer
 from booth.rundir import STAGING_PREFIX, publish, remove, rename
 from booth.safetensors_file import CODES, Precision, SafetensorsFile
@@ -165,6 +166,10 @@ def _write_pipeline(
     _complete_tokenizer(out / "tokenizer", changes)
     if added:
         _add_tokens(source, out, added, changes)
+    for component in present:
+        if source.model_index[component][0] != "diffusers" and name_float32(out / component):
+            before = [changes[name]] if (name := f"{component}/config.json") in changes else []
+            changes[name] = "; ".join([*before, "names float32, so that it opens beside the others without a type"])
     _write_model_index(source, out, set(components(source.model_index)) - set(present), changes)
     return {
         "family": source.family.name,

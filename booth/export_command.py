@@ -11,7 +11,7 @@ import numpy as np
 from booth import config as settings
 from booth import evaluation, export_single_file, lora_file, lora_merge, lora_metadata, space, tokens
 from booth import export as folder_export
-from booth.adapters import adapter_of
+from booth.adapters import adapter_of, said_of_unusual
 from booth.backend import Backend, load_backend
 from booth.errors import UserError
 from booth.model_options import Trained, check_of_run, find_trained, open_model
@@ -162,6 +162,8 @@ def _export_lora(package: str, options: argparse.Namespace) -> None:
         if phrase is None:
             phrase = tokens.spoken_prompt(trained.config, f"{out.stem}-")
         about = lora_metadata.about_run(trained.config, trained.pipeline, out.stem, options.title, phrase)
+    if line := said_of_unusual(updates):
+        log.info(line)
     lora_file.require_space(out, updates.values())
     lora_file.write(out, updates, options.format, options.precision, about)
     log.info("LoRA written to %s", out)

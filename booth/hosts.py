@@ -8,7 +8,7 @@ makes the rows of its own devices.
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,6 +138,11 @@ class Leader:
     @staticmethod
     def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None) -> Any:
         """The same."""
+
+    @staticmethod
+    def saved_names(folder: Path) -> Collection[str]:
+        """The same."""
+        return ()
 
     @staticmethod
     def hosts() -> None:

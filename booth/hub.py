@@ -16,7 +16,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from booth import space
-from booth.errors import UserError
+from booth.errors import ENDS, UserError
 from booth.family import FAMILIES
 from booth.progress import progress
 from booth.space import readable
@@ -242,7 +242,9 @@ def explained(kind: Kind, source: str, name: str, revision: str, file: str = "")
     """Turns what huggingface_hub and its transports raise into one line that says what to do."""
     try:
         yield
-    except Exception as error:  # every transport has its own kinds
+    except ENDS:
+        raise
+    except BaseException as error:  # every transport has its own kinds
         raise UserError(_explanation(error, kind, source, name, revision, file or kind.index)) from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from booth import lora_file, report, space
-from booth.adapters import Adapter, adapter_of
+from booth.adapters import Adapter, adapter_of, as_begun, said_of_unusual
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints, checkpoint_size
 from booth.concepts import concepts_of
@@ -107,6 +107,11 @@ def _train(
             log.info("already at step %d of %d: nothing left to do", begin.exported, config.train.steps)
             return Run(run.path, exported, read_metrics(run.metrics))
 
+        if start:
+            config = as_begun(config, lambda: checkpoints.names(backend_class, start))
+            adapter, checkpoints.size = adapter_of(config, inputs.pipeline), checkpoint_size(config, inputs.pipeline)
+        if adapter and (line := said_of_unusual(adapter.shapes)):
+            log.info(line)
         _require_space(config, inputs, run, checkpoints, start, adapter)
         run.record_changes()
         backend: Backend = backend_class(config)
@@ -174,7 +179,8 @@ def _train(
         if adapter:
             write_lora(exported, adapter, tensors, precision, last)
             log.info(
-                "LoRA written to %s; `export` makes a pipeline of it, or a file for WebUIs (--format kohya)",
+                "LoRA written to %s, for diffusers; WebUIs (ComfyUI would load half of this one) get theirs by"
+                " `export --format kohya`, and `export` makes a pipeline with it",
                 exported / lora_file.FILE,
             )
             if config.train.zero_terminal_snr:

@@ -2,8 +2,9 @@
 
 PEFT's is what diffusers reads with `pipe.load_lora_weights(folder)`. Layers of the text encoder keep `text_model.`,
 which current libraries leave out on saving and older ones and WebUIs need. Rank and alpha are in the file's metadata,
-as current diffusers writes them; older versions read no alpha there and take the rank for it, which is right unless
-`adapter.alpha` says otherwise. kohya's, for WebUIs, has the alpha of each layer in a tensor.
+as current diffusers writes them; but older versions and other programs read no alpha there and take the rank for it. So
+it is: alpha / rank is put into B, and the metadata say what alpha was. kohya's, for WebUIs, has the alpha of each layer
+in a tensor.
 """
 
 import json
@@ -14,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
-from booth import lora_metadata, space
+from booth import host_memory, lora_metadata, space
 from booth.adapters import Adapter, LowRank
 from booth.errors import UserError
 from booth.export import RECORD
@@ -24,6 +24,7 @@ from booth.lora_layouts import kohya_key, parsed, peft_key
 from booth.pipeline_dir import read_json, read_specs
 from booth.rundir import write_bytes, write_text
 from booth.safetensors_file import CODES, DTYPES, Precision, as_type, packed
+from booth.safetensors_reader import opened
 
 FILE = "pytorch_lora_weights.safetensors"
 SUFFIX = ".safetensors"
@@ -53,8 +54,9 @@ def read_lora(path: Path) -> LoraFile:
         raise UserError(f"{path}: no such file; give a LoRA file, NAME{SUFFIX}")
     specs = read_specs(path)
     found: dict[str, dict[str, np.ndarray]] = {}
-    with safe_open(path, framework="np") as file:
-        metadata = file.metadata() or {}
+    host_memory.require(sum(spec.nbytes for spec in specs.values()), str(path))
+    with opened(path) as file:
+        metadata = file.metadata
         for key in sorted(specs):
             try:
                 layer, part = parsed(key)
@@ -62,7 +64,7 @@ def read_lora(path: Path) -> LoraFile:
                 raise UserError(f"{path}: {error}") from error
             if part in found.setdefault(layer, {}):
                 raise UserError(f"{path} has two tensors for {part} of {layer}; give a file in one layout")
-            found[layer][part] = file.get_tensor(key)
+            found[layer][part] = file.tensor(key)
     if not found:
         raise UserError(f"{path} is empty; give a LoRA file")
     config = path.with_name(_CONFIG)
@@ -70,7 +72,12 @@ def read_lora(path: Path) -> LoraFile:
     if alone and not config.is_file():
         raise UserError(f"{path} is PEFT's, whose alpha is in {_CONFIG}; put that file beside it")
     settings = read_json(config) if alone else lora_metadata.peft_settings(path, metadata)
-    return LoraFile(path, {layer: _low_rank(path, layer, found[layer], settings) for layer in sorted(found)}, metadata)
+    layers = {layer: _low_rank(path, layer, found[layer], settings) for layer in sorted(found)}
+    if before := lora_metadata.settings_before(path, metadata):
+        layers = {
+            layer: update.with_alpha(_alpha(path, layer, update.rank, before)) for layer, update in layers.items()
+        }
+    return LoraFile(path, layers, metadata)
 
 
 def write(
@@ -97,12 +104,13 @@ def write_kohya(path: Path, layers: Mapping[str, LowRank], precision: Precision,
 def write_peft(path: Path, layers: Mapping[str, LowRank], precision: Precision) -> None:
     """UserError if the disk is full, or if fp16 cannot hold a number."""
     content: dict[str, np.ndarray] = {}
-    for layer, update in layers.items():
+    folded = {layer: update.with_alpha(float(update.rank)) for layer, update in layers.items()}
+    for layer, update in folded.items():
         content |= {
             peft_key(layer, "down"): _typed(layer, update.down, precision),
             peft_key(layer, "up"): _typed(layer, update.up, precision),
         }
-    write_bytes(path, packed(content, {"format": "pt", **lora_metadata.peft(layers)}))
+    write_bytes(path, packed(content, {"format": "pt", **lora_metadata.peft(folded, layers)}))
 
 
 def write_lora(
@@ -155,12 +163,16 @@ def _low_rank(path: Path, layer: str, parts: Mapping[str, np.ndarray], settings:
             f"{path}: {layer} is no LoRA: down is {list(down.shape)} and up {list(up.shape)}; they must be [rank, in]"
             " and [out, rank], or [rank, in, h, w] and [out, rank, 1, 1]"
         )
+    return LowRank(down, up, _alpha(path, layer, len(down), settings, parts.get("alpha")))
+
+
+def _alpha(path: Path, layer: str, rank: int, settings: Mapping[str, Any], own: np.ndarray | None = None) -> float:
+    """A layer's `own`, or by the settings of PEFT. UserError if it cannot be used."""
     try:
         # As it is written: float32's 0.1 is the float 0.1.
-        alpha = parts.get("alpha")
-        value = lora_metadata.peft_alpha(settings, layer, len(down)) if alpha is None else float(str(alpha.reshape(())))
+        value = lora_metadata.peft_alpha(settings, layer, rank) if own is None else float(str(own.reshape(())))
         if not math.isfinite(value):
             raise ValueError(f"it is {value}")
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: the alpha of {layer} cannot be used ({error}); download it again") from error
-    return LowRank(down, up, value)
+    return value

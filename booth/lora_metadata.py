@@ -1,6 +1,7 @@
 """What a LoRA file says of itself.
 
     lora_adapter_metadata   JSON of `peft.LoraConfig`s, as diffusers writes and reads it
+    booth_before_folding    the same as it was before alphas were put into B: so nothing is lost on the way back
     ss_*                    as kohya's trainer writes them (github.com/kohya-ss/sd-scripts, library/train_util.py and
                             train_network.py); those of them that WebUIs show, or sort files by
     modelspec.*             the Stability.AI Model Metadata Standard, version 1.0.1 (github.com/Stability-AI/ModelSpec)
@@ -27,7 +28,7 @@ from booth.modelspec import PREDICTION, PREDICTIONS
 from booth.pipeline_dir import PipelineDir
 from booth.safetensors_file import HASH, packed
 
-_PEFT = "lora_adapter_metadata"
+_PEFT, _BEFORE = "lora_adapter_metadata", "booth_before_folding"
 _DATE, _ARGUMENTS, _VERSION = "modelspec.date", "ss_network_args", "ss_base_model_version"
 _CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2"}  # of the published models
 
@@ -116,8 +117,17 @@ def sealed(content: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
     return packed(content, {**metadata, HASH: f"0x{hashlib.sha256(tensors).hexdigest()}"})
 
 
-def peft(layers: Mapping[str, LowRank]) -> dict[str, str]:
-    """Of each component the settings of a `peft.LoraConfig`, with the component before their names.
+def peft(layers: Mapping[str, LowRank], before: Mapping[str, LowRank]) -> dict[str, str]:
+    """The entries of a file in PEFT's layout; `before`: the layers with the alphas that they had before it was put into
+    B, which are said too if they were others."""
+    said = {_PEFT: _settings(layers)}
+    if any(update.alpha != before[layer].alpha for layer, update in layers.items()):
+        said[_BEFORE] = _settings(before)
+    return said
+
+
+def _settings(layers: Mapping[str, LowRank]) -> str:
+    """JSON of the settings of a `peft.LoraConfig` of each component, with the component before their names.
 
     Rank and alpha that most layers have, and the others by name.
     """
@@ -136,15 +146,24 @@ def peft(layers: Mapping[str, LowRank]) -> dict[str, str]:
             settings[f"{component}.rank_pattern"] = ranks
         if alphas := {name: update.alpha for name, update in own.items() if update.alpha != alpha}:
             settings[f"{component}.alpha_pattern"] = alphas
-    return {_PEFT: json.dumps(settings, sort_keys=True)}
+    return json.dumps(settings, sort_keys=True)
 
 
 def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Those that `peft` wrote, {} if a file has none; UserError if they are broken."""
+    """Those of a file in PEFT's layout, {} if it has none; UserError if they are broken."""
+    return _read_settings(path, metadata, _PEFT)
+
+
+def settings_before(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Those before alphas were put into B; {} if they were not, or by another program."""
+    return _read_settings(path, metadata, _BEFORE)
+
+
+def _read_settings(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(metadata.get(_PEFT, "{}")))
+        return dict(json.loads(metadata.get(key, "{}")))
     except (RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its {_PEFT} is broken ({error}); download it again") from error
+        raise UserError(f"{path}: its {key} is broken ({error}); download it again") from error
 
 
 def peft_alpha(settings: Mapping[str, Any], layer: str, rank: int) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from booth import config as settings
 from booth import lora_file
-from booth.adapters import adapter_of
+from booth.adapters import adapter_of, as_begun
 from booth.backend import Backend
 from booth.checkpoints import Checkpoints
 from booth.errors import UserError
@@ -119,6 +119,7 @@ def find_trained(backend_class: type[Backend], run_dir: str, step: int | None, p
     config.mesh.fsdp = 1  # this machine may have other devices than the one that trained
     config.train.optimizer = "adamw"  # none is needed, so its package neither
     config.train.compile, config.memory.weights, config.memory.fit = "none", "fp32", ""
+    config = as_begun(config, lambda: checkpoints.names(backend_class, step))
     pipeline = open_configured(config, pinned_revision(run_dir, config))
     _check_base(Path(run_dir), pipeline)
     return Trained(config, as_trained(pipeline, config), checkpoints, step)

@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import logging
-import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,39 +19,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import ml_dtypes  # noqa: F401 (with it NumPy knows bfloat16)
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from booth import embedded, hub
+from booth import embedded, host_memory, hub
 from booth.config_values import check_values
 from booth.errors import UserError
 from booth.family import Family, detect_family
 from booth.hub import HubModel
+from booth.safetensors_reader import TensorSpec, again, opened
 
 log = logging.getLogger("booth")
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # never read
 
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names, configs'
 _INTEGERS = ("I64", "I32")
 _MAX_DIMENSIONS = 8  # more than any layer has, fewer than NumPy's limit
 _OLD_VAE_ATTENTION = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.)")
 _NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    dtype: str  # as safetensors writes it: F32, F16, BF16, I64, ...
-    shape: tuple[int, ...]
-
-    @property
-    def itemsize(self) -> int:
-        return int(self.dtype.lstrip("BFIU")) // 8
-
-    @property
-    def nbytes(self) -> int:
-        return self.itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -66,13 +50,13 @@ class Weights:
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         """(key as in the file, array) of all files, one at a time."""
         for path, specs in self.specs.items():
-            with safe_open(path, framework="np") as file:
+            with opened(path) as file:
                 for key in specs:
-                    yield key, file.get_tensor(key)
+                    yield key, file.tensor(key)
 
     def tensor(self, path: Path, key: str) -> np.ndarray:
-        with safe_open(path, framework="np") as file:
-            return file.get_tensor(key)
+        with opened(path) as file:
+            return file.tensor(key)
 
 
 class PipelineDir:
@@ -155,7 +139,13 @@ class PipelineDir:
         return config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0
 
     def tensors(self, component: str) -> dict[str, np.ndarray]:
-        """All weights of a network by canonical name, in the dtype of the file (bfloat16 is ml_dtypes')."""
+        """All weights of a network by canonical name, in the dtype of the file (bfloat16 is ml_dtypes').
+
+        UserError if there is too little memory for all of them.
+        """
+        specs = self.weights[component].specs.values()
+        size = sum(spec.nbytes for each in specs for spec in each.values())
+        host_memory.require(size, f"the {component} of {self.where}")
         named = ((canonical_name(component, key), array) for key, array in self.weights[component].read())
         return {name: array for name, array in named if name is not None}
 
@@ -171,11 +161,17 @@ class PipelineDir:
         return self._hashes[component]
 
     def config_hashes(self) -> dict[str, str]:
-        """sha256 of the config of each network and of the scheduler."""
-        texts = {
-            name: json.dumps(self.component_config(name), sort_keys=True)
-            for name in (*self.family.networks, "scheduler")
-        }
+        """sha256 of the config of each network and of the scheduler.
+
+        As if a config that names a type named that of the weights, as libraries write it: in which type others are to
+        open them, `booth.plain_opening`, changes nothing that is computed here.
+        """
+        configs = {name: self.component_config(name) for name in (*self.family.networks, "scheduler")}
+        for name, weights in self.weights.items():
+            types = {spec.dtype for specs in weights.specs.values() for spec in specs.values() if spec.dtype in FLOATS}
+            if "dtype" in configs[name] and len(types) == 1:
+                configs[name]["dtype"] = FLOATS[types.pop()]
+        texts = {name: json.dumps(config, sort_keys=True) for name, config in configs.items()}
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
     def hashes(self) -> dict[str, str]:
@@ -209,7 +205,7 @@ class PipelineDir:
             return Weights(None, {path: read_specs(path)})
         weight_map = read_json(path).get("weight_map")
         if not isinstance(weight_map, dict) or not all(map(_is_shard_name, weight_map.values())):
-            raise UserError(f"model.source={self.path}: {component}/{path.name} is broken; {_again(path)}")
+            raise UserError(f"model.source={self.path}: {component}/{path.name} is broken; {again(path)}")
         shards = [path.with_name(name) for name in sorted(set(weight_map.values()))]
         return Weights(path, {shard: read_specs(shard) for shard in shards})
 
@@ -341,37 +337,23 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); {_again(path)}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); {again(path)}") from error
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deep
-        raise UserError(f"{path} is no JSON ({' '.join(str(error).split())}); {_again(path)}") from error
+        raise UserError(f"{path} is no JSON ({' '.join(str(error).split())}); {again(path)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object; {_again(path)}")
+        raise UserError(f"{path} must hold a JSON object; {again(path)}")
     return content
-
-
-def _again(path: Path) -> str:
-    """What to do about a broken file. The hub's cache links to it; without its link alone it would be linked again."""
-    if path.is_symlink() and path.readlink().parent.name == "blobs":
-        return f"delete {path.resolve()}, then it is downloaded again"
-    return "download it again"
 
 
 def read_specs(path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
     """Keys, dtypes and shapes of a safetensors file, whose size is checked against them. UserError if it is broken, or
     if a file that is `whole` a network's has anything but floats."""
-    try:
-        with safe_open(path, framework="np") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
-            specs = {key: TensorSpec(s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"version http"):
-            reason = "it is a Git LFS pointer; run `git lfs pull`"
-        raise UserError(f"{path} is missing, truncated or broken ({reason}); {_again(path)}") from error
+    with opened(path) as file:
+        specs = file.specs()
     for key, spec in specs.items():
         if not key.isprintable() or 0 in spec.shape or len(spec.shape) > _MAX_DIMENSIONS:
-            raise UserError(f"{path} is broken (it has a tensor {key!r} of shape {spec.shape}); {_again(path)}")
-        if whole and spec.dtype not in (FLOATS + _INTEGERS if key.endswith("position_ids") else FLOATS):
+            raise UserError(f"{path} is broken (it has a tensor {key!r} of shape {spec.shape}); {again(path)}")
+        if whole and spec.dtype not in ((*FLOATS, *_INTEGERS) if key.endswith("position_ids") else FLOATS):
             raise UserError(
                 f"{path}: {key} has type {spec.dtype}, not a float type; use the model without quantization"
             )

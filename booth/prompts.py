@@ -2,13 +2,13 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 
-from booth.errors import UserError
+from booth.errors import UserError, reading
 
 log = logging.getLogger("booth")
 
@@ -78,16 +78,9 @@ class Tokenizer:
         """Writes tokenizer.json and tokenizer_config.json, new tokens included, as this version of the library does."""
         self._tokenizer.save_pretrained(folder)
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self) -> AbstractContextManager[None]:
         """A UserError that names the tokenizer for whatever its libraries raise."""
-        try:
-            yield
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
-                raise
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UserError(f"{self._path} is broken ({reason}); download it again") from error
+        return reading(f"{self._path} is broken", "download it again")
 
     def _warn_if_cut(self, prompt: str) -> None:
         ids = self._tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]

@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
 from booth import ldm_layout, modelspec
 from booth.errors import UserError
 from booth.ldm_layout import Configs, Piece
 from booth.pipeline_dir import FLOATS, PICKLES, PipelineDir, TensorSpec, Weights, open_pipeline, read_specs
 from booth.safetensors_file import HASH, hash_of_tensors
+from booth.safetensors_reader import opened
 
 log = logging.getLogger("booth")
 
@@ -43,9 +43,9 @@ class FileWeights(Weights):
     whole_files = False
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
-        with safe_open(self.file, framework="np") as file:
+        with opened(self.file) as file:
             for name, (key, part, piece) in self.pieces.items():
-                array = file.get_tensor(key)
+                array = file.tensor(key)
                 if len(piece.names) > 1:
                     array = np.split(array, len(piece.names))[part]
                 yield name, array.reshape(array.shape[:2]) if piece.pointwise else array
@@ -221,8 +221,8 @@ def _check_tensor(where: str, key: str, spec: TensorSpec, piece: Piece) -> None:
 
 
 def _metadata(file: Path) -> dict[str, str]:
-    with safe_open(file, framework="np") as opened:
-        return dict(opened.metadata() or {})
+    with opened(file) as tensors:
+        return tensors.metadata
 
 
 def configs_of(pipeline: PipelineDir) -> Configs:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
-from booth.errors import UserError
+from booth.errors import reading
+from booth.safetensors_reader import opened
 
 WEIGHTS = Path(__file__).parent / "yardstick.safetensors"
 SIDE = 64  # pixels; other pictures are resized to it
@@ -68,13 +68,11 @@ def look(pictures: Sequence[np.ndarray]) -> Looks:
 @cache
 def _load() -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
     """(weights float32 by name, classes, settings)."""
-    try:
-        with safe_open(WEIGHTS, framework="np") as file:
-            names = {key: tuple(json.loads(value)) for key, value in file.metadata().items() if key != "format"}
-            weights = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}  # noqa: SIM118 (no dict)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{WEIGHTS} is missing or broken ({error}); install this project again") from error
-    return weights, names["classes"], names["settings"]
+    fix = "install this project again"
+    with reading(f"{WEIGHTS} is broken", fix), opened(WEIGHTS, fix) as file:
+        names = {key: tuple(json.loads(value)) for key, value in file.metadata.items() if key != "format"}
+        weights = {key: file.tensor(key).astype(np.float32) for key in file.specs()}
+        return weights, names["classes"], names["settings"]
 
 
 def _pixels(picture: np.ndarray) -> np.ndarray:

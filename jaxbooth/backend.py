@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -148,6 +148,10 @@ class Backend:
 
     def restore(self, state: State, folder: Path) -> State:
         return checkpoint.restore(state, folder)
+
+    @staticmethod
+    def saved_names(folder: Path) -> Collection[str]:
+        return checkpoint.saved_names(folder)
 
     def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:
         for name, array in self._result(state).items():

@@ -84,6 +84,11 @@ def restore(state: State, folder: Path) -> State:
     return state
 
 
+def saved_names(folder: Path) -> list[str]:
+    """Of the trainable tensors in a checkpoint."""
+    return list(_handler().metadata(_absolute(folder) / _TRAINABLE).tree)  # which one host can read alone
+
+
 def _tree(average: Average) -> dict[str, Any]:
     return {"weights": average.weights, "updates": average.updates}
 
@@ -96,7 +101,11 @@ def _read(path: Path, like: Any) -> Any:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS))
+    return ocp.Checkpointer(_handler())
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS)
 
 
 def _absolute(path: Path) -> Path:

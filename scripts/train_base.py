@@ -29,6 +29,7 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from booth import pictures
+from booth.plain_opening import name_float32
 from booth.rundir import publish, write_text
 
 SIZE = 64  # pixels
@@ -81,6 +82,7 @@ def write_base(out: Path, networks: Networks, vae: AutoencoderKL, tokenizer: CLI
     with publish(out) as staging:
         halves = {name: network.to("cpu", torch.float16) for name, network in parts.items()}
         write_pipeline(staging, halves, tokenizer, build_scheduler(SCHEDULER))
+        name_float32(staging / "text_encoder")
         shutil.copyfile(CARD, staging / "README.md")
 
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,10 @@ class Backend:
 
     def restore(self, state: State, folder: Path) -> State:
         return checkpoint.restore(state, folder)
+
+    @staticmethod
+    def saved_names(folder: Path) -> Collection[str]:
+        return checkpoint.saved_names(folder)
 
     def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:
         for name, tensor in (state.average.weights if state.average else state.trainable).items():

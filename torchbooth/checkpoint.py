@@ -87,6 +87,12 @@ def restore(state: State, folder: Path) -> State:
     return state
 
 
+def saved_names(folder: Path) -> list[str]:
+    """Of the trainable tensors in a checkpoint."""
+    with safe_open(folder / _TRAINABLE, framework="pt") as file:
+        return list(file.keys())
+
+
 def _of_average(state: State) -> dict[str, torch.Tensor]:
     """The tensors of the average by their names in its file; none if there is no average."""
     return {**state.average.weights, _UPDATES: state.average.updates} if state.average else {}

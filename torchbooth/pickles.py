@@ -1,7 +1,6 @@
 """Checkpoints that are pickles (.ckpt, .pt, .bin) -> safetensors, once and on request; nothing else reads them."""
 
 import logging
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from booth import space
-from booth.errors import UserError
+from booth import host_memory, space
+from booth.errors import UserError, reading, said_by
 from booth.rundir import publish
 
 log = logging.getLogger("booth")
@@ -37,31 +36,41 @@ def convert(source: Path, out: Path) -> None:
         raise UserError(
             f"{source} is named as safetensors, which need no converting; give a checkpoint (.ckpt, .pt, .bin)"
         )
-    try:
+    what = f"{source} is broken, or has more than tensors in it, which is not run"
+    with reading(what, "get the model as safetensors"):
+        host_memory.require(_content_size(source), str(source))
         content = torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{source} is broken, or has more than tensors in it, which is not run"
-            f" ({' '.join(str(error).split())[:200]}); get the model as safetensors"
-        ) from error
-    tensors = tensors_of(content)
+        tensors = tensors_of(content)
+        # Each gets memory of its own, however little of it those in the file share.
+        host_memory.require(sum(tensor.nbytes for tensor in tensors.values()), f"{source}, converted,")
+        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     if not tensors:
         raise UserError(f"{source} has no tensors by name; give a checkpoint (.ckpt, .pt, .bin)")
     size = sum(tensor.nbytes for tensor in tensors.values())
     space.require([space.Need("the checkpoint", out, size)], "make room, or convert to another disk")
     with space.explained(out, size), publish(out) as staging:
-        save_file(tensors, staging, metadata={"format": "pt"})
+        try:
+            save_file(tensors, staging, metadata={"format": "pt"})
+        except (KeyError, ValueError) as error:  # sparse ones, and types that it has no name for
+            raise UserError(
+                f"{source} has tensors that safetensors cannot hold ({said_by(error)}); get the model as safetensors"
+            ) from error
     log.info("%d tensors of %s written to %s", len(tensors), source, out)
 
 
 def tensors_of(content: Any) -> dict[str, torch.Tensor]:
-    """The tensors by name, each in memory of its own; those of `state_dict`, where Lightning puts them, if there."""
+    """The tensors by name; those of `state_dict`, where Lightning puts them, if there."""
     while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
         return {}
-    return {
-        name: tensor.detach().clone().contiguous()
-        for name, tensor in content.items()
-        if isinstance(name, str) and isinstance(tensor, torch.Tensor)
-    }
+    named = content.items()
+    return {name: item for name, item in named if isinstance(name, str) and isinstance(item, torch.Tensor)}
+
+
+def _content_size(source: Path) -> int:
+    """Bytes of what is in the file, which is a zip archive but for old ones."""
+    if not zipfile.is_zipfile(source):
+        return source.stat().st_size
+    with zipfile.ZipFile(source) as archive:
+        return sum(entry.file_size for entry in archive.infolist())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from booth.errors import UserError
+from booth.errors import UserError, reading
 from booth.hub import MODEL, is_id, of_page
 from booth.prompts import Tokenizer
 
@@ -133,15 +133,10 @@ def _load(option: str, source: str) -> tuple[Any, Path]:
             f"{option} {source} has its weights in a pickle only, which is not loaded; convert them once:"
             f" {shlex.join(convert)}"
         )
-    try:
+    with reading(f"{option} {source} cannot be loaded", "it must hold config.json and model.safetensors"):
         network, found = AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-    except Exception as error:  # the library raises what it likes
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{option} {source} cannot be loaded ({reason}); it must hold config.json and model.safetensors"
-        ) from error
     # The pooler of a vision transformer is not used, and DINO's weights have none.
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
         raise UserError(f"{option} {source} is incomplete: it lacks {', '.join(missing[:3])}; download it again")

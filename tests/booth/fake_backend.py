@@ -106,6 +106,10 @@ class FakeBackend:
             models = replace(state.models, unet=state.models.unet | {TRAINED: saved["bias"]})
             return State(models, saved["velocity"])
 
+    @staticmethod
+    def saved_names(folder):
+        return [f"unet.{TRAINED}"]
+
     def tensors(self, state):
         for name, array in state.models.unet.items():
             yield "unet", name, array

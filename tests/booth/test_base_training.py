@@ -118,6 +118,7 @@ def test_all_stages_make_a_pipeline(tmp_path, monkeypatch):
     }
     for name in pipeline.family.networks:
         assert str(tmp_path) not in json.dumps(pipeline.component_config(name))
+    assert pipeline.component_config("text_encoder")["dtype"] == "float32", "so that it opens without a type"
     assert [path.name for path in (work / "looks").iterdir()] == ["000002.png"]
 
     with pytest.raises(SystemExit, match="exists already"):

@@ -177,6 +177,18 @@ def test_a_full_device_is_not_taken_for_damage(checkpoints, error):
         checkpoints.restore(Full(), None, 1)
 
 
+def test_a_panic_is_one_line(checkpoints):
+    """Libraries in Rust panic where memory cannot be had: that is no Exception, and no damage."""
+
+    class Panicking(Backend):
+        def restore(self, state, folder):
+            raise type("PanicException", (BaseException,), {})("PyObject pointer is null")
+
+    save(checkpoints, 1)
+    with pytest.raises(UserError, match=r"step-000001 cannot be read \(PyObject pointer is null\); if there is memory"):
+        checkpoints.restore(Panicking(), None, 1)
+
+
 @pytest.mark.parametrize("text", [None, "", "[]", "{}"])
 def test_a_checkpoint_without_its_record(checkpoints, text):
     save(checkpoints, 1, 2)

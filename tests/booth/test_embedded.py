@@ -1,5 +1,6 @@
 """What is installed with booth: found by one word wherever a source is given, and complete in a wheel."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 from draw_subjects import draw_subjects
 from fake_backend import FakeBackend, watched
 from PIL import Image
@@ -159,6 +162,23 @@ def test_the_demo_shows_the_robot_where_its_pictures_do_not():
     phrases = {setting.phrase: name for name, setting in SETTINGS.items()}
     shown = [phrases[prompt.removeprefix(config.instance.prompt).strip()] for prompt in config.samples.prompts[1:-1]]
     assert len(shown) == 4 and not set(shown) & {scene.setting for scene in subject_scenes("robot")}
+
+
+def test_it_opens_by_the_plainest_call():
+    """Without a type; and with one, all networks are of that."""
+    pipe = StableDiffusionPipeline.from_pretrained(embedded.BASE)
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe("a robot", num_inference_steps=1, width=64, height=64, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3) and np.isfinite(picture).all()
+    half = StableDiffusionPipeline.from_pretrained(embedded.BASE, torch_dtype=torch.float16)
+    assert half.text_encoder.dtype == half.unet.dtype == half.vae.dtype == torch.float16
+
+
+def test_runs_begun_before_its_config_named_another_type_go_on(tmp_path):
+    """Their manifests have the sha256 of the config that it had then."""
+    config = json.loads((embedded.BASE / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    before = hashlib.sha256(json.dumps({**config, "dtype": "float16"}, sort_keys=True).encode()).hexdigest()
+    assert open_pipeline(EMBEDDED).config_hashes()["text_encoder"] == before
 
 
 def test_the_base_is_a_small_whole_pipeline():

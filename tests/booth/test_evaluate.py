@@ -180,6 +180,6 @@ def test_unknown_names_and_too_few_pictures_are_refused():
 def test_missing_weights_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(yardstick, "WEIGHTS", tmp_path / "none.safetensors")
     yardstick._load.cache_clear()
-    with pytest.raises(UserError, match=r"is missing or broken .*; install"):
+    with pytest.raises(UserError, match=r"is missing, truncated or broken .*; install"):
         look([np.zeros((64, 64, 3), np.uint8)])
     yardstick._load.cache_clear()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.numpy import load_file, save_file
-from transformers import CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTokenizer
 
 from booth.errors import UserError
 from booth.export import export, exported_step
@@ -149,6 +150,72 @@ def test_half_precision_converts_every_network(tiny_pipeline, tmp_path, precisio
     image = load(out)("a photo of a dog", num_inference_steps=2, output_type="np").images[0]
     assert np.isfinite(image).all()
     assert record(out)["changed_files"][f"vae/{WEIGHTS['vae']}"] == f"converted to {precision}"
+
+
+def half_pipeline(tiny_pipeline, out, precision, **named):
+    """A copy in half precision whose text encoder's config names the types given; none where they are None."""
+    export(open_pipeline(tiny_pipeline), out, (), precision)
+    path = out / "text_encoder" / "config.json"
+    config = json.loads(path.read_text()) | named
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return out
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"dtype": "float16"}, {"dtype": None}, {"dtype": None, "torch_dtype": "float16"},
+        {"dtype": "bfloat16", "torch_dtype": "float32"}, {"dtype": "float32"},
+    ],
+    ids=lambda named: " ".join(f"{key}={value}" for key, value in named.items()),
+)  # fmt: skip
+@pytest.mark.parametrize(("precision", "trained"), [("source", ()), ("source", ("unet",)), ("bf16", ("text_encoder",))])
+def test_half_precision_opens_by_the_plainest_call(tiny_pipeline, tmp_path, named, precision, trained):
+    """Whatever type the source's config names, and whatever the weights beside it are."""
+    source, out = open_pipeline(half_pipeline(tiny_pipeline, tmp_path / "half", "fp16", **named)), tmp_path / "out"
+    export(source, out, train(source, *trained), precision)
+    pipe = load(out)
+    assert np.isfinite(pipe("a dog", num_inference_steps=1, output_type="np").images[0]).all()
+    assert pipe.text_encoder.dtype == pipe.unet.dtype == pipe.vae.dtype == torch.float32
+    halves = StableDiffusionPipeline.from_pretrained(out, torch_dtype=torch.float16)
+    assert halves.text_encoder.dtype == halves.unet.dtype == halves.vae.dtype == torch.float16
+    config, before = (json.loads((folder / "text_encoder/config.json").read_text()) for folder in (out, source.path))
+    types = {"dtype", "torch_dtype"}
+    assert {name: config[name] for name in config.keys() - types} == {n: before[n] for n in before.keys() - types}
+    if "text_encoder/config.json" in record(out)["changed_files"]:
+        assert {config[name] for name in types & config.keys()} == {"float32"} and "dtype" in config
+    else:
+        assert (
+            named["dtype"] == "float32"
+            and files(out / "text_encoder")["config.json"] == (source.path / "text_encoder/config.json").read_bytes()
+        )
+
+
+def test_a_full_precision_export_of_a_model_that_names_half(tiny_pipeline, tmp_path):
+    """transformers would make half precision of what was trained in float32."""
+    source = open_pipeline(half_pipeline(tiny_pipeline, tmp_path / "half", "fp16", dtype="float16"))
+    export(source, tmp_path / "out", train(source, "text_encoder"), added=())
+    expected = {name: array for _, name, array in train(source, "text_encoder")}
+    assert_diffusers_reads(tmp_path / "out", "text_encoder", expected)
+
+
+def test_a_safety_checker_in_half_precision(tiny_pipeline, tmp_path):
+    """It gets pictures of the text encoder's type: so it is opened in the same. One that cannot be read is copied."""
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=small, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=12
+    )
+    pipe = load(tiny_pipeline)
+    checker = StableDiffusionSafetyChecker(config).half()
+    extractor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    pipe.register_modules(safety_checker=checker, feature_extractor=extractor)
+    pipe.save_pretrained(tmp_path / "model")
+    export(open_pipeline(tmp_path / "model"), tmp_path / "out", ())
+    assert np.isfinite(load(tmp_path / "out")("a dog", num_inference_steps=1, output_type="np").images[0]).all()
+    assert record(tmp_path / "out")["changed_files"].keys() >= {"safety_checker/config.json"}
+    (tmp_path / "model/safety_checker/model.safetensors").write_bytes(b"x")
+    export(open_pipeline(tmp_path / "model"), tmp_path / "out", ())
+    assert files(tmp_path / "out/safety_checker") == files(tmp_path / "model/safety_checker")
 
 
 def test_fp16_refuses_weights_beyond_its_range(tiny_pipeline, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from booth import cli, export_single_file, space
+from booth import adapters, cli, export_single_file, space
 from booth.adapters import LowRank, layers, weight_shapes
 from booth.errors import UserError
 from booth.lora_file import FILE, read_lora, write
@@ -109,19 +109,108 @@ def test_keys_of_others(key, layer, part):
     assert parsed(key) == (layer, part)
 
 
-@pytest.mark.parametrize("alphas", [(1.5, 1.5), (1.5, 0.1), (0.7, 8.0)])
-def test_there_and_back(lora, tmp_path, alphas):
-    """diffusers' -> kohya's -> diffusers': the same tensors and alphas, whether all are the same or not."""
+@pytest.mark.parametrize("alphas", [(2.0, 2.0), (1.0, 8.0), (1.5, 0.1), (0.7, 8.0), (-1.5, 0.0)])
+@pytest.mark.parametrize("layouts", [("peft", "kohya"), ("kohya", "peft")])
+def test_there_and_back(lora, tmp_path, alphas, layouts):
+    """The same alphas and tensors, whether all are the same or not; to the bit where alpha / rank is a power of two,
+    which is put into B in PEFT's layout."""
     lora = {k: LowRank(u.down, u.up, alphas[place % 2]) for place, (k, u) in enumerate(sorted(lora.items()))}
     first, middle, last = (tmp_path / f"{name}.safetensors" for name in ("first", "middle", "last"))
-    write(first, lora, "peft", "source", About("", ""))
-    assert run("export", "--from", first, "--format", "kohya", "--out", middle) == 0
-    assert run("export", "--from", middle, "--format", "peft", "--out", last) == 0
-    before, after = load_file(first), load_file(last)
-    assert before.keys() == after.keys() and not before.keys() & load_file(middle).keys()
-    assert all(np.array_equal(before[key], after[key]) for key in before)
-    assert read_lora(first).metadata == read_lora(last).metadata
-    assert same(read_lora(middle).layers, lora)
+    write(first, lora, layouts[0], "source", About("first", "first"))
+    assert run("export", "--from", first, "--format", layouts[1], "--out", middle) == 0
+    assert run("export", "--from", middle, "--format", layouts[0], "--out", last) == 0
+    assert load_file(first).keys() == load_file(last).keys() and not load_file(first).keys() & load_file(middle).keys()
+    if layouts[0] == "peft":
+        assert read_lora(first).metadata == read_lora(last).metadata
+    tolerance = 0 if all(math.log2(alpha).is_integer() for alpha in alphas if alpha > 0) and min(alphas) > 0 else 3e-7
+    for file in (first, middle, last):
+        found = read_lora(file).layers
+        assert found.keys() == lora.keys()
+        for layer, update in found.items():
+            assert update.alpha == lora[layer].alpha and np.array_equal(update.down, lora[layer].down)
+            np.testing.assert_allclose(update.up, lora[layer].up, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("source", ["F32", "F16"])
+@pytest.mark.parametrize("precision", ["source", "fp16", "bf16", "fp32"])
+def test_who_takes_the_rank_for_alpha_is_right(lora, tmp_path, source, precision):
+    """As diffusers before 0.35 does, and every program that reads PEFT's layout without its header."""
+    alphas = (1.0, 0.3, 16.0, 2.0, 3.0)
+    kind = np.float16 if source == "F16" else np.float32
+    layers = zip(lora.items(), alphas, strict=True)
+    lora = {layer: LowRank(u.down.astype(kind), u.up.astype(kind), alpha) for (layer, u), alpha in layers}
+    write(tmp_path / "a.safetensors", lora, "peft", precision, About("", ""))
+    content = load_file(tmp_path / "a.safetensors")
+    rounded = {"source": 1e-6, "fp32": 1e-6, "fp16": 2e-3, "bf16": 2e-2}[precision]
+    for layer, update in lora.items():
+        bare = LowRank(content[peft_key(layer, "down")], content[peft_key(layer, "up")], update.rank)
+        np.testing.assert_allclose(bare.delta(), update.delta(), rtol=0, atol=rounded * np.abs(update.delta()).max())
+        if precision == "source":
+            exact = source == "F32" or math.log2(update.alpha).is_integer()
+            assert bare.down.dtype == kind and bare.up.dtype == (kind if exact else np.float32), "nothing is rounded"
+    said = json.loads(read_lora(tmp_path / "a.safetensors").metadata["lora_adapter_metadata"])
+    assert said["unet.lora_alpha"] == said["unet.r"] == 2 and "unet.alpha_pattern" not in said
+
+
+def test_another_alpha():
+    up, down = np.full((3, 2), 6e4, np.float16), np.ones((2, 3), np.float16)
+    update = LowRank(down, up, 4.0)
+    assert update.with_alpha(8.0).up.dtype == np.float16 and update.with_alpha(2.0).up.dtype == np.float32
+    assert np.array_equal(update.with_alpha(2.0).up, 2 * up.astype(np.float32)), "half precision cannot hold it"
+    for other in (update.with_alpha(0.0), update.with_alpha(1e-38), update.with_alpha(4.0)):
+        assert other is update
+    wide = LowRank(down, up.astype(np.float64) / 3, 4.0).with_alpha(3.0)
+    assert wide.up.dtype == np.float64 and np.array_equal(wide.delta(), LowRank(down, wide.up, 3.0).delta())
+
+
+def test_a_file_without_alphas_beside_the_rank_says_nothing_more(lora, tmp_path):
+    """As it was written before alphas were put into B, to the byte."""
+    lora = {layer: LowRank(update.down, update.up, float(update.rank)) for layer, update in lora.items()}
+    write(tmp_path / "a.safetensors", lora, "peft", "source", About("", ""))
+    assert read_lora(tmp_path / "a.safetensors").metadata.keys() == {"format", "lora_adapter_metadata"}
+    content = load_file(tmp_path / "a.safetensors")
+    assert all(np.array_equal(content[peft_key(layer, "up")], update.up) for layer, update in lora.items())
+
+
+@pytest.mark.parametrize("broken", ["[1", '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": NaN}', "[[[]]]"])
+def test_broken_settings_of_before(lora, tmp_path, broken):
+    write(tmp_path / "a.safetensors", lora, "peft", "source", About("", ""))
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", {"booth_before_folding": broken})
+    with pytest.raises(UserError, match="download it again") as caught:
+        read_lora(tmp_path / "b.safetensors")
+    assert str(tmp_path / "b.safetensors") in str(caught.value)
+
+
+ENDS = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
+
+
+@pytest.mark.parametrize("source", ["tiny_pipeline", "tiny_sd2_pipeline", "embedded"])
+def test_all_layers_are_those_that_kohyas_scripts_adapt(request, source, tiny_config):
+    pipeline = open_pipeline("embedded" if source == "embedded" else request.getfixturevalue(source))
+    tiny_config.adapter.kind, tiny_config.adapter.targets, tiny_config.train.text_encoder = "lora", "all", True
+    ours = adapters.adapter_of(tiny_config, pipeline).shapes
+    every = {f"{c}.{n}" for c in ("unet", "text_encoder") for n in layers(weight_shapes(pipeline, c))}
+    assert every - ours.keys() == {f"unet.{name}" for name in ENDS}
+    parts = ("time_emb_proj", "conv1", "conv2", "proj_in", "to_q", "fc1", "q_proj", "downsamplers.0.conv")
+    assert all(any(name.endswith(part) for name in ours) for part in parts)
+
+
+def test_layers_that_not_all_programs_read_are_said(lora, shapes, tmp_path, capsys):
+    """Of a rule of one's own, and of older files: what drops them, in one line."""
+    assert not adapters.said_of_unusual(lora)
+    strange = {f"unet.{name}": low_rank(shapes[f"unet.{name}"]) for name in ENDS}
+    line = adapters.said_of_unusual(lora | strange)
+    assert line.startswith(
+        "adapters of unet.conv_in, unet.conv_out, unet.time_embedding.linear_1, unet.time_embedding."
+    )
+    assert "kohya's scripts and stable-diffusion.cpp leave these out" in line and "\n" not in line
+    write(tmp_path / "a.safetensors", lora | strange, "peft", "source", About("", ""))
+    assert (
+        run("export", "--from", tmp_path / "a.safetensors", "--format", "kohya", "--out", tmp_path / "b.safetensors")
+        == 0
+    )
+    assert capsys.readouterr().err.splitlines().count(line) == 1
+    assert same(read_lora(tmp_path / "b.safetensors").layers, read_lora(tmp_path / "a.safetensors").layers)
 
 
 @pytest.mark.parametrize(("precision", "code"), [("fp16", "F16"), ("bf16", "BF16"), ("fp32", "F32")])

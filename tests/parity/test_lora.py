@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from booth import cli, loop
+from booth import adapters, cli, loop
 from booth.adapters import adapter_of
 from booth.config import set_field
 from booth.lora_file import FILE, read_lora
@@ -20,7 +20,7 @@ from booth.pipeline_dir import open_pipeline
 STEPS = 20
 CASES = {
     "attention": {"adapter.targets": "attention"},
-    "everything, alpha is not the rank": {"adapter.targets": "all", "adapter.alpha": 2.0},
+    "everything, alpha is not the rank": {"adapter.targets": "all", "adapter.alpha": 3.0},
     "text encoder": {"train.text_encoder": True, "adapter.targets": "feed_forward"},
 }
 
@@ -48,12 +48,14 @@ def trained(make_tiny_config, tmp_path_factory):
 
 def update(config, run):
     """What was added to the networks' weights, all of it in one vector."""
-    adapter = adapter_of(config, open_pipeline(config.model.source))
-    tensors = load_file(run.pipeline / FILE)
-    named = [(*name.partition(".")[::2], array) for name, array in tensors.items()]
     pipeline = open_pipeline(config.model.source)
     before = {c: pipeline.tensors(c) for c in ("unet", "text_encoder")}
-    return np.concatenate([(array - before[c][name]).ravel() for c, name, array in adapter.merged(pipeline, named)])
+    return np.concatenate([(array - before[c][name]).ravel() for c, name, array in merged(pipeline, run)])
+
+
+def merged(pipeline, run):
+    """(component, name, array) of the networks with a run's adapters, as they are in its checkpoint."""
+    return adapters.added(pipeline, {layer: [(u, 1.0)] for layer, u in read_lora(run.pipeline).layers.items()})
 
 
 CASES_BUT_FOR_THE_LONG = [pytest.param(case, marks=[pytest.mark.full] * (case != "attention")) for case in CASES]
@@ -74,20 +76,13 @@ def test_both_backends_train_the_same(trained, case):
 
 @pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
 @pytest.mark.parametrize("case", CASES_BUT_FOR_THE_LONG)
-def test_diffusers_reads_the_file(trained, package, case):
+def test_diffusers_reads_the_file(trained, package, case, tmp_path):
     """The same outputs as the merged weights, within 1e-5 relative."""
     config, run = trained(package, case)
-    plain = StableDiffusionPipeline.from_pretrained(config.model.source, safety_checker=None)
+    assert cli.main(package, ["export", "--run", str(run.path), "--out", str(tmp_path / "merged")]) == 0
+    plain = StableDiffusionPipeline.from_pretrained(tmp_path / "merged", safety_checker=None)
     adapted = StableDiffusionPipeline.from_pretrained(config.model.source, safety_checker=None)
     adapted.load_lora_weights(run.pipeline)
-    adapter, pipeline = adapter_of(config, open_pipeline(config.model.source)), open_pipeline(config.model.source)
-    named = [(*name.partition(".")[::2], array) for name, array in load_file(run.pipeline / FILE).items()]
-    for component in {name.partition(".")[0] for name in adapter.shapes}:
-        network = getattr(plain, component)
-        merged = {name: torch.from_numpy(a) for c, name, a in adapter.merged(pipeline, named) if c == component}
-        own = network.state_dict()
-        renamed = {name if name in own else name.removeprefix("text_model."): value for name, value in merged.items()}
-        network.load_state_dict(renamed, strict=False)
     ids = torch.arange(77)[None] % 100
     with torch.no_grad():
         contexts = [p.text_encoder(ids)[0] for p in (plain, adapted)]
@@ -146,6 +141,7 @@ def test_only_the_adapter_trains_and_is_saved(make_tiny_config, tmp_path, packag
     run = loop.train(Watched, config, tmp_path / "run")
     adapter = adapter_of(config, open_pipeline(config.model.source))
     assert seen["names"] == adapter.tensor_shapes().keys()
+    assert set(backend_class.saved_names(run.path / "checkpoints" / "step-000004")) == seen["names"]
     source = open_pipeline(config.model.source).tensors("unet")
     if package == "torchbooth":
         now = {n.replace(".base_layer.", "."): p for n, p in seen["state"].models.unet.named_parameters()}
@@ -166,6 +162,41 @@ def test_only_the_adapter_trains_and_is_saved(make_tiny_config, tmp_path, packag
     one, two = load_file(run.pipeline / FILE), load_file(again.pipeline / FILE)
     assert all(np.array_equal(one[name], two[name]) for name in one), "resumed to the bit"
     assert loop.train(backend_class, config, parts).metrics == again.metrics, "nothing is left to do"
+
+
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
+def test_a_run_begun_when_all_meant_every_layer(make_tiny_config, tmp_path, package, monkeypatch, caplog):
+    """It goes on with the layers that it has, and is exported with them, in each form; a new one has fewer."""
+    config, backend_class = make_tiny_config(), importlib.import_module(f"{package}.backend").Backend
+    for name, value in {"kind": "lora", "targets": "all", "rank": 2, "alpha": 3.0}.items():
+        set_field(config, f"adapter.{name}", value)
+    config.train.learning_rate, config.train.steps = 1e-3, 4
+    with monkeypatch.context() as before:
+        before.setitem(adapters.PRESETS, "all", ".*")
+        whole = loop.train(backend_class, config, tmp_path / "whole")
+        config.train.steps = 2
+        loop.train(backend_class, config, tmp_path / "parts")
+    config.train.steps = 4
+    with caplog.at_level("INFO", "booth"):
+        parts = loop.train(backend_class, config, tmp_path / "parts")
+    assert "adapters of unet.conv_in, unet.conv_out, unet.time_embedding.linear_1" in caplog.text
+    one, two = (load_file(run.pipeline / FILE) for run in (whole, parts))
+    assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+    file, folder = tmp_path / "a.safetensors", tmp_path / "merged"
+    of_run = ["export", "--run", str(parts.path)]
+    assert cli.main(package, [*of_run, "--format", "kohya", "--out", str(file)]) == 0
+    assert cli.main(package, [*of_run, "--out", str(folder)]) == 0
+    layers = read_lora(file).layers
+    assert "unet.conv_in" in layers and {update.alpha for update in layers.values()} == {3.0}
+    exported = open_pipeline(folder).tensors("unet")
+    for name, array in ((n, a) for c, n, a in merged(open_pipeline(config.model.source), parts) if c == "unet"):
+        np.testing.assert_allclose(exported[name], array, rtol=0, atol=1e-6)
+    moved = exported["conv_in.weight"] - open_pipeline(config.model.source).tensors("unet")["conv_in.weight"]
+    assert np.abs(moved).max() > 1e-5
+    if package == "torchbooth":
+        config.train.steps = 1
+        new = loop.train(backend_class, config, tmp_path / "new")
+        assert "unet.conv_in" not in read_lora(new.pipeline).layers
 
 
 @pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])

@@ -11,7 +11,7 @@ from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from booth import cli
-from booth.adapters import LowRank, added, layers, weight_shapes
+from booth.adapters import PRESETS, LowRank, added, layers, weight_shapes
 from booth.lora_file import read_lora, write
 from booth.lora_layouts import kohya_key, parsed
 from booth.lora_metadata import About
@@ -22,7 +22,7 @@ LAYOUTS = ("kohya", "peft")
 
 
 def random_lora(pipeline, layout):
-    """Of every linear and convolutional layer, with ranks that differ; and alphas, where diffusers reads them: of a
+    """Of every linear and convolutional layer, with ranks that differ; and alphas, where diffusers can have them: of a
     file of kohya's it takes one for all layers of a network."""
     generator = np.random.default_rng(0)
     lora = {}
@@ -91,11 +91,15 @@ def test_names_of_the_full_size():
     )
     assert sum(re.fullmatch(usual, key) is not None for key in keys) == 192
     assert sum(key.startswith("lora_te_text_model_encoder_layers_") for key in keys) == 72
+    everything = [name for name in names if re.fullmatch(PRESETS["all"], name)]
+    assert sum(name.startswith("unet.") for name in everything) == 278, "as it counts them with conv_dim"
+    assert len(everything) == 278 + 72
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_diffusers_loads_every_tensor(written, layout):
-    """Bit-identical, each in its layer, and with its alpha."""
+    """Each in its layer, and counting as it says: to the bit and with its alpha in kohya's layout, which diffusers'
+    own has in B."""
     source, loras, files = written
     pipe, lora = loaded(source, files[layout]), loras[layout]
     found = {}
@@ -110,8 +114,9 @@ def test_diffusers_loads_every_tensor(written, layout):
                 found[f"{component}.{name}"] = a, b, module.scaling[adapter]
     assert found.keys() == lora.keys()
     for layer, (a, b, scale) in found.items():
-        assert np.array_equal(a, lora[layer].down) and np.array_equal(b, lora[layer].up), layer
-        assert scale == pytest.approx(lora[layer].alpha / lora[layer].rank, rel=1e-6), layer
+        wanted = lora[layer].with_alpha(lora[layer].rank) if layout == "peft" else lora[layer]
+        assert np.array_equal(a, wanted.down) and np.array_equal(b, wanted.up), layer
+        assert scale == pytest.approx(wanted.alpha / wanted.rank, rel=1e-6), layer
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -153,7 +158,7 @@ def test_the_measure_sees_what_is_wrong(written):
 def test_what_diffusers_writes_is_read(written, tmp_path):
     """`save_lora_weights`: the same layers and alphas."""
     source, loras, files = written
-    pipe, theirs = loaded(source, files["peft"]), tmp_path / "theirs"
+    pipe, theirs = loaded(source, files["kohya"]), tmp_path / "theirs"  # of which it keeps the alphas
     states = {
         name: convert_state_dict_to_diffusers(get_peft_model_state_dict(getattr(pipe, name), adapter_name="default_0"))
         for name in ("unet", "text_encoder")
@@ -163,7 +168,7 @@ def test_what_diffusers_writes_is_read(written, tmp_path):
         unet_lora_adapter_metadata=pipe.unet.peft_config["default_0"].to_dict(),
         text_encoder_lora_adapter_metadata=pipe.text_encoder.peft_config["default_0"].to_dict(),
     )  # fmt: skip
-    ours, again = loras["peft"], read_lora(theirs).layers
+    ours, again = loras["kohya"], read_lora(theirs).layers
     assert again.keys() == ours.keys()
     for layer, update in again.items():
         assert update.alpha == pytest.approx(ours[layer].alpha, rel=1e-6), layer

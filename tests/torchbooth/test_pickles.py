@@ -1,9 +1,12 @@
 """Checkpoints that are pickles: their tensors become safetensors, and nothing in them is ever run."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from booth import host_memory
 from booth.errors import UserError
 from torchbooth import pickles
 
@@ -38,6 +41,29 @@ def test_what_would_run_is_not_run(tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(1)}, "evil": Evil(tmp_path / "ran")}, tmp_path / "x.ckpt")
     assert "has more than tensors in it, which is not run" in refusal(tmp_path / "x.ckpt", tmp_path / "x.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (
+            torch.zeros(1).expand(2**42),
+            r"a\.ckpt, converted, takes 17592\.19 GB of memory, and ",
+        ),  # one number in the file
+        (torch.zeros(2, dtype=torch.complex128), r"has tensors that safetensors cannot hold \(.*complex128\)"),
+        (torch.eye(2).to_sparse(), "a.ckpt "),
+    ],
+)
+def test_tensors_that_cannot_be_written(tensor, said, tmp_path):
+    torch.save({"a": tensor}, tmp_path / "a.ckpt")
+    assert re.search(said, refusal(tmp_path / "a.ckpt", tmp_path / "a.safetensors"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_more_than_there_is_memory_for(tmp_path, monkeypatch):
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "a.ckpt")
+    monkeypatch.setattr(host_memory, "available", lambda: 3999)
+    assert "KB of memory, and 4.0 KB are available" in refusal(tmp_path / "a.ckpt", tmp_path / "a.safetensors")
 
 
 def test_refuses_what_it_cannot_convert(tmp_path, monkeypatch):
