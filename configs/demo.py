@@ -10,7 +10,7 @@ other robots, which should stay as they were.
 """
 
 from booth.config import default_config
-from booth.embedded import EMBEDDED, subject_path
+from booth.models.embedded import EMBEDDED, subject_path
 
 ROBOT = "a photo of a sks robot"
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from booth import cli
+from booth.commands import cli
 
 
 def main() -> int:

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from booth.backend import Batch, Metrics
-from booth.config import is_pulled, is_remote, is_trained
-from booth.errors import UserError
-from booth.pipeline_dir import PipelineDir
-from booth.solvers import SamplingTable
-from booth.stored_messages import StoredMessages
+from booth.common.errors import UserError
+from booth.common.messages import StoredMessages
+from booth.config.values import is_pulled, is_remote, is_trained
+from booth.diffusion.backend import Batch, Metrics
+from booth.diffusion.solvers import SamplingTable
+from booth.models.pipeline import PipelineDir
 from jaxbooth import checkpoint, ema, networks, optim, sample, step
 from jaxbooth.hosts import join
 from jaxbooth.networks import Models

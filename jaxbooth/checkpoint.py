@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from booth.config import is_remote
-from booth.errors import not_finite
+from booth.common.errors import not_finite
+from booth.config.values import is_remote
 from jaxbooth.ema import Average
 from jaxbooth.sharding import shared_sharding
 from jaxbooth.step import State

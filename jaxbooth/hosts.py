@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from booth.errors import UserError
-from booth.stored_messages import StoredMessages
+from booth.common.errors import UserError
+from booth.common.messages import StoredMessages
 
 log = logging.getLogger("booth")
 

@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from booth.adapters import Adapter, adapter_of
-from booth.pipeline_dir import PipelineDir
-from booth.tokens import ROWS, initial_rows
+from booth.models.adapters import Adapter, adapter_of
+from booth.models.new_tokens import ROWS, initial_rows
+from booth.models.pipeline import PipelineDir
 from jaxbooth.models import kernels
 from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.unet import UNet2DConditionModel

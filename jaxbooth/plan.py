@@ -21,14 +21,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from booth.adapters import adapter_of
-from booth.backend import ROW_FIELDS, Batch
-from booth.concepts import has_prior
-from booth.config import is_pulled, is_trained, rate_groups, trained_networks, trains_text
-from booth.errors import UserError
-from booth.inputs import largest_prompts, largest_size
-from booth.pipeline_dir import PipelineDir
-from booth.sampling import latent_shape
+from booth.common.errors import UserError
+from booth.config.concepts import has_prior
+from booth.config.values import is_pulled, is_trained, rate_groups, trained_networks, trains_text
+from booth.data.inputs import largest_prompts, largest_size
+from booth.diffusion.backend import ROW_FIELDS, Batch
+from booth.diffusion.sampling import latent_shape
+from booth.models.adapters import adapter_of
+from booth.models.pipeline import PipelineDir
 from jaxbooth import networks, optim, step
 from jaxbooth.cost import Cost, Flops, count_flops, program_cost
 from jaxbooth.models.unet import UNet2DConditionModel

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from booth.solvers import HISTORY, History, SamplingStep, SamplingTable, is_guided, solver_step
+from booth.diffusion.solvers import HISTORY, History, SamplingStep, SamplingTable, is_guided, solver_step
 from jaxbooth.networks import Models
 from jaxbooth.sharding import fetch, gathered, over_rows, parameter_specs, place_rows, row_spec, shared_sharding
 from jaxbooth.weights import Network

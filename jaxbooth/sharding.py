@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey
 from jax.typing import DTypeLike
 
-from booth.backend import ROW_FIELDS, WEIGHT_FIELDS, Batch
-from booth.errors import UserError
+from booth.common.errors import UserError
+from booth.diffusion.backend import ROW_FIELDS, WEIGHT_FIELDS, Batch
 
 # First match wins; every parameter must match. In Flax's layout the last axis is the layer's output features, which
 # are a multiple of every usual device count; biases and norms are too small to be worth a gather.

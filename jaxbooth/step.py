@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from booth.backend import ROW_FIELDS, STATIC_FIELDS, Batch
-from booth.objective import dreambooth_loss, noisy_latents
+from booth.diffusion.backend import ROW_FIELDS, STATIC_FIELDS, Batch
+from booth.diffusion.objective import dreambooth_loss, noisy_latents
 from jaxbooth import optim
 from jaxbooth.ema import Average
 from jaxbooth.networks import Models, of

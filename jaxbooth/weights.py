@@ -24,7 +24,7 @@ from flax import nnx
 from flax.typing import PathParts
 from jax.typing import DTypeLike
 
-from booth.pipeline_dir import fit_weights
+from booth.models.pipeline import fit_weights
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # By the kernel's number of dimensions: the order of its axes in diffusers.

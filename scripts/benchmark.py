@@ -22,17 +22,17 @@ from draw_photos import draw_photos
 from make_pipeline import make_pipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from booth import loop
-from booth.batches import Batches
-from booth.config import default_config
-from booth.data import read_examples
-from booth.image_folder import find_images
-from booth.inputs import check_inputs
-from booth.learning_rate import learning_rates
-from booth.preparation import prepare
-from booth.rundir import RunDir
-from booth.views import pixels as pixels_of
-from booth.views import views
+from booth.config.values import default_config
+from booth.data.image_folder import find_images
+from booth.data.images import read_examples
+from booth.data.inputs import check_inputs
+from booth.data.views import pixels as pixels_of
+from booth.data.views import views
+from booth.train import loop
+from booth.train.batches import Batches
+from booth.train.learning_rate import learning_rates
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
 
 
 def make_config(folder: Path):

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from booth.backend import Batch
-from booth.config import default_config, parse_text, set_field
-from booth.pipeline_dir import open_pipeline
-from booth.sampling import latent_shape
+from booth.config.values import default_config, parse_text, set_field
+from booth.diffusion.backend import Batch
+from booth.diffusion.sampling import latent_shape
+from booth.models.pipeline import open_pipeline
 
 CONTESTANTS = ("jaxbooth", "torchbooth", "reference")
 

@@ -17,12 +17,12 @@ from picture_world.captions import caption
 from picture_world.settings import SETTINGS
 from picture_world.world import CLASSES
 
-from booth import pictures
-from booth.backend import load_backend
-from booth.embedded import EMBEDDED
-from booth.rundir import write_text
-from booth.sampling import ImageRequest
-from booth.yardstick import look
+from booth.data import pictures
+from booth.diffusion.backend import load_backend
+from booth.diffusion.sampling import ImageRequest
+from booth.evaluate.yardstick import look
+from booth.models.embedded import EMBEDDED
+from booth.train.run_folder import write_text
 
 
 def main() -> None:

@@ -32,16 +32,17 @@ from picture_world.captions import caption
 from picture_world.subjects import SUBJECTS
 from PIL import Image
 
-from booth import loop, pictures
-from booth.backend import load_backend
-from booth.cli import main
-from booth.config import flatten, load_config, trained_networks
-from booth.embedded import base_path, subject_path
-from booth.image_file import load_image
-from booth.pipeline_dir import open_pipeline
-from booth.rundir import publish, write_text
-from booth.tokens import new_tokens
-from booth.yardstick import WEIGHTS
+from booth.commands.cli import main
+from booth.config.values import flatten, load_config, trained_networks
+from booth.data import pictures
+from booth.data.image_file import load_image
+from booth.diffusion.backend import load_backend
+from booth.evaluate.yardstick import WEIGHTS
+from booth.models.embedded import base_path, subject_path
+from booth.models.new_tokens import new_tokens
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
+from booth.train.run_folder import publish, write_text
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.py"
 COLUMNS = ("learned", "learned_new", "fidelity", "base_fidelity", "real_fidelity", "setting_right")

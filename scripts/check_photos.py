@@ -22,12 +22,12 @@ from diffusers import (
 )
 from make_pipeline import make_pipeline
 
-from booth import loop
-from booth.backend import load_backend
-from booth.config import default_config
-from booth.inputs import load_tokenizer
-from booth.pipeline_dir import open_pipeline
-from booth.sampling import ImageRequest, Sampler, initial_noise
+from booth.config.values import default_config
+from booth.data.inputs import load_tokenizer
+from booth.diffusion.backend import load_backend
+from booth.diffusion.sampling import ImageRequest, Sampler, initial_noise
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
 
 # solver -> diffusers' class and the number of steps
 SOLVERS = {

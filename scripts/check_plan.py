@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from make_pipeline import SIZES, make_pipeline
 
-from booth.config import default_config, set_field
-from booth.inputs import preview_batch_size
-from booth.pipeline_dir import PipelineDir, open_pipeline
+from booth.config.values import default_config, set_field
+from booth.data.inputs import preview_batch_size
+from booth.models.pipeline import PipelineDir, open_pipeline
 from torchbooth.backend import Backend
 from torchbooth.memory import AT_WORK, movable, trains
 from torchbooth.optim import BITSANDBYTES

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from make_pipeline import SIZES
 
-from booth.backend import ROW_FIELDS, Batch
-from booth.config import default_config
-from booth.inputs import preview_batch_size
-from booth.solvers import HISTORY, SamplingTable, solver_table
+from booth.config.values import default_config
+from booth.data.inputs import preview_batch_size
+from booth.diffusion.backend import ROW_FIELDS, Batch
+from booth.diffusion.solvers import HISTORY, SamplingTable, solver_table
 
 TOKENS = 77
 

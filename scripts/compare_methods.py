@@ -19,11 +19,11 @@ from dreambooth_scores import IDENTIFIER, instance_prompt
 from picture_world.captions import caption
 from picture_world.subjects import SUBJECTS
 
-from booth import loop
-from booth.backend import load_backend
-from booth.config import load_config
-from booth.embedded import subject_path
-from booth.tokens import new_tokens
+from booth.config.values import load_config
+from booth.diffusion.backend import load_backend
+from booth.models.embedded import subject_path
+from booth.models.new_tokens import new_tokens
+from booth.train import loop
 
 LORA = [("adapter.kind", "lora"), ("train.learning_rate", "2e-3"), ("adapter.targets", "feed_forward")]
 TOKEN = [("tokens.add", "<sks>=robot"), ("tokens.learning_rate", "1e-2")]

@@ -13,14 +13,14 @@ from picture_world.subjects import SUBJECTS, subject_scenes
 from picture_world.world import generator, render, sample_scene
 from tqdm import tqdm
 
-from booth import evaluate
-from booth.config import default_config
-from booth.embedded import subject_path
-from booth.image_file import load_image
-from booth.inputs import load_tokenizer
-from booth.pipeline_dir import open_pipeline
-from booth.sampling import ImageRequest, Sampler
-from booth.yardstick import Looks, look
+from booth.config.values import default_config
+from booth.data.image_file import load_image
+from booth.data.inputs import load_tokenizer
+from booth.diffusion.sampling import ImageRequest, Sampler
+from booth.evaluate import world_scores
+from booth.evaluate.yardstick import Looks, look
+from booth.models.embedded import subject_path
+from booth.models.pipeline import open_pipeline
 
 IDENTIFIER = "sks"
 STEPS, GUIDANCE, BATCH = 25, 2.0, 16
@@ -84,7 +84,7 @@ def sample_for(
 
 
 def scores(base: Pictures, tuned: Pictures, subject: str) -> dict[str, float]:
-    """The measures of `booth.evaluate`, against the subject's own pictures.
+    """The measures of `booth.evaluate.world_scores`, against the subject's own pictures.
 
     `learned` is (tuned - base) / (real - base) in subject fidelity over all pictures asked to show the subject, and
     `learned_new` over those in new settings; `..._kept` compare the class prompt's pictures with the base's.
@@ -93,17 +93,17 @@ def scores(base: Pictures, tuned: Pictures, subject: str) -> dict[str, float]:
     before, after = _look(base), _look(tuned)
     asked_before, asked_after = (_both(looks[0], looks[1]) for looks in (before, after))
     return {
-        "fidelity": evaluate.subject_fidelity(asked_after, own),
-        "base_fidelity": evaluate.subject_fidelity(asked_before, own),
-        "real_fidelity": evaluate.real_fidelity(own),
-        "learned": evaluate.relative_fidelity(asked_after, asked_before, own),
-        "learned_new": evaluate.relative_fidelity(after[1], before[1], own),
-        "setting_right": evaluate.prompt_fidelity(after[1], tuned.settings),
-        "base_setting_right": evaluate.prompt_fidelity(before[1], base.settings),
-        "prior_kept": evaluate.prior_preservation(after[2], before[2], own, subject),
-        "diversity_kept": evaluate.diversity(after[2]) / evaluate.diversity(before[2]),
-        "base_diversity": evaluate.diversity(before[2]),
-        "class_drift": evaluate.relative_fidelity(after[2], before[2], own),
+        "fidelity": world_scores.subject_fidelity(asked_after, own),
+        "base_fidelity": world_scores.subject_fidelity(asked_before, own),
+        "real_fidelity": world_scores.real_fidelity(own),
+        "learned": world_scores.relative_fidelity(asked_after, asked_before, own),
+        "learned_new": world_scores.relative_fidelity(after[1], before[1], own),
+        "setting_right": world_scores.prompt_fidelity(after[1], tuned.settings),
+        "base_setting_right": world_scores.prompt_fidelity(before[1], base.settings),
+        "prior_kept": world_scores.prior_preservation(after[2], before[2], own, subject),
+        "diversity_kept": world_scores.diversity(after[2]) / world_scores.diversity(before[2]),
+        "base_diversity": world_scores.diversity(before[2]),
+        "class_drift": world_scores.relative_fidelity(after[2], before[2], own),
         **class_scores(before[2], after[2], subject),
     }
 
@@ -115,7 +115,7 @@ def class_scores(before: Looks, after: Looks, subject: str) -> dict[str, float]:
         f"{prefix}{name}": value
         for prefix, looks in (("", after), ("base_", before))
         for name, value in (
-            ("class_right", evaluate.class_fidelity(looks, subject)),
+            ("class_right", world_scores.class_fidelity(looks, subject)),
             ("in_own_settings", float(np.mean([setting in shown for setting in looks.setting_names]))),
         )
     }
@@ -142,7 +142,7 @@ def likenesses(subject: str, pictures: int = 24) -> dict[str, float]:
         "others with its colours": lambda other: replace(other, colours=mine.colours),
         "its shape and pattern in other colours": lambda other: replace(mine, colours=other.colours),
     }
-    return {kind: evaluate.relative_fidelity(drawn(change), class_alone, own) for kind, change in kinds.items()}
+    return {kind: world_scores.relative_fidelity(drawn(change), class_alone, own) for kind, change in kinds.items()}
 
 
 def _look(pictures: Pictures) -> tuple[Looks, Looks, Looks]:

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, interpolate, normalize
 from tqdm import tqdm, trange
 
-from booth.yardstick import SIDE
+from booth.evaluate.yardstick import SIDE
 
 WORLD_SEED = 7_000_000  # other individuals than those the base learns from
 INDIVIDUALS, VIEWS, STEPS = 10_000, 3, 5_000
@@ -35,7 +35,7 @@ TEMPERATURE = 0.1
 
 
 class Network(nn.Module):
-    """What `booth.yardstick` computes, with batch norms that `folded` puts into the convolutions."""
+    """What `booth.evaluate.yardstick` computes, with batch norms that `folded` puts into the convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> dict[str, np.ndarray]:
-        """The weights as `booth.yardstick` reads them, float16."""
+        """The weights as `booth.evaluate.yardstick` reads them, float16."""
         tensors = {}
         for layer, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             gain = norm.weight / (norm.running_var + norm.eps).sqrt()

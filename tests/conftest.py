@@ -66,7 +66,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_tiny_config(tiny_pipeline, photos):
     """Makes small valid configs: 64 pixels, 2 + 2 rows, two class images, four steps; compiled once for all."""
-    from booth.config import default_config
+    from booth.config.values import default_config
 
     def make():
         config = default_config()

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from booth.adapters import adapter_of
-from booth.backend import Batch, Metrics
-from booth.config import get, is_pulled, is_trained, trains_text
-from booth.errors import UserError
-from booth.pipeline_dir import PipelineDir
-from booth.solvers import SamplingTable
-from booth.stored_messages import StoredMessages
-from booth.tokens import initial_rows
+from booth.common.errors import UserError
+from booth.common.messages import StoredMessages
+from booth.config.values import get, is_pulled, is_trained, trains_text
+from booth.diffusion.backend import Batch, Metrics
+from booth.diffusion.solvers import SamplingTable
+from booth.models.adapters import adapter_of
+from booth.models.new_tokens import initial_rows
+from booth.models.pipeline import PipelineDir
 from torchbooth import checkpoint, ema, lora, memory, models, optim, out_of_memory, sample, speed, step, tokens
 from torchbooth.hosts import join, local_device
 from torchbooth.models import Models, diffusers_name

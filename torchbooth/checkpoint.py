@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from booth.errors import not_finite
+from booth.common.errors import not_finite
 from torchbooth.memory import TensorwiseOptimizer
 from torchbooth.optim import read_moments, read_numbers, write_moments, write_numbers
 from torchbooth.sharding import leads, placed_as, whole

@@ -11,11 +11,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
-from booth.config import default_of, get, may_change, set_field, trained_networks, typed
-from booth.errors import UserError
-from booth.fields import memory_size
-from booth.pipeline_dir import PipelineDir
-from booth.validation import validate_updates
+from booth.common.errors import UserError
+from booth.config.fields import memory_size
+from booth.config.validation import validate_updates
+from booth.config.values import default_of, get, may_change, set_field, trained_networks, typed
+from booth.models.pipeline import PipelineDir
 from torchbooth.models import build
 from torchbooth.plan import CONTEXT_GIB, GAPS, GIB, TECHNIQUES, plan
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from booth.errors import UserError
-from booth.stored_messages import StoredMessages
+from booth.common.errors import UserError
+from booth.common.messages import StoredMessages
 
 
 def join() -> StoredMessages | None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from booth.adapters import Adapter
+from booth.models.adapters import Adapter
 
 _NAME = "default"  # PEFT's for the only adapter there is
 

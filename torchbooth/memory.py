@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from booth.config import rate_group
-from booth.errors import UserError
+from booth.common.errors import UserError
+from booth.config.values import rate_group
 from torchbooth.optim import SHARED_STATES, by_component, make_optimizer
 
 log = logging.getLogger("booth")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from booth.errors import OutOfMemory
+from booth.common.errors import OutOfMemory
 
 _ADVICE = {
     "class images": "lower prior.batch_size (of the sample command: --batch-size), or set memory.vae_tiling=true",

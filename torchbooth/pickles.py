@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from booth import host_memory, space
-from booth.errors import UserError, reading, said_by
-from booth.rundir import publish
+from booth.common import disk_space, host_memory
+from booth.common.errors import UserError, reading, said_by
+from booth.train.run_folder import publish
 
 log = logging.getLogger("booth")
 
@@ -47,8 +47,8 @@ def convert(source: Path, out: Path) -> None:
     if not tensors:
         raise UserError(f"{source} has no tensors by name; give a checkpoint (.ckpt, .pt, .bin)")
     size = sum(tensor.nbytes for tensor in tensors.values())
-    space.require([space.Need("the checkpoint", out, size)], "make room, or convert to another disk")
-    with space.explained(out, size), publish(out) as staging:
+    disk_space.require([disk_space.Need("the checkpoint", out, size)], "make room, or convert to another disk")
+    with disk_space.explained(out, size), publish(out) as staging:
         try:
             save_file(tensors, staging, metadata={"format": "pt"})
         except (KeyError, ValueError) as error:  # sparse ones, and types that it has no name for

@@ -18,16 +18,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from booth.adapters import adapter_of
-from booth.backend import ROW_FIELDS, Batch
-from booth.concepts import has_prior
-from booth.config import get, rate_groups, trains_text
-from booth.errors import UserError
-from booth.fields import memory_size
-from booth.inputs import largest_prompts, largest_size, preview_batch_size
-from booth.pipeline_dir import PipelineDir
-from booth.sampling import latent_shape
-from booth.solvers import HISTORY, SamplingStep, is_guided
+from booth.common.errors import UserError
+from booth.config.concepts import has_prior
+from booth.config.fields import memory_size
+from booth.config.values import get, rate_groups, trains_text
+from booth.data.inputs import largest_prompts, largest_size, preview_batch_size
+from booth.diffusion.backend import ROW_FIELDS, Batch
+from booth.diffusion.sampling import latent_shape
+from booth.diffusion.solvers import HISTORY, SamplingStep, is_guided
+from booth.models.adapters import adapter_of
+from booth.models.pipeline import PipelineDir
 from torchbooth import memory, models, sample, tokens
 from torchbooth.memory import AT_WORK, HOST, movable, trains
 from torchbooth.models import Models, diffusers_name

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from booth.errors import UserError
+from booth.common.errors import UserError
 
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -4,7 +4,7 @@ the core's table, and encoding."""
 import numpy as np
 import torch
 
-from booth.solvers import HISTORY, History, SamplingTable, is_guided, solver_step
+from booth.diffusion.solvers import HISTORY, History, SamplingTable, is_guided, solver_step
 from torchbooth.models import Models
 from torchbooth.precision import autocast
 

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from booth.backend import ROW_FIELDS, WEIGHT_FIELDS, Batch
-from booth.errors import UserError
+from booth.common.errors import UserError
+from booth.diffusion.backend import ROW_FIELDS, WEIGHT_FIELDS, Batch
 
 
 def processes() -> int:

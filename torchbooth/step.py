@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from booth.backend import ROW_FIELDS, Batch
-from booth.objective import dreambooth_loss, noisy_latents
+from booth.diffusion.backend import ROW_FIELDS, Batch
+from booth.diffusion.objective import dreambooth_loss, noisy_latents
 from torchbooth.ema import Average
 from torchbooth.memory import TensorwiseOptimizer
 from torchbooth.models import Models

@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from booth import cli, loop
-from booth.backend import load_backend
+from booth.commands import cli
+from booth.diffusion.backend import load_backend
+from booth.train import loop
 
 
 def train(config: Any, workdir: str | Path, from_step: int | None = None) -> loop.Run:

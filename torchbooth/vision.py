@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from booth.errors import UserError, reading
-from booth.hub import MODEL, is_id, of_page
-from booth.prompts import Tokenizer
+from booth.common.errors import UserError, reading
+from booth.models.hub import MODEL, is_id, of_page
+from booth.models.tokenizer import Tokenizer
 
 BATCH = 32
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from booth.errors import UserError
+from booth.common.errors import UserError
 from jaxbooth.models.attention import PLAIN, attend_heads
 from jaxbooth.models.layers import Embedding, LayerNorm, Linear, read_config
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from booth.errors import UserError
+from booth.common.errors import UserError
 
 KINDS = ("plain", "chunked", "splash", "cudnn")
 LONG = 1024  # keys from which another way than plain is worth it; SD1's 16x16 level and its 77 tokens have fewer

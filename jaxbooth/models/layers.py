@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from booth.errors import UserError
+from booth.common.errors import UserError
 
 # In this order: a bool is an int to Python.
 _KINDS = {(bool,): "true or false", (int, float): "a number", (str,): "a string", (list, tuple): "a list"}

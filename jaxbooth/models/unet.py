@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from booth.errors import UserError
+from booth.common.errors import UserError
 from jaxbooth.models.attention import PLAIN, Transformer2DModel
 from jaxbooth.models.kernels import KEPT, Kernel
 from jaxbooth.models.layers import (

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from booth.errors import UserError
+from booth.common.errors import UserError
 from jaxbooth.models.attention import Attention
 from jaxbooth.models.layers import Conv, Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D, read_config
 

@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from base_training.captions import training_caption
 from base_training.optimization import best_device, optimizer, rows_of_step
-from booth import randomness
-from booth.schedule import NoiseSchedule, noise_schedule
+from booth.common import randomness
+from booth.diffusion.schedule import NoiseSchedule, noise_schedule
 
 UNET = {
     "sample_size": 16,

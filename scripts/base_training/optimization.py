@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from booth import randomness
+from booth.common import randomness
 
 
 def best_device() -> torch.device:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from booth.errors import not_finite
-from booth.objective import dreambooth_loss, noisy_latents
-from booth.solvers import HISTORY, solver_step
+from booth.common.errors import not_finite
+from booth.diffusion.objective import dreambooth_loss, noisy_latents
+from booth.diffusion.solvers import HISTORY, solver_step
 
 TRAINED = "conv_out.bias"
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from booth import randomness
-from booth.batches import Batches, TrainingImage
-from booth.data import Example
-from booth.schedule import noise_schedule
-from booth.views import View
+from booth.common import randomness
+from booth.data.images import Example
+from booth.data.views import View
+from booth.diffusion.schedule import noise_schedule
+from booth.train.batches import Batches, TrainingImage
 
 
 @pytest.fixture

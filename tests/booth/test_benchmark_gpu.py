@@ -4,9 +4,9 @@ import numpy as np
 from benchmark_gpu import random_batch
 from fake_backend import FakeBackend
 
-from booth import loop
-from booth.backend import ROW_FIELDS
-from booth.pipeline_dir import open_pipeline
+from booth.diffusion.backend import ROW_FIELDS
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
 
 
 def test_a_random_batch_has_the_shapes_of_a_real_one(tiny_config, tmp_path):

@@ -9,13 +9,13 @@ import pytest
 from fake_backend import FakeBackend
 from PIL import Image
 
-from booth import loop
-from booth.caption_names import captions_from_names
-from booth.captions import read_captions, variants
-from booth.errors import UserError
-from booth.inputs import check_inputs
-from booth.preparation import prepare
-from booth.rundir import RunDir
+from booth.common.errors import UserError
+from booth.data.caption_names import captions_from_names
+from booth.data.captions import read_captions, variants
+from booth.data.inputs import check_inputs
+from booth.train import loop
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
 
 COLOURS = {"red car.png": "red", "blue car.png": "blue", "green_car-02.png": "green"}
 

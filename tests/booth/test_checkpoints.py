@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from safetensors import SafetensorError
 
-from booth.checkpoints import Checkpoints
-from booth.config import default_config
-from booth.errors import UserError
+from booth.common.errors import UserError
+from booth.config.values import default_config
+from booth.train.checkpoints import Checkpoints
 
 
 class Backend:
@@ -110,7 +110,7 @@ def test_half_a_deleted_checkpoint_has_no_checkpoints_name(checkpoints, monkeypa
             (path / "state").unlink()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("booth.checkpoints.remove", killed)
+    monkeypatch.setattr("booth.train.checkpoints.remove", killed)
     with pytest.raises(KeyboardInterrupt):
         save(checkpoints, 2, keep=1)
     assert checkpoints.steps() == [2] and checkpoints.restore(Backend(), None, 2) == "state 2"
@@ -221,7 +221,7 @@ def test_newer_checkpoints_are_set_aside_not_deleted(checkpoints, caplog):
 @pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
 def test_a_flipped_bit_is_noticed(tiny_config, tmp_path, package):
     """In any file of a checkpoint; safetensors alone would not notice."""
-    from booth import loop
+    from booth.train import loop
 
     backend_class = importlib.import_module(f"{package}.backend").Backend
     tiny_config.train.steps, tiny_config.checkpoint.every_steps = 2, 1

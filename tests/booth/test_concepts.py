@@ -10,15 +10,16 @@ import pytest
 from fake_backend import FakeBackend
 from PIL import Image
 
-from booth import loop, numbers
-from booth.concepts import concepts_of
-from booth.config import flatten, load_config, resolved, set_field
-from booth.errors import UserError
-from booth.inputs import check_inputs
-from booth.preparation import prepare
-from booth.prior import to_make
-from booth.rundir import RunDir
-from booth.validation import validate
+from booth.common.errors import UserError
+from booth.config import auto
+from booth.config.concepts import concepts_of
+from booth.config.validation import validate
+from booth.config.values import flatten, load_config, resolved, set_field
+from booth.data.inputs import check_inputs
+from booth.train import loop
+from booth.train.class_images import to_make
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
 
 SIZES = {"wide": (90, 60), "square": (64, 64), "tall": (50, 80)}  # pictures, of which "auto" makes 80x48, 64x64, 48x80
 
@@ -183,7 +184,7 @@ def test_a_run_of_concepts_and_buckets_resumes_exactly(config, tmp_path):
 
 
 def test_previews_show_every_concept(config, tmp_path):
-    from booth.previews import Previews
+    from booth.train.previews import Previews
 
     inputs = check_inputs(resolved(config))
     prompts = Previews(config, inputs, FakeBackend(config), None).prompts
@@ -201,7 +202,7 @@ def test_config_files(suffix, tmp_path):
     entries = [{"instance": {"images": "dog", "prompt": "sks"}, "weight": 1.5}, {"instance.images": "cat"}]
     body = json.dumps({"concepts": entries})  # which is YAML too
     if suffix == ".py":
-        body = f"from booth.config import default_config\ndef get_config():\n    config = default_config()\n" \
+        body = f"from booth.config.values import default_config\ndef get_config():\n    config = default_config()\n" \
                f"    config.concepts = tuple({entries!r})\n    return config\n"  # fmt: skip
     (tmp_path / f"config{suffix}").write_text(body)
     config = load_config(tmp_path / f"config{suffix}")
@@ -250,7 +251,7 @@ def test_a_concept_without_photos_is_named(config, tmp_path):
 
 
 def test_concepts_are_a_list_of_fields():
-    from booth.config import parse_text, typed
+    from booth.config.values import parse_text, typed
 
     for text in ("dog", "[dog, cat]"):
         with pytest.raises(UserError, match=r"concepts=.* must be a list of fields"):
@@ -258,7 +259,7 @@ def test_concepts_are_a_list_of_fields():
 
 
 def test_automatic_counts(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(numbers, "CLASS_IMAGES", 3)
+    monkeypatch.setattr(auto, "CLASS_IMAGES", 3)
     config.concepts = (config.concepts[0], {**resolved(config).concepts[1], "prior.count": "auto"})
     config.prior.count, config.data.buckets = "auto", ("auto",)
     run = loop.train(FakeBackend, config, tmp_path / "run")

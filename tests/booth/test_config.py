@@ -8,12 +8,12 @@ import pytest
 import yaml
 from ml_collections import ConfigDict
 
-from booth import config as settings
-from booth import data_file
-from booth.config import default_config, flatten, load_config, parse_text, resolved, set_field
-from booth.errors import UserError
-from booth.fields import memory_size
-from booth.validation import idle_fields, validate, validate_plan
+from booth.common.errors import UserError
+from booth.config import data_file
+from booth.config import values as settings
+from booth.config.fields import memory_size
+from booth.config.validation import idle_fields, validate, validate_plan
+from booth.config.values import default_config, flatten, load_config, parse_text, resolved, set_field
 
 FIELDS = """
 model.source model.revision model.variant
@@ -28,7 +28,7 @@ samples.every_steps samples.prompts
 """.split()  # noqa: SIM905
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GET_CONFIG = "from booth.config import default_config\n\ndef get_config():\n    config = default_config()\n"
+GET_CONFIG = "from booth.config.values import default_config\n\ndef get_config():\n    config = default_config()\n"
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from photo_files import picture
 from PIL import Image
+from waiting import PATIENCE_S
 
-from booth import image_file
-from booth.data import instance_examples, read_examples
-from booth.errors import UserError
-from booth.image_file import load_image
-from booth.image_folder import find_images
+from booth.common.errors import UserError
+from booth.data import image_file
+from booth.data.image_file import load_image
+from booth.data.image_folder import find_images
+from booth.data.images import instance_examples, read_examples
 
 
 def array(path):
@@ -217,10 +218,11 @@ def test_heic_needs_an_extra(tmp_path):
     (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(80))
     code = (
         "import sys; from pathlib import Path; sys.modules['pillow_heif'] = None\n"
-        "from booth.data import read_examples; read_examples([Path(sys.argv[1])], '', 'instance', 'instance.images')"
+        "from booth.data.images import read_examples\n"
+        "read_examples([Path(sys.argv[1])], '', 'instance', 'instance.images')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "phone.jpg")], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, str(tmp_path / "phone.jpg")], capture_output=True, text=True, timeout=PATIENCE_S
     )
     line = done.stderr.splitlines()[-1]
     assert "phone.jpg (HEIC, which pillow-heif reads: pip install pillow-heif, the [heic] extra; or convert" in line

@@ -12,17 +12,17 @@ from fake_backend import TRAINED, FakeBackend, Models, State, watched
 from PIL import Image
 from safetensors.numpy import load_file
 
-from booth import config as settings
-from booth import hosts, loop
-from booth.backend import WEIGHT_FIELDS
-from booth.batches import Batches, TrainingImage, _order, made_ahead
-from booth.checkpoints import Checkpoints
-from booth.data import read_examples
-from booth.errors import UserError
-from booth.image_folder import find_images
-from booth.objective import dreambooth_loss
-from booth.schedule import noise_schedule
-from booth.views import views
+from booth.common.errors import UserError
+from booth.config import values as settings
+from booth.data.image_folder import find_images
+from booth.data.images import read_examples
+from booth.data.views import views
+from booth.diffusion.backend import WEIGHT_FIELDS
+from booth.diffusion.objective import dreambooth_loss
+from booth.diffusion.schedule import noise_schedule
+from booth.train import hosts, loop
+from booth.train.batches import Batches, TrainingImage, _order, made_ahead
+from booth.train.checkpoints import Checkpoints
 
 
 def trained_bias(run):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from booth.config import default_config
-from booth.doctor import advice
-from booth.inputs import check_inputs
+from booth.config.values import default_config
+from booth.data.doctor import advice
+from booth.data.inputs import check_inputs
 
 
 def picture(seed, size=(300, 260)):

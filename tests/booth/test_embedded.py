@@ -15,12 +15,14 @@ from draw_subjects import draw_subjects
 from fake_backend import FakeBackend, watched
 from PIL import Image
 
-from booth import cli, embedded, export_command, loop
-from booth.config import load_config, resolved
-from booth.embedded import EMBEDDED, base_path, subject_path
-from booth.errors import UserError
-from booth.pipeline_dir import open_pipeline
-from booth.validation import validate
+from booth.commands import cli, export
+from booth.common.errors import UserError
+from booth.config.validation import validate
+from booth.config.values import load_config, resolved
+from booth.models import embedded
+from booth.models.embedded import EMBEDDED, base_path, subject_path
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
 
 ROOT = Path(__file__).parents[2]
 SUBJECTS = ("bird", "mug", "robot")
@@ -36,7 +38,7 @@ def base(tiny_pipeline, monkeypatch):
 @pytest.fixture
 def main(monkeypatch):
     """The command line with the backend in NumPy."""
-    for module in (cli, export_command):
+    for module in (cli, export):
         monkeypatch.setattr(module, "load_backend", lambda package: FakeBackend)
     return lambda *arguments: cli.main("torchbooth", [*map(str, arguments)])
 

@@ -11,10 +11,10 @@ from picture_world.subjects import SUBJECTS, subject_scenes
 from picture_world.world import CLASSES, generator, render, sample_scene
 from train_yardstick import Network
 
-from booth import evaluate, yardstick
-from booth.embedded import base_path
-from booth.errors import UserError
-from booth.yardstick import Looks, look
+from booth.common.errors import UserError
+from booth.evaluate import world_scores, yardstick
+from booth.evaluate.yardstick import Looks, look
+from booth.models.embedded import base_path
 
 INDIVIDUALS, VIEWS = 12, 6  # of each class
 SEED = 4242  # neither the base's world nor the yardstick's
@@ -56,8 +56,8 @@ def test_pictures_in_the_asked_setting_score_above_others(world):
     looks, settings = world
     for setting in SETTINGS:
         inside = np.array(settings) == setting
-        assert evaluate.prompt_fidelity(looks[inside], [setting] * inside.sum()) >= 0.9
-        assert evaluate.prompt_fidelity(looks[~inside], [setting] * (~inside).sum()) <= 0.02
+        assert world_scores.prompt_fidelity(looks[inside], [setting] * inside.sum()) >= 0.9
+        assert world_scores.prompt_fidelity(looks[~inside], [setting] * (~inside).sum()) <= 0.02
 
 
 def test_the_subject_is_told_from_others_of_its_class(world):
@@ -67,7 +67,7 @@ def test_the_subject_is_told_from_others_of_its_class(world):
     for c in range(len(CLASSES)):
         for i in range(INDIVIDUALS):
             real = looks[_rows(c, [i], [0, 1])]
-            new = [evaluate.subject_fidelity(looks[_rows(c, [j], [2])], real) for j in range(INDIVIDUALS)]
+            new = [world_scores.subject_fidelity(looks[_rows(c, [j], [2])], real) for j in range(INDIVIDUALS)]
             right += [new[i] > other for j, other in enumerate(new) if j != i]
     assert np.mean(right) >= 0.95
 
@@ -77,8 +77,8 @@ def test_example_subjects_are_alike_among_themselves_and_unlike_their_class(worl
     for name, instance in SUBJECTS.items():
         own = look([render(instance, scene, 64) for scene in subject_scenes(name)])
         others = looks[_rows(list(CLASSES).index(name), range(INDIVIDUALS), range(VIEWS))]
-        assert evaluate.real_fidelity(own) > 0.6
-        assert evaluate.subject_fidelity(others, own) < 0.3
+        assert world_scores.real_fidelity(own) > 0.6
+        assert world_scores.subject_fidelity(others, own) < 0.3
 
 
 def test_a_class_that_turns_into_the_subject_loses_diversity_and_prior(world):
@@ -97,7 +97,7 @@ def test_a_class_that_turns_into_the_subject_loses_diversity_and_prior(world):
                 for count in (3, 5)
             )
             noticed["prior"].append(_prior(kept, base, real, name) > _prior(quarter, base, real, name))
-            noticed["diversity"].append(evaluate.diversity(kept) > evaluate.diversity(half))
+            noticed["diversity"].append(world_scores.diversity(kept) > world_scores.diversity(half))
     assert np.mean(noticed["prior"]) >= 0.95
     assert np.mean(noticed["diversity"]) >= 0.95
 
@@ -105,13 +105,13 @@ def test_a_class_that_turns_into_the_subject_loses_diversity_and_prior(world):
 def _prior(tuned, base, real, name):
     """`real` is one picture here, as alike to itself as can be."""
     twice = real[np.array([0, 0])]
-    return evaluate.prior_preservation(tuned, base, twice, name)
+    return world_scores.prior_preservation(tuned, base, twice, name)
 
 
 def test_pictures_of_other_sizes_are_seen_the_same():
     instance, scene = SUBJECTS["robot"], subject_scenes("robot")[0]
     small, large = (look([render(instance, scene, size)]) for size in (64, 256))
-    assert evaluate.subject_fidelity(small, large) > 0.9
+    assert world_scores.subject_fidelity(small, large) > 0.9
     assert small.class_names == large.class_names == ["robot"]
 
 
@@ -124,30 +124,32 @@ def _looks(*vectors, class_scores=((1.0, 0.0),), setting_scores=((0.0, 1.0),)):
 
 def test_the_measures_by_hand():
     right, up, back, half = (1, 0), (0, 1), (-1, 0), (0.8, 0.6)
-    assert evaluate.subject_fidelity(_looks(right, up), _looks(right)) == pytest.approx(0.5)
-    assert evaluate.subject_fidelity(_looks(back), _looks(right)) == 0, "an opposite is no negative likeness"
-    assert evaluate.diversity(_looks(right, right)) == 0
-    assert evaluate.diversity(_looks(right, half, up)) == pytest.approx(1 - (0.8 + 0.6 + 0) / 3)
-    assert evaluate.real_fidelity(_looks(right, half)) == pytest.approx(0.8)
+    assert world_scores.subject_fidelity(_looks(right, up), _looks(right)) == pytest.approx(0.5)
+    assert world_scores.subject_fidelity(_looks(back), _looks(right)) == 0, "an opposite is no negative likeness"
+    assert world_scores.diversity(_looks(right, right)) == 0
+    assert world_scores.diversity(_looks(right, half, up)) == pytest.approx(1 - (0.8 + 0.6 + 0) / 3)
+    assert world_scores.real_fidelity(_looks(right, half)) == pytest.approx(0.8)
     real = _looks(right, half)
-    assert evaluate.relative_fidelity(_looks((0.6, 0.8)), _looks(up), real) == pytest.approx((0.78 - 0.3) / (0.8 - 0.3))
-    assert evaluate.relative_fidelity(real, _looks(up), real) == 1, "0.9 of 0.8: cut off"
-    assert evaluate.relative_fidelity(_looks(up), _looks(up), real) == 0
-    assert evaluate.class_fidelity(_looks(right, up, class_scores=((0.9, 0.1), (0.2, 0.8))), "car") == 0.5
-    assert evaluate.prompt_fidelity(_looks(right, up), ["moon", "moon"]) == 1
-    assert evaluate.prompt_fidelity(_looks(right, up), ["beach", "moon"]) == 0.5
+    assert world_scores.relative_fidelity(_looks((0.6, 0.8)), _looks(up), real) == pytest.approx(
+        (0.78 - 0.3) / (0.8 - 0.3)
+    )
+    assert world_scores.relative_fidelity(real, _looks(up), real) == 1, "0.9 of 0.8: cut off"
+    assert world_scores.relative_fidelity(_looks(up), _looks(up), real) == 0
+    assert world_scores.class_fidelity(_looks(right, up, class_scores=((0.9, 0.1), (0.2, 0.8))), "car") == 0.5
+    assert world_scores.prompt_fidelity(_looks(right, up), ["moon", "moon"]) == 1
+    assert world_scores.prompt_fidelity(_looks(right, up), ["beach", "moon"]) == 0.5
 
 
 def test_prior_preservation_is_the_product_of_what_is_left():
     subject, a, b = (1, 0, 0), (0, 1, 0), (0, 0, 1)
     base, real = _looks(a, b), _looks(subject, subject)
-    assert evaluate.prior_preservation(base, base, real, "cat") == pytest.approx(1)
+    assert world_scores.prior_preservation(base, base, real, "cat") == pytest.approx(1)
     half = (0.5, np.sqrt(0.75), 0)
     drifted = _looks(half, b)  # mean likeness to the subject 0.25, all of the diversity
-    assert evaluate.prior_preservation(drifted, base, real, "cat") == pytest.approx(0.75)
-    assert evaluate.prior_preservation(_looks(a, a), base, real, "cat") == 0
+    assert world_scores.prior_preservation(drifted, base, real, "cat") == pytest.approx(0.75)
+    assert world_scores.prior_preservation(_looks(a, a), base, real, "cat") == 0
     wrong = _looks(a, b, class_scores=((1.0, 0.0), (0.0, 1.0)))
-    assert evaluate.prior_preservation(wrong, base, real, "cat") == pytest.approx(0.5)
+    assert world_scores.prior_preservation(wrong, base, real, "cat") == pytest.approx(0.5)
 
 
 def test_the_network_in_numpy_is_the_one_that_was_trained():
@@ -168,13 +170,13 @@ def test_the_network_in_numpy_is_the_one_that_was_trained():
 def test_unknown_names_and_too_few_pictures_are_refused():
     looks = _looks((1, 0), (0, 1))
     with pytest.raises(ValueError, match="'dog' must be one of cat, car"):
-        evaluate.class_fidelity(looks, "dog")
+        world_scores.class_fidelity(looks, "dog")
     with pytest.raises(ValueError, match="'underwater' must be one of beach, moon"):
-        evaluate.prompt_fidelity(looks, ["moon", "underwater"])
+        world_scores.prompt_fidelity(looks, ["moon", "underwater"])
     with pytest.raises(ValueError, match="1 pictures must be at least two"):
-        evaluate.diversity(_looks((1, 0)))
+        world_scores.diversity(_looks((1, 0)))
     with pytest.raises(ValueError, match="must be below the real pictures' own"):
-        evaluate.relative_fidelity(looks, _looks((1, 0)), _looks((1, 0), (0, 1)))
+        world_scores.relative_fidelity(looks, _looks((1, 0)), _looks((1, 0), (0, 1)))
 
 
 def test_missing_weights_are_one_line(monkeypatch, tmp_path):

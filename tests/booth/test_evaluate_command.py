@@ -11,13 +11,14 @@ from etils import epath
 from fake_backend import FakeBackend, watched
 from PIL import Image
 
-from booth import cli, evaluate_command, export_command, loop
-from booth.checkpoints import Checkpoints
-from booth.evaluation_prompts import OBJECTS
-from booth.image_file import load_image
-from booth.image_folder import find_images
-from booth.scores import Seen
-from booth.yardstick import look
+from booth.commands import cli, evaluate, export
+from booth.data.image_file import load_image
+from booth.data.image_folder import find_images
+from booth.evaluate.prompts import OBJECTS
+from booth.evaluate.scores import Seen
+from booth.evaluate.yardstick import look
+from booth.train import loop
+from booth.train.checkpoints import Checkpoints
 
 COUNTS = ("--instance-images", 3, "--class-images", 2, "--settings", "objects")
 
@@ -59,14 +60,14 @@ def run(trained, tmp_path):
 def main(monkeypatch, capsys, caplog):
     """Runs a command; what it printed, or its error."""
     monkeypatch.setattr(cli, "_log_to_stderr", lambda: None)
-    monkeypatch.setattr("booth.cli.log.propagate", True)
+    monkeypatch.setattr("booth.commands.cli.log.propagate", True)
     caplog.set_level("INFO", "booth")
 
     def main(*arguments, backend=FakeBackend, judge=True):
-        for module in (evaluate_command, export_command):
+        for module in (evaluate, export):
             monkeypatch.setattr(module, "load_backend", lambda package: backend)
         if judge:
-            monkeypatch.setattr(evaluate_command, "judge_of", lambda *named: Colours())
+            monkeypatch.setattr(evaluate, "judge_of", lambda *named: Colours())
         code = cli.main("torchbooth", [*map(str, arguments)])
         done = capsys.readouterr()
         return done.err.splitlines()[-1].removeprefix("torchbooth: error: ") if code else done.out
@@ -140,7 +141,7 @@ class Scripted:
 
 def test_learning_counts_and_a_class_that_turns_into_the_subject_does_not(run, main, monkeypatch, caplog):
     judge = Scripted((0.5, 0), (0.8, 0), (1, 0.6))
-    monkeypatch.setattr(evaluate_command, "judge_of", lambda *named: judge)
+    monkeypatch.setattr(evaluate, "judge_of", lambda *named: judge)
     printed = main("evaluate", "--run", run, *COUNTS, judge=False)
     assert "| **2 (best)** | 0.800 | 0.000 | 1.000 | 1.000 | 0.800 |  | 1.000 | 0.894 |" in printed
     found = json.loads((run / "evaluation" / "scores.json").read_text())
@@ -156,7 +157,7 @@ def test_learning_counts_and_a_class_that_turns_into_the_subject_does_not(run, m
 @pytest.mark.parametrize(("part", "warned"), [(0.09, True), (0.11, False)])
 def test_a_best_that_has_hardly_learned_is_warned_of(run, main, monkeypatch, caplog, part, warned):
     judge = Scripted((0.01, 0), (part, 0), (0.02, 0))
-    monkeypatch.setattr(evaluate_command, "judge_of", lambda *named: judge)
+    monkeypatch.setattr(evaluate, "judge_of", lambda *named: judge)
     assert "**2 (best)**" in main("evaluate", "--run", run, *COUNTS, judge=False)
     said = f"the best has hardly learned the subject ({part:.3f}): train longer, or with a higher rate"
     assert (said in caplog.messages) == warned

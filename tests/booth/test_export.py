@@ -14,9 +14,9 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTokenizer
 
-from booth.errors import UserError
-from booth.export import export, exported_step
-from booth.pipeline_dir import open_pipeline
+from booth.common.errors import UserError
+from booth.models.export_folder import export, exported_step
+from booth.models.pipeline import open_pipeline
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -391,7 +391,7 @@ def test_a_full_disk_is_one_line(tiny_pipeline, tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr("booth.export.shutil.copyfile", full)
+    monkeypatch.setattr("booth.models.export_folder.shutil.copyfile", full)
     with pytest.raises(UserError, match="No space left on device") as error:
         export(open_pipeline(tiny_pipeline), tmp_path / "out", ())
     assert "\n" not in str(error.value)

@@ -22,15 +22,15 @@ from make_image_corpus import HEIC
 from PIL import Image
 from safetensors.numpy import save
 
-from booth import ldm_layout
-from booth.config import flatten, load_config, parse_text, resolved, set_field
-from booth.data import read_examples
-from booth.errors import UserError
-from booth.fields import FIELDS
-from booth.pipeline_dir import Weights, canonical_name, open_pipeline, read_specs
-from booth.prompts import Tokenizer
-from booth.validation import validate
-from booth.views import pixels, views
+from booth.common.errors import UserError
+from booth.config.fields import FIELDS
+from booth.config.validation import validate
+from booth.config.values import flatten, load_config, parse_text, resolved, set_field
+from booth.data.images import read_examples
+from booth.data.views import pixels, views
+from booth.models import ldm_layout
+from booth.models.pipeline import Weights, canonical_name, open_pipeline, read_specs
+from booth.models.tokenizer import Tokenizer
 
 set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache" / "hypothesis")
 

@@ -19,17 +19,18 @@ from fake_backend import FakeBackend
 from hub_server import files_of
 from PIL import Image
 
-from booth import cache, cli, loop
-from booth.checkpoints import Checkpoints
-from booth.config import load_config
-from booth.data import read_examples
-from booth.errors import UserError
-from booth.export import export
-from booth.fields import FIELDS, memory_size
-from booth.pipeline_dir import open_pipeline
-from booth.prompts import Tokenizer
-from booth.validation import validate
-from booth.views import View
+from booth.commands import cli
+from booth.common.errors import UserError
+from booth.config.fields import FIELDS, memory_size
+from booth.config.validation import validate
+from booth.config.values import load_config
+from booth.data.images import read_examples
+from booth.data.views import View
+from booth.models.export_folder import export
+from booth.models.pipeline import open_pipeline
+from booth.models.tokenizer import Tokenizer
+from booth.train import latent_cache, loop
+from booth.train.checkpoints import Checkpoints
 from torchbooth.pickles import convert
 
 ID = "owner/tiny"
@@ -191,10 +192,10 @@ def test_cached_moments_that_are_pickles(photos, tmp_path, canary, kind):
     (example, *_) = read_examples(sorted(photos.iterdir()), "a photo", "instance", "instance.images")
     views = [View(example, (64, 64), 0, 0, False)]
     arguments = tmp_path / "cache", FakeBackend(None), None, views, "hash", 1
-    right = cache.moments(*arguments)[views[0]]
+    right = latent_cache.moments(*arguments)[views[0]]
     (file,) = (tmp_path / "cache").iterdir()
     replace(file, pickles(canary)[kind])
-    assert (cache.moments(*arguments)[views[0]] == right).all()
+    assert (latent_cache.moments(*arguments)[views[0]] == right).all()
 
 
 def torch_state():

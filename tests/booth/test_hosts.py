@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fake_backend import FakeBackend
 
-from booth import loop
-from booth.errors import UserError
+from booth.common.errors import UserError
+from booth.train import loop
 
 
 class Network:

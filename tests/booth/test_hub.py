@@ -15,12 +15,12 @@ from fake_backend import FakeBackend
 from hub_server import files_of
 from huggingface_hub import constants
 
-from booth import hub as hub_module
-from booth import loop
-from booth.config import resolved
-from booth.errors import UserError
-from booth.export import export
-from booth.pipeline_dir import open_pipeline
+from booth.common.errors import UserError
+from booth.config.values import resolved
+from booth.models import hub as hub_module
+from booth.models.export_folder import export
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
 
 ID = "owner/tiny"
 UNET, VAE = (f"{name}/diffusion_pytorch_model.safetensors" for name in ("unet", "vae"))
@@ -158,7 +158,7 @@ def test_a_folder_that_is_there_is_no_id(hub, repository, tiny_pipeline, tiny_co
 
 
 def test_a_folder_needs_no_hub_library():
-    code = "import booth.pipeline_dir, booth.config, sys; sys.exit('huggingface_hub' in sys.modules)"
+    code = "import booth.models.pipeline, booth.config.values, sys; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -9,12 +9,12 @@ from hub_server import files_of
 from huggingface_hub import constants, hf_hub_download
 from PIL import Image
 
-from booth import loop
-from booth.config import resolved
-from booth.data import instance_examples
-from booth.errors import UserError
-from booth.image_dataset import open_photos
-from booth.image_folder import find_images
+from booth.common.errors import UserError
+from booth.config.values import resolved
+from booth.data.image_dataset import open_photos
+from booth.data.image_folder import find_images
+from booth.data.images import instance_examples
+from booth.train import loop
 
 ID = "owner/robots"
 REPOSITORY = f"datasets/{ID}"

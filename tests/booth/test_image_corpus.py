@@ -14,14 +14,14 @@ import pytest
 from make_image_corpus import AVIF, HEIC, SIZE, THEMES, TURNS, make_image_corpus, picture
 from waiting import PATIENCE_S
 
-from booth import data
-from booth.data import Example, instance_examples, read_examples
-from booth.errors import UserError
-from booth.image_file import load_image
-from booth.image_folder import find_images, log_passed_over
-from booth.inputs import Inputs
-from booth.preparation import warn_if_small
-from booth.views import pixels, views
+from booth.common.errors import UserError
+from booth.data import images
+from booth.data.image_file import load_image
+from booth.data.image_folder import find_images, log_passed_over
+from booth.data.images import Example, instance_examples, read_examples
+from booth.data.inputs import Inputs
+from booth.data.views import pixels, views
+from booth.train.preparation import warn_if_small
 
 FIELD = "instance.images"
 NOT_AN_IMAGE = "no image in a format that can be read here; convert it to JPEG"
@@ -200,7 +200,7 @@ def test_no_error_of_a_decoder_is_without_words(tmp_path, monkeypatch, error, sa
     def fail(path):
         raise error
 
-    monkeypatch.setattr(data, "load_image", fail)
+    monkeypatch.setattr(images, "load_image", fail)
     with pytest.raises(UserError) as caught:
         read_examples([tmp_path / "photo.jpg"], "a photo", "instance", FIELD)
     assert reason("photo.jpg", caught.value) == said
@@ -347,10 +347,10 @@ def test_a_folder_of_an_impossible_name(tmp_path, name):
 
 READ_ALL = """
 import sys
-from booth import data
-from booth.errors import UserError
-from booth.image_folder import find_images
-from booth.views import pixels, views
+from booth.data import images
+from booth.common.errors import UserError
+from booth.data.image_folder import find_images
+from booth.data.views import pixels, views
 
 def peak():  # MiB. Of ru_maxrss a process inherits its parent's, which may be anything in the middle of tests
     with open("/proc/self/status") as file:
@@ -359,7 +359,7 @@ def peak():  # MiB. Of ru_maxrss a process inherits its parent's, which may be a
 def read(paths):
     for path in paths:
         try:
-            (example,) = data.read_examples([path], "a photo", "instance", "instance.images")
+            (example,) = images.read_examples([path], "a photo", "instance", "instance.images")
         except UserError:
             continue
         if max(example.size) < 1000:

@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from booth import data
-from booth.captions import read_captions
-from booth.errors import UserError
-from booth.image_dataset import cache_folder, open_photos
-from booth.image_folder import find_images
+from booth.common.errors import UserError
+from booth.data import images
+from booth.data.captions import read_captions
+from booth.data.image_dataset import cache_folder, open_photos
+from booth.data.image_folder import find_images
 
 COLOURS = ("red", "green", "blue")
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -154,7 +154,7 @@ def test_the_bytes_are_unpacked_in_order_with_their_captions(make, tmp_path, cac
     assert [path.name for path in found] == [f"{n:05d}{suffix}" for n, suffix in enumerate(SUFFIXES)]
     assert [path.read_bytes() for path in found] == CONTENT
     assert read_captions(photos.folder, found, "metadata", "text", "") == CAPTIONS
-    examples = data.instance_examples(str(photos.folder), "photo of {caption}", "metadata")
+    examples = images.instance_examples(str(photos.folder), "photo of {caption}", "metadata")
     assert [example.caption for example in examples] == [f"photo of {caption}" for caption in CAPTIONS]
 
 
@@ -169,7 +169,7 @@ def test_what_is_unpacked_is_reused_wherever_the_dataset_lies(tmp_path, cache, m
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     (tmp_path / "a" / "cars.parquet").rename(tmp_path / "moved.parquet")
     with monkeypatch.context() as patch:
-        patch.setattr("booth.image_dataset._rows", None)  # not asked for any more
+        patch.setattr("booth.data.image_dataset._rows", None)  # not asked for any more
         assert open_photos(str(tmp_path / "moved.parquet"), "image").folder == first
     assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
     other = write_parquet(tmp_path / "other.parquet", captions=[*CAPTIONS[:2], "a black car"])
@@ -184,7 +184,7 @@ def test_an_interrupted_unpacking_leaves_nothing(tmp_path, cache, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("booth.image_dataset._rows", broken)
+        patch.setattr("booth.data.image_dataset._rows", broken)
         with pytest.raises(KeyboardInterrupt):
             open_photos(str(source), "image")
     assert [path.name for path in cache.iterdir()] == [".lock"]
@@ -205,7 +205,7 @@ def test_a_plain_folder_stays_what_it_is(photos, tmp_path, cache):
 
 
 def test_a_plain_folder_needs_no_arrow(photos):
-    code = f"from booth.image_dataset import open_photos; import sys; open_photos({str(photos)!r}, 'image');" + (
+    code = f"from booth.data.image_dataset import open_photos; import sys; open_photos({str(photos)!r}, 'image');" + (
         "sys.exit(bool({'pyarrow', 'datasets', 'huggingface_hub'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -221,8 +221,8 @@ def test_columns_that_are_not_there(tmp_path):
     assert refusal(source, "says").startswith(f"{where} has no images in a column 'says'; its columns are photo, ")
     folder = open_photos(str(source), "photo", "metadata").folder
     with pytest.raises(UserError, match="says"):
-        data.instance_examples(str(folder), "", "metadata", "text")
-    assert len(data.instance_examples(str(folder), "", "metadata", "says")) == 3
+        images.instance_examples(str(folder), "", "metadata", "text")
+    assert len(images.instance_examples(str(folder), "", "metadata", "says")) == 3
     nothing = tmp_path / "numbers.parquet"
     pa.parquet.write_table(pa.table({"a": [1], "b": ["x"]}), nothing)
     assert "its columns are a, b; with images: none; give a dataset of images" in refusal(nothing)
@@ -265,7 +265,7 @@ def test_rows_without_a_caption_are_named(tmp_path):
     source = write_parquet(tmp_path / "cars.parquet", captions=["a car", None, "  "])
     folder = open_photos(str(source), "image", "metadata").folder
     with pytest.raises(UserError, match=r"no caption for 00001\.jpg, 00002\.webp"):
-        data.instance_examples(str(folder), "", "metadata")
+        images.instance_examples(str(folder), "", "metadata")
 
 
 def test_no_rows(tmp_path):

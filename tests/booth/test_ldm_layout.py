@@ -12,9 +12,9 @@ from diffusers.loaders.single_file_utils import (
 from make_pipeline import SIZES, build_networks
 from safetensors.torch import load_file
 
-from booth import export_single_file, ldm_layout
-from booth.errors import UserError
-from booth.pipeline_dir import canonical_name, open_pipeline
+from booth.common.errors import UserError
+from booth.models import export_single_file, ldm_layout
+from booth.models.pipeline import canonical_name, open_pipeline
 
 REAL = ("sd15", "sd21-512", "sd21-768")
 

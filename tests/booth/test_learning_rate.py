@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from booth.config import default_config
-from booth.learning_rate import learning_rates
+from booth.config.values import default_config
+from booth.train.learning_rate import learning_rates
 
 SCHEDULES = [
     {"lr_schedule": "constant"},

@@ -10,11 +10,11 @@ from fake_backend import TRAINED, FakeBackend, watched
 from PIL import Image
 from safetensors.numpy import load_file
 
-from booth import loop
-from booth.errors import UserError
-from booth.inputs import preview_batch_size
-from booth.model_options import find_trained
-from booth.objective import dreambooth_loss, noisy_latents
+from booth.commands.options import find_trained
+from booth.common.errors import UserError
+from booth.data.inputs import preview_batch_size
+from booth.diffusion.objective import dreambooth_loss, noisy_latents
+from booth.train import loop
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -33,7 +33,7 @@ def trained(folder):
 def test_the_gradient_of_the_fake_is_right():
     """By finite differences: the jobs below show something only if the fake learns."""
     rng = np.random.default_rng(0)
-    from booth.backend import Batch
+    from booth.diffusion.backend import Batch
 
     def rows(*shape):
         return rng.standard_normal((3, *shape))
@@ -224,7 +224,7 @@ def test_a_refused_resume_leaves_the_record_as_it_was(config, tmp_path, photos):
 def test_other_work_than_training_is_not_counted_into_the_speed(config, tmp_path, monkeypatch):
     """Each look at the clock takes a second, a checkpoint an hour: the speeds do not know of the hour."""
     clock = iter(range(10**6))
-    monkeypatch.setattr("booth.metrics.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("booth.train.metrics.time.perf_counter", lambda: next(clock))
 
     class Slow(FakeBackend):
         def save(self, state, folder):

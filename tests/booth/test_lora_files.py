@@ -8,14 +8,16 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from booth import adapters, cli, export_single_file, space
-from booth.adapters import LowRank, layers, weight_shapes
-from booth.errors import UserError
-from booth.lora_file import FILE, read_lora, write
-from booth.lora_layouts import kohya_key, parsed, peft_key
-from booth.lora_metadata import About
-from booth.pipeline_dir import open_pipeline
-from booth.tokens import ROWS, keep_embeddings, spoken, spoken_prompt
+from booth.commands import cli
+from booth.common import disk_space
+from booth.common.errors import UserError
+from booth.models import adapters, export_single_file
+from booth.models.adapters import LowRank, layers, weight_shapes
+from booth.models.lora_file import FILE, read_lora, write
+from booth.models.lora_layouts import kohya_key, parsed, peft_key
+from booth.models.lora_metadata import About
+from booth.models.new_tokens import ROWS, keep_embeddings, spoken, spoken_prompt
+from booth.models.pipeline import open_pipeline
 
 QUERY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
@@ -555,7 +557,7 @@ def test_what_cannot_work(lora, command, said, tmp_path, monkeypatch, refusal):
 
 def test_a_full_disk(lora, tiny_pipeline, tmp_path, monkeypatch, refusal):
     write(tmp_path / "a.safetensors", lora, "kohya", "source", About("a", "a"))
-    monkeypatch.setattr(space, "free", lambda folder: 100)
+    monkeypatch.setattr(disk_space, "free", lambda folder: 100)
     said = refusal(
         "export", "--from", tmp_path / "a.safetensors", "--format", "peft", "--out", tmp_path / "b.safetensors"
     )

@@ -8,15 +8,15 @@ import pytest
 from fake_backend import FakeBackend
 from PIL import Image
 
-from booth import loop
-from booth.config import resolved
-from booth.data import instance_examples, read_examples
-from booth.errors import UserError
-from booth.inputs import check_inputs
-from booth.masks import loss_weights, with_masks
-from booth.preparation import prepare
-from booth.rundir import RunDir
-from booth.views import views
+from booth.common.errors import UserError
+from booth.config.values import resolved
+from booth.data.images import instance_examples, read_examples
+from booth.data.inputs import check_inputs
+from booth.data.masks import loss_weights, with_masks
+from booth.data.views import views
+from booth.train import loop
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
 
 SUBJECT = (slice(16, 48), slice(8, 40))  # rows and columns of 64x64, in whole latents
 

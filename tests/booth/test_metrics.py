@@ -9,11 +9,11 @@ import pytest
 from fake_backend import TRAINED, FakeBackend
 from safetensors.numpy import load_file
 
-from booth import loop
-from booth.config import default_config
-from booth.errors import UserError
-from booth.metrics import MOST_SKIPPED_IN_A_ROW, Recorder, read_metrics
-from booth.rundir import RunDir
+from booth.common.errors import UserError
+from booth.config.values import default_config
+from booth.train import loop
+from booth.train.metrics import MOST_SKIPPED_IN_A_ROW, Recorder, read_metrics
+from booth.train.run_folder import RunDir
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import pytest
 import yaml
 from fake_backend import FakeBackend
 
-from booth import loop, report
-from booth.config import default_config, load_config
-from booth.errors import UserError
-from booth.numbers import with_numbers
-from booth.run_record import read_record
+from booth.common.errors import UserError
+from booth.config.auto import with_numbers
+from booth.config.values import default_config, load_config
+from booth.report import write
+from booth.train import loop
+from booth.train.run_record import read_record
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_a_run_of_before_goes_on(tiny_config, tmp_path, caplog):
     record = json.loads(path.read_text(encoding="utf-8"))
     record["config"] |= {"train.text_encoder_learning_rate": 0.0, "adapter.alpha": 0.0, "adapter.rank": 4}
     path.write_text(json.dumps(record), encoding="utf-8")
-    assert report.write(tmp_path / "run").is_file()
+    assert write.write(tmp_path / "run").is_file()
     assert read_record(tmp_path / "run").config["adapter.alpha"] == "auto"
     again = load_config(path)
     again.train.steps = 6

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from booth.backend import ROW_FIELDS, Batch
-from booth.objective import dreambooth_loss, noisy_latents
+from booth.diffusion.backend import ROW_FIELDS, Batch
+from booth.diffusion.objective import dreambooth_loss, noisy_latents
 
 
 @pytest.fixture

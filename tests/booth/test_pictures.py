@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from booth.pictures import grid, labelled_rows
+from booth.data.pictures import grid, labelled_rows
 
 RED, GREEN, BLUE = (np.array(colour, np.uint8) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250)))
 

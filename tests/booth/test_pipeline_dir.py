@@ -14,8 +14,8 @@ import pytest
 from diffusers import UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
-from booth.errors import UserError
-from booth.pipeline_dir import canonical_name, open_pipeline
+from booth.common.errors import UserError
+from booth.models.pipeline import canonical_name, open_pipeline
 
 
 @pytest.fixture
@@ -254,6 +254,7 @@ def test_refuses_a_missing_tokenizer(folder):
 
 
 def test_imports_no_framework():
-    code = "import sys, booth.export; print(*{'jax', 'torch', 'diffusers', 'transformers'} & set(sys.modules))"
+    heavy = {"jax", "torch", "diffusers", "transformers"}
+    code = f"import sys, booth.models.export_folder; print(*{heavy} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""

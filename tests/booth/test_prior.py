@@ -8,13 +8,13 @@ import pytest
 from fake_backend import FakeBackend, watched
 from PIL import Image
 
-from booth import prior
-from booth.config import default_config
-from booth.errors import UserError
-from booth.inputs import check_inputs, load_tokenizer
-from booth.pipeline_dir import open_pipeline
-from booth.prior import MANIFEST, class_images
-from booth.sampling import Sampler
+from booth.common.errors import UserError
+from booth.config.values import default_config
+from booth.data.inputs import check_inputs, load_tokenizer
+from booth.diffusion.sampling import Sampler
+from booth.models.pipeline import open_pipeline
+from booth.train import class_images as class_image_files
+from booth.train.class_images import MANIFEST, class_images
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,11 @@ def test_own_images_come_first(make):
     (make.folder / "notes.txt").write_text("not an image")
     assert make(5) == ["class-1.png", "robot 2.jpg", "robot 10.jpg", *ours(0, 1)]
     assert make(2) == ["class-1.png", "robot 2.jpg"]
-    assert [path.name for path in prior.own_images(make.folder)] == ["class-1.png", "robot 2.jpg", "robot 10.jpg"]
+    assert [path.name for path in class_image_files.own_images(make.folder)] == [
+        "class-1.png",
+        "robot 2.jpg",
+        "robot 10.jpg",
+    ]
 
 
 def test_own_images_alone_need_no_recipe(make):

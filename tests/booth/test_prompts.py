@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from booth.errors import UserError
-from booth.prompts import Tokenizer
+from booth.common.errors import UserError
+from booth.models.tokenizer import Tokenizer
 
 START, END = 1022, 1023  # of the tiny pipeline's vocabulary
 

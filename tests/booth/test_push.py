@@ -23,14 +23,16 @@ from PIL import Image
 from safetensors.numpy import save_file
 from waiting import PATIENCE_S
 
-from booth import adapters, loop, lora_file, push_command
-from booth.cli import main
-from booth.errors import UserError
-from booth.export import RECORD
-from booth.model_card import Shown, card
-from booth.pipeline_dir import open_pipeline
-from booth.push_command import Destination
-from booth.report_data import gather
+from booth.commands import push
+from booth.commands.cli import main
+from booth.commands.push import Destination
+from booth.common.errors import UserError
+from booth.models import adapters, lora_file
+from booth.models.export_folder import RECORD
+from booth.models.pipeline import open_pipeline
+from booth.report.data import gather
+from booth.report.model_card import Shown, card
+from booth.train import loop
 
 ROOT = Path(__file__).parents[2]
 ID = "owner/robot"
@@ -318,7 +320,7 @@ def test_photos_are_told_by_kind_not_by_title(run):
     assert card(renamed, Shown(ID, 4), "id") == card(report, Shown(ID, 4), "id")
     assert "from 5 photos" in card(renamed, Shown(ID, 4), "id")
     assert "2 class images" in card(renamed, Shown(ID, 4), "id")
-    assert len(list(push_command._photos(renamed))) == 5
+    assert len(list(push._photos(renamed))) == 5
 
 
 def test_a_base_from_the_hub(run):

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from booth import randomness
+from booth.common import randomness
 
 
 def test_golden_hash():

@@ -9,15 +9,15 @@ from fake_backend import TRAINED, FakeBackend, watched
 from PIL import Image
 from safetensors.numpy import load_file
 
-from booth import loop
-from booth.cli import main
-from booth.config import load_config
-from booth.errors import UserError
-from booth.metrics import read_metrics
-from booth.model_options import find_trained
-from booth.report_data import gather
-from booth.run_record import read_record
-from booth.rundir import RunDir
+from booth.commands.cli import main
+from booth.commands.options import find_trained
+from booth.common.errors import UserError
+from booth.config.values import load_config
+from booth.report.data import gather
+from booth.train import loop
+from booth.train.metrics import read_metrics
+from booth.train.run_folder import RunDir
+from booth.train.run_record import read_record
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -26,8 +26,8 @@ class Lora(FakeBackend):
     """Has an adapter that does nothing, so that a run ends with a LoRA file."""
 
     def tensors(self, state):
-        from booth.adapters import adapter_of
-        from booth.pipeline_dir import open_pipeline
+        from booth.models.adapters import adapter_of
+        from booth.models.pipeline import open_pipeline
 
         adapter = adapter_of(self.config, open_pipeline(self.config.model.source))
         for name, shape in adapter.tensor_shapes().items():
@@ -185,7 +185,7 @@ def test_half_an_export_is_no_export(config, tmp_path, lost):
 
 
 def with_tokens():
-    from booth.tokens import ROWS
+    from booth.models.new_tokens import ROWS
 
     class Tokens(FakeBackend):
         def tensors(self, state):
@@ -208,7 +208,7 @@ def test_a_pipeline_of_someone_elses_is_seen_before_training(config, tmp_path):
 def test_an_export_does_not_take_the_place_of_a_longer_ones(config, tmp_path, monkeypatch, capsys):
     """By the command; nobody means a run's own pipeline by --out."""
     run = loop.train(FakeBackend, config, tmp_path / "run")
-    monkeypatch.setattr("booth.export_command.load_backend", lambda package: FakeBackend)
+    monkeypatch.setattr("booth.commands.export.load_backend", lambda package: FakeBackend)
     before = contents(run.pipeline)
     export = ["export", "--run", str(run.path), "--out", str(run.pipeline), "--step"]
     assert main("torchbooth", [*export, "4"]) == 2

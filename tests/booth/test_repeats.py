@@ -2,8 +2,8 @@
 
 import pytest
 
-from booth.errors import UserError
-from booth.repeats import Subfolder, may_be_an_order, repeated_folders
+from booth.common.errors import UserError
+from booth.data.kohya_folders import Subfolder, may_be_an_order, repeated_folders
 
 
 @pytest.fixture

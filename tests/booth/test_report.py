@@ -18,15 +18,16 @@ import pytest
 from fake_backend import FakeBackend, watched
 from PIL import Image
 
-from booth import loop, report
-from booth.cli import main
-from booth.config import load_config, resolved
-from booth.errors import UserError
-from booth.evaluation import Evaluation, Scored
-from booth.report_curves import _POINTS, Curve, chart, smoothed
-from booth.report_data import gather
-from booth.report_pictures import LARGE, PREVIEW, PREVIEWS, THUMBNAIL, THUMBNAILS
-from booth.rundir import locked
+from booth.commands.cli import main
+from booth.common.errors import UserError
+from booth.config.values import load_config, resolved
+from booth.evaluate.results import Evaluation, Scored
+from booth.report import write
+from booth.report.curves import _POINTS, Curve, chart, smoothed
+from booth.report.data import gather
+from booth.report.pictures import LARGE, PREVIEW, PREVIEWS, THUMBNAIL, THUMBNAILS
+from booth.train import loop
+from booth.train.run_folder import locked
 
 VOID = {"meta", "img", "input", "br"}
 EVIL = "<script>alert(1)</script> \"quoted\" & 'more' </title> $body \x1b[0m"
@@ -230,7 +231,7 @@ def test_a_run_goes_on_without_it(config, tmp_path, monkeypatch, caplog, error):
     def fails(*_):
         raise error
 
-    monkeypatch.setattr(report, "write_text", fails)
+    monkeypatch.setattr(write, "write_text", fails)
     run = loop.train(FakeBackend, config, tmp_path / "run")
     assert len(run.metrics) == 4 and (run.pipeline / "model_index.json").is_file()
     assert not (run.path / "report.html").exists()
@@ -240,7 +241,7 @@ def test_a_run_goes_on_without_it(config, tmp_path, monkeypatch, caplog, error):
 def test_nothing_goes_wrong_unseen(finished, caplog, tmp_path):
     """What the runs above would only warn of."""
     shutil.copytree(finished, tmp_path / "run")
-    report.refresh(tmp_path / "run")
+    write.refresh(tmp_path / "run")
     assert not caplog.messages
 
 
@@ -290,7 +291,7 @@ def test_a_run_begins_without_anything(copied):
         (copied / name).unlink()
     for name in ("samples", "class_images", "checkpoints", "pipeline", "cache", "tensorboard"):
         shutil.rmtree(copied / name)
-    page = page_of(report.write(copied).parent)
+    page = page_of(write.write(copied).parent)
     assert "0 of 4" in page.text("dd") and not page.of("img", "svg")
 
 
@@ -309,7 +310,7 @@ def test_a_strangers_run(copied, photos, tmp_path):
     (copied / "manifest.json").write_text(json.dumps(manifest))
     (copied / "samples" / "before_after.png").write_bytes(b"no picture")
     (copied / "samples" / "step-000004.png").write_bytes(b"\x89PNG")
-    page = page_of(report.write(copied).parent)
+    page = page_of(write.write(copied).parent)
     assert len(pictures(page, "Instance images")) == 1 and len(pictures(page, "Preview")) == 1
     assert "samples/before_after.png cannot be read." in page.text("a")
     assert not re.search(r"\b(nan|inf)\b", " ".join(path["d"] for path in page.of("path")))
@@ -338,7 +339,7 @@ def test_it_stays_small(copied, tmp_path):
     line = json.loads((copied / "metrics.jsonl").read_text().splitlines()[0])
     lines = [json.dumps(line | {"step": step, "loss": step % 7 + 0.1}) for step in range(1, 5_001)]
     (copied / "metrics.jsonl").write_text("\n".join(lines))
-    page = page_of(report.write(copied).parent)
+    page = page_of(write.write(copied).parent)
     assert 2_000_000 < (copied / "report.html").stat().st_size < 5_000_000
     for alt, limits in (("The instance", LARGE), ("Preview", PREVIEW), ("Instance", THUMBNAIL), ("Class", THUMBNAIL)):
         for image in pictures(page, alt):
@@ -413,12 +414,12 @@ def test_commands_fit_the_run(copied):
 
 
 def test_pictures_are_made_small_once(config, tmp_path, monkeypatch):
-    from booth import report_pictures
+    from booth.report import pictures
 
     made = []
-    real = report_pictures.pictures.thumbnail
+    real = pictures.pictures.thumbnail
     monkeypatch.setattr(
-        report_pictures.pictures,
+        pictures.pictures,
         "thumbnail",
         lambda path, *limits: (made.append(Path(path).name), real(path, *limits))[1],
     )
@@ -441,7 +442,7 @@ def test_photos_of_a_dataset_are_found_where_it_was_unpacked(copied, photos, tmp
     manifest["images from the hub"] = {"source": "owner/robots", "revision": "", "commit": "0123abcd"}
     (copied / "manifest.json").write_text(json.dumps(manifest))
     assert gather(copied).albums[0].folder.name == "dataset"
-    page = page_of(report.write(copied).parent)
+    page = page_of(write.write(copied).parent)
     assert len(pictures(page, "Instance images")) == 5 and "dataset, commit" in page.text("code")
     shutil.rmtree(tmp_path / "booth" / "datasets" / "dataset")
-    assert not pictures(page_of(report.write(copied).parent), "Instance images")
+    assert not pictures(page_of(write.write(copied).parent), "Instance images")

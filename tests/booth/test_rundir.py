@@ -8,15 +8,15 @@ import sys
 
 import pytest
 
-from booth.config import default_config
-from booth.errors import UserError
-from booth.run_record import read_record
-from booth.rundir import RunDir, publish, write_text
+from booth.common.errors import UserError
+from booth.config.values import default_config
+from booth.train.run_folder import RunDir, publish, write_text
+from booth.train.run_record import read_record
 
 HOLD_LOCK = """
 import sys
-from booth.config import default_config
-from booth.rundir import RunDir
+from booth.config.values import default_config
+from booth.train.run_folder import RunDir
 
 with RunDir.open(sys.argv[1], "jax", default_config()):
     print("locked", flush=True)

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from booth import host_memory, safetensors_reader, yardstick
-from booth.errors import ENDS, UserError, reading
-from booth.lora_file import read_lora
-from booth.pipeline_dir import open_pipeline
-from booth.safetensors_reader import opened
-from booth.single_file import open_single_file
+from booth.common import host_memory
+from booth.common.errors import ENDS, UserError, reading
+from booth.evaluate import yardstick
+from booth.models import safetensors_reader
+from booth.models.lora_file import read_lora
+from booth.models.pipeline import open_pipeline
+from booth.models.safetensors_reader import opened
+from booth.models.single_file import open_single_file
 
 
 class PanicException(BaseException):
@@ -30,7 +32,7 @@ def lora(tmp_path):
 @pytest.fixture
 def readers(lora, tiny_pipeline, tmp_path):
     """Name -> (what reads the tensors of a file, the file)."""
-    from booth import export_single_file
+    from booth.models import export_single_file
 
     pipeline, single = open_pipeline(tiny_pipeline), tmp_path / "single.safetensors"
     export_single_file.write(pipeline, single)
@@ -112,7 +114,7 @@ def test_a_limited_address_space(tmp_path):
     program = f"""
 import resource
 from pathlib import Path
-from booth.safetensors_reader import opened, UserError
+from booth.models.safetensors_reader import opened, UserError
 before = 4096 * int(Path("/proc/self/statm").read_text().split()[0])
 for more in (0.25, 0.75, 1.5):
     resource.setrlimit(resource.RLIMIT_AS, (int(before + more * 2**30), resource.RLIM_INFINITY))

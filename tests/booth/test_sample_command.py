@@ -9,11 +9,14 @@ import pytest
 from fake_backend import FakeBackend
 from PIL import Image
 
-from booth import cli, export_single_file, loop, pictures, xy_grid
-from booth.errors import OutOfMemory, UserError
-from booth.pipeline_dir import open_pipeline
-from booth.recipe import Recipe, infotext
-from booth.xy_grid import read_axes, varied
+from booth.commands import cli, xy_grid
+from booth.commands.png_text import Recipe, infotext
+from booth.commands.xy_grid import read_axes, varied
+from booth.common.errors import OutOfMemory, UserError
+from booth.data import pictures
+from booth.models import export_single_file
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
 
 RECIPE = Recipe("a photo of sks dog", "", 42, "dpm++", 25, 7.5)
 
@@ -48,7 +51,7 @@ def sample(tiny_pipeline, tmp_path, monkeypatch, capsys, caplog):
             return lines[0].removeprefix("torchbooth: error: ")
         return {path.name: Image.open(path) for path in sorted((tmp_path / out).iterdir())}
 
-    monkeypatch.setattr("booth.cli.log.propagate", True)
+    monkeypatch.setattr("booth.commands.cli.log.propagate", True)
     caplog.set_level("INFO", "booth")
     return sample
 
@@ -237,7 +240,7 @@ def test_axes_that_cannot_be(sample, axes, said, tmp_path):
 
 def test_many_images_are_said_and_made(sample, caplog, monkeypatch):
     monkeypatch.setattr(xy_grid, "MANY", 3)
-    monkeypatch.setattr("booth.sample_command.MANY", 3)
+    monkeypatch.setattr("booth.commands.sample.MANY", 3)
     sample("--prompt", "a", "--x", "guidance=2,3", "--y", "seed=0,1")
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "--x and --y ask for 4 images"

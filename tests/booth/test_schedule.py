@@ -10,8 +10,8 @@ from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from diffusers.training_utils import compute_snr
 
-from booth.errors import UserError
-from booth.schedule import _RESCALING, noise_schedule, zero_terminal_snr
+from booth.common.errors import UserError
+from booth.diffusion.schedule import _RESCALING, noise_schedule, zero_terminal_snr
 
 SD15 = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from picture_world.settings import SETTINGS
 
-from booth import scores
-from booth.errors import UserError
-from booth.evaluation_prompts import LIVE_SUBJECTS, OBJECTS, WORLD, asked, is_alive, subject_of, templates_of
-from booth.judges import Yardstick
-from booth.scores import Album, Seen
+from booth.common.errors import UserError
+from booth.evaluate import scores
+from booth.evaluate.judges import Yardstick
+from booth.evaluate.prompts import LIVE_SUBJECTS, OBJECTS, WORLD, asked, is_alive, subject_of, templates_of
+from booth.evaluate.scores import Album, Seen
 
 RIGHT, UP, HALF = (1.0, 0.0), (0.0, 1.0), (0.8, 0.6)
 

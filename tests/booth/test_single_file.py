@@ -18,11 +18,11 @@ from hub_server import files_of
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from booth import export_single_file
-from booth.errors import UserError
-from booth.export import export
-from booth.pipeline_dir import open_pipeline
-from booth.tokens import TABLE
+from booth.common.errors import UserError
+from booth.models import export_single_file
+from booth.models.export_folder import export
+from booth.models.new_tokens import TABLE
+from booth.models.pipeline import open_pipeline
 
 IN_PROJ = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
 QUERY = "text_model.encoder.layers.0.self_attn.q_proj.weight"

@@ -21,10 +21,10 @@ from diffusers import (
 )
 from diffusers.schedulers import scheduling_euler_ancestral_discrete
 
-from booth import solvers
-from booth.errors import UserError
-from booth.schedule import noise_schedule
-from booth.solvers import HISTORY, SOLVERS, as_in_pipeline, is_guided, needs_noise, solver_step, solver_table
+from booth.common.errors import UserError
+from booth.diffusion import solvers
+from booth.diffusion.schedule import noise_schedule
+from booth.diffusion.solvers import HISTORY, SOLVERS, as_in_pipeline, is_guided, needs_noise, solver_step, solver_table
 
 CLASSES = {
     "ddim": DDIMScheduler,

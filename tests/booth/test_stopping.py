@@ -11,19 +11,19 @@ import time
 import pytest
 from waiting import PATIENCE_S
 
-from booth import stopping
-from booth.stopping import StopRequest
+from booth.common import signals
+from booth.common.signals import StopRequest
 
 BEGIN = """
 import hashlib, time
-from booth import stopping
-from booth.stopping import StopRequest, deafness_ends
+from booth.common import signals
+from booth.common.signals import StopRequest, deafness_ends
 
 def compute():  # as a framework does: long, in one call
     print("computing", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
-stopping._DEAF_S = 0.5
+signals._DEAF_S = 0.5
 with deafness_ends("booth"), StopRequest() as request:
 """
 END = """
@@ -61,7 +61,7 @@ def test_ctrl_c_inside_a_computation(start):
 
 def test_ctrl_c_where_python_hears_it(start):
     process = start("""\
-stopping._DEAF_S = 5  # a busy machine may take a while to come to the handler
+signals._DEAF_S = 5  # a busy machine may take a while to come to the handler
 try:
     print("computing", flush=True)
     time.sleep(3600)
@@ -110,10 +110,10 @@ def test_every_signal_that_ends_a_process_is_decided():
     stopping_jobs = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
     realtime = range(signal.SIGRTMIN, signal.SIGRTMAX + 1)
     ending = signal.valid_signals() - ignored - stopping_jobs - set(realtime)
-    undecided = [number for number in ending if isinstance(number, signal.Signals) and number not in stopping._SIGNALS
-                 and not re.search(rf"\b{number.name}\b", stopping.__doc__)]  # fmt: skip
+    undecided = [number for number in ending if isinstance(number, signal.Signals) and number not in signals._SIGNALS
+                 and not re.search(rf"\b{number.name}\b", signals.__doc__)]  # fmt: skip
     assert not undecided
-    assert set(ASKING) == set(stopping._SIGNALS)
+    assert set(ASKING) == set(signals._SIGNALS)
 
 
 @pytest.mark.parametrize("number", ASKING[2:], ids=[number.name for number in ASKING[2:]])
@@ -131,7 +131,7 @@ def test_a_closed_terminal(tmp_path):
     """What is written to it afterwards goes nowhere and is no error."""
     body = f"""
 import pathlib, sys, time
-from booth.stopping import StopRequest
+from booth.common.signals import StopRequest
 with StopRequest() as request:
     request.arm()
     print("computing", flush=True)

@@ -5,8 +5,8 @@ import pytest
 from photo_files import picture
 from PIL import Image
 
-from booth.data import read_examples
-from booth.views import View, bucket_sizes, covering, nearest, pixels, views
+from booth.data.images import read_examples
+from booth.data.views import View, bucket_sizes, covering, nearest, pixels, views
 
 
 def one_example(path):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from booth import loop
+from booth.train import loop
 
 SIZES = [(90, 60), (64, 64), (50, 80)]  # of which three buckets are used
 

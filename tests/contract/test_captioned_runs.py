@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from booth import loop
+from booth.train import loop
 
 
 @pytest.mark.full  # jaxbooth compiles a step for each

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from booth import loop
-from booth.errors import UserError
-from booth.image_folder import find_images
+from booth.common.errors import UserError
+from booth.data.image_folder import find_images
+from booth.train import loop
 
 
 @pytest.fixture(params=["torchbooth"])  # what differs from a folder is over before a backend begins

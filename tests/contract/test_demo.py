@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from booth import embedded, loop
-from booth.config import load_config
+from booth.config.values import load_config
+from booth.models import embedded
+from booth.train import loop
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 
-from booth import loop
-from booth.checkpoints import Checkpoints, checkpoint_size
-from booth.config import set_field
-from booth.inputs import check_inputs
-from booth.learning_rate import learning_rates
-from booth.pipeline_dir import open_pipeline
-from booth.preparation import prepare
-from booth.run_record import read_record
-from booth.rundir import RunDir
+from booth.config.values import set_field
+from booth.data.inputs import check_inputs
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
+from booth.train.checkpoints import Checkpoints, checkpoint_size
+from booth.train.learning_rate import learning_rates
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
+from booth.train.run_record import read_record
 
 DECAY = 0.3  # warmup is below it for three updates: 0, 2/11, 3/12
 TOLERANCE = 1e-5

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from booth import loop
-from booth.lora_file import FILE
+from booth.models.lora_file import FILE
+from booth.train import loop
 
 
 @pytest.fixture(params=["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])  # which compiles twice

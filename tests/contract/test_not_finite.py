@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from booth.errors import UserError
-from booth.inputs import check_inputs
-from booth.learning_rate import learning_rates
-from booth.preparation import prepare
-from booth.rundir import RunDir
+from booth.common.errors import UserError
+from booth.data.inputs import check_inputs
+from booth.train.learning_rate import learning_rates
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from booth import loop
-from booth.checkpoints import checkpoint_size
-from booth.config import set_field
-from booth.errors import UserError
-from booth.lora_file import FILE
-from booth.numbers import with_numbers
-from booth.pipeline_dir import open_pipeline
-from booth.validation import validate
+from booth.common.errors import UserError
+from booth.config.auto import with_numbers
+from booth.config.validation import validate
+from booth.config.values import set_field
+from booth.models.lora_file import FILE
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
+from booth.train.checkpoints import checkpoint_size
 
 pytest.importorskip("prodigyopt")
 FIELDS = {

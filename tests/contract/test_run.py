@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from booth import loop
-from booth.errors import UserError
-from booth.metrics import read_metrics
+from booth.common.errors import UserError
+from booth.train import loop
+from booth.train.metrics import read_metrics
 
 FIELDS = {"step", "loss", "instance_loss", "prior_loss", "learning_rate", "grad_norm", "samples_per_s"}
 
@@ -117,9 +117,9 @@ def test_bf16(backend_class, tiny_config, tmp_path):
 
 def test_sampling_and_export_need_no_optimizer(backend_class, tiny_config, tmp_path):
     """A checkpoint's weights are read without Adam's moments, which are twice their size."""
-    from booth.checkpoints import Checkpoints
-    from booth.pipeline_dir import open_pipeline
-    from booth.run_record import read_record
+    from booth.models.pipeline import open_pipeline
+    from booth.train.checkpoints import Checkpoints
+    from booth.train.run_record import read_record
 
     run = loop.train(backend_class, tiny_config, tmp_path / "run")
     backend = backend_class(tiny_config)

@@ -16,11 +16,11 @@ from diffusers import (
 from diffusers.schedulers import scheduling_euler_ancestral_discrete
 from PIL import Image
 
-from booth import loop
-from booth.config import default_config
-from booth.inputs import load_tokenizer
-from booth.pipeline_dir import open_pipeline
-from booth.sampling import ImageRequest, Sampler, initial_noise, step_noise
+from booth.config.values import default_config
+from booth.data.inputs import load_tokenizer
+from booth.diffusion.sampling import ImageRequest, Sampler, initial_noise, step_noise
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
 
 SCHEDULERS = {
     "dpm++": DPMSolverMultistepScheduler,

@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from booth import loop
-from booth.config import default_config
-from booth.inputs import load_tokenizer
-from booth.pipeline_dir import open_pipeline
-from booth.sampling import ImageRequest, Sampler, initial_noise
-from booth.schedule import zero_terminal_snr
+from booth.config.values import default_config
+from booth.data.inputs import load_tokenizer
+from booth.diffusion.sampling import ImageRequest, Sampler, initial_noise
+from booth.diffusion.schedule import zero_terminal_snr
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
 
 REQUEST = ImageRequest("a photo of sks robot on the beach", 3, "blurry")
 STEPS, GUIDANCE, SIZE = 8, 5.0, 64

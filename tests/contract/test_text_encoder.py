@@ -6,11 +6,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.numpy import load_file
 
-from booth import cli, loop
-from booth.inputs import check_inputs
-from booth.learning_rate import learning_rates
-from booth.preparation import prepare
-from booth.rundir import RunDir
+from booth.commands import cli
+from booth.data.inputs import check_inputs
+from booth.train import loop
+from booth.train.learning_rate import learning_rates
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.numpy import load_file
 
-from booth import cli, loop
-from booth.errors import UserError
-from booth.lora_file import read_lora
-from booth.pipeline_dir import open_pipeline
-from booth.tokens import ROWS, TABLE, file_names
+from booth.commands import cli
+from booth.common.errors import UserError
+from booth.models.lora_file import read_lora
+from booth.models.new_tokens import ROWS, TABLE, file_names
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
 
 TOKENS = ("<saya_token>", "<its_colour>")
 ALONE = {"train.unet": False}

@@ -94,7 +94,7 @@ class Outcome(NamedTuple):
 @pytest.fixture
 def main(capfd):
     """`cli.main` in this process."""
-    from booth import cli
+    from booth.commands import cli
 
     log = logging.getLogger("booth")
     before = log.handlers[:], log.propagate, log.level

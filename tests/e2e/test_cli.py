@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from waiting import PATIENCE_S
 
-from booth.fields import FIELDS
+from booth.config.fields import FIELDS
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -337,7 +337,7 @@ def test_the_exit_code_of_an_interrupted_command(main, job, tmp_path, monkeypatc
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("booth.loop.train", interrupted)
+    monkeypatch.setattr("booth.train.loop.train", interrupted)
     outcome = main("torchbooth", "train", *job(tmp_path / "run"))
     assert outcome.code == 130
     assert (

@@ -5,14 +5,16 @@ import subprocess
 
 import pytest
 
-from booth import cache, checkpoints, export, export_single_file, pictures
-from booth.checkpoints import Checkpoints
-from booth.config import default_config, load_config, resolved
-from booth.errors import UserError
-from booth.metrics import Recorder, read_metrics
-from booth.pipeline_dir import open_pipeline
-from booth.rundir import RunDir
-from booth.space import Need, free, readable, require
+from booth.common.disk_space import Need, free, readable, require
+from booth.common.errors import UserError
+from booth.config.values import default_config, load_config, resolved
+from booth.data import pictures
+from booth.models import export_folder, export_single_file
+from booth.models.pipeline import open_pipeline
+from booth.train import checkpoints, latent_cache
+from booth.train.checkpoints import Checkpoints
+from booth.train.metrics import Recorder, read_metrics
+from booth.train.run_folder import RunDir
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_space_is_looked_at_before_work_begins(disk, fill, job, main):
 def test_while_saving(disk, fill, full_at, job, main, monkeypatch, package, known):
     """Found before anything is written; or, if the size was not foreseen, by the library that writes."""
     if not known:
-        monkeypatch.setattr("booth.loop.checkpoint_size", lambda *_: 0)
+        monkeypatch.setattr("booth.train.loop.checkpoint_size", lambda *_: 0)
     full_at(Checkpoints, "save", 2, leave=1_000_000)
     outcome = main(package, "train", *job(disk / "run"))
     refused(outcome, "checkpoint of step 4", "earlier checkpoints are untouched")
@@ -105,8 +107,8 @@ def test_while_saving(disk, fill, full_at, job, main, monkeypatch, package, know
 
 @pytest.mark.parametrize(
     ("owner", "name", "number", "said"),
-    [(pictures, "write_bytes", 2, "class_images/class-00001.png"), (cache, "write_bytes", 3, "/cache/"),
-     (pictures, "write_bytes", 3, "samples/step-000004.png"), (export, "_write_pipeline", 1, "export to"),],
+    [(pictures, "write_bytes", 2, "class_images/class-00001.png"), (latent_cache, "write_bytes", 3, "/cache/"),
+     (pictures, "write_bytes", 3, "samples/step-000004.png"), (export_folder, "_write_pipeline", 1, "export to"),],
 )  # fmt: skip
 def test_while_writing_anything_else(disk, fill, full_at, job, main, owner, name, number, said):
     arguments = [*job(disk / "run"), "--config.samples.every_steps=4", "--config.samples.inference_steps=2"]

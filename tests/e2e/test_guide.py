@@ -10,7 +10,7 @@ from page_commands import commands, parts, smaller
 from PIL import Image
 from safetensors import safe_open
 
-from booth.fields import FIELDS
+from booth.config.fields import FIELDS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "GUIDE.md").read_text(encoding="utf-8")

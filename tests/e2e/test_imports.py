@@ -12,7 +12,8 @@ import booth
 
 for module in pkgutil.walk_packages(booth.__path__, "booth."):
     importlib.import_module(module.name)
-assert {"booth.cli", "booth.loop", "booth.export", "booth.config"} <= sys.modules.keys()
+ours = {"booth.commands.cli", "booth.train.loop", "booth.models.export_folder", "booth.config.values"}
+assert ours <= sys.modules.keys()
 frameworks = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "diffusers", "accelerate", "tensorflow"}
 found = frameworks & sys.modules.keys()
 sys.exit(f"booth imports {sorted(found)}" if found else 0)

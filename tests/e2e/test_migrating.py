@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from page_commands import OURS, blocks, commands, parts, smaller
 
-from booth import foreign_flags
-from booth.fields import FIELDS
+from booth.config import foreign_flags
+from booth.config.fields import FIELDS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "MIGRATING.md").read_text(encoding="utf-8")

@@ -6,9 +6,9 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from booth import export_command
-from booth.metrics import read_metrics
-from booth.pipeline_dir import open_pipeline
+from booth.commands import export
+from booth.models.pipeline import open_pipeline
+from booth.train.metrics import read_metrics
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_without_a_framework(done, tiny_pipeline, tmp_path, monkeypatch):
     def missing(package):
         raise AssertionError(f"{package} is not needed")
 
-    monkeypatch.setattr(export_command, "load_backend", missing)
+    monkeypatch.setattr(export, "load_backend", missing)
     file, options = tmp_path / "dog.safetensors", ["--format", "single-file", "--title", "Dog"]
     said = done("jaxbooth", "export", "--from", tiny_pipeline, "--out", file, *options)
     assert said == f"{tiny_pipeline} written to {file}\n"

@@ -98,10 +98,10 @@ def test_all_end_when_the_leader_refuses(job, on_hosts, tmp_path):
 FAILING = """
 import sys
 if "--host" in sys.argv and sys.argv[sys.argv.index("--host") + 1] == "1":
-    import booth.hosts
-    step = booth.hosts._Follower.train_step
+    import booth.train.hosts
+    step = booth.train.hosts._Follower.train_step
     count = iter(range(9))
-    booth.hosts._Follower.train_step = lambda self: step(self) if next(count) < 2 else 1 / 0
+    booth.train.hosts._Follower.train_step = lambda self: step(self) if next(count) < 2 else 1 / 0
 """
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from booth.adapters import adapter_of
-from booth.pipeline_dir import open_pipeline
+from booth.models.adapters import adapter_of
+from booth.models.pipeline import open_pipeline
 from jaxbooth.models.layers import Conv, Linear, dropout
 from jaxbooth.networks import build
 from jaxbooth.sharding import make_mesh

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from booth.errors import UserError
+from booth.common.errors import UserError
 from jaxbooth import hosts
 
 

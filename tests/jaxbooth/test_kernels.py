@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from booth.errors import UserError
+from booth.common.errors import UserError
 from jaxbooth.models import kernels
 
 

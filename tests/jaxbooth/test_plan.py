@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import pytest
 from make_pipeline import make_configs
 
-from booth import cli
-from booth.config import default_config, rate_groups
-from booth.errors import UserError
-from booth.pipeline_dir import open_pipeline
+from booth.commands import cli
+from booth.common.errors import UserError
+from booth.config.values import default_config, rate_groups
+from booth.models.pipeline import open_pipeline
 from jaxbooth import networks, step
 from jaxbooth import plan as planning
 from jaxbooth.models.unet import UNet2DConditionModel
@@ -197,9 +197,9 @@ def test_what_is_pulled_towards_is_an_argument(tiny_config):
 @pytest.mark.parametrize("text_encoder", [False, True])
 def test_shapes_are_those_of_a_batch(tiny_config, tmp_path, text_encoder):
     """The plan compiles for the very shapes that training has."""
-    from booth.inputs import check_inputs
-    from booth.preparation import prepare
-    from booth.rundir import RunDir
+    from booth.data.inputs import check_inputs
+    from booth.train.preparation import prepare
+    from booth.train.run_folder import RunDir
     from jaxbooth.backend import Backend
     from jaxbooth.sharding import place_batch
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from booth.pipeline_dir import open_pipeline
-from booth.sampling import initial_noise, sampling_table, step_noise
+from booth.diffusion.sampling import initial_noise, sampling_table, step_noise
+from booth.models.pipeline import open_pipeline
 from jaxbooth import sample
 from jaxbooth.backend import Backend
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from booth.config import set_field
-from booth.inputs import check_inputs
-from booth.learning_rate import learning_rates
-from booth.preparation import prepare
-from booth.rundir import RunDir
-from booth.sampling import initial_noise, sampling_table, to_uint8
+from booth.config.values import set_field
+from booth.data.inputs import check_inputs
+from booth.diffusion.sampling import initial_noise, sampling_table, to_uint8
+from booth.train.learning_rate import learning_rates
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
 from jaxbooth.backend import Backend
 from jaxbooth.sharding import pad_batch, parameter_spec
 
@@ -24,7 +24,7 @@ STEPS = 6  # an update that is summed wrongly shows in the first
 WORKER = """
 import pathlib, pickle, sys
 import jax, numpy as np
-from booth.inputs import check_inputs
+from booth.data.inputs import check_inputs
 from jaxbooth.backend import Backend
 
 jobs, images, saved, out = sys.argv[1:]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from booth.inputs import check_inputs
-from booth.objective import dreambooth_loss
-from booth.pipeline_dir import open_pipeline
-from booth.preparation import prepare
-from booth.rundir import RunDir
+from booth.data.inputs import check_inputs
+from booth.diffusion.objective import dreambooth_loss
+from booth.models.pipeline import open_pipeline
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
 from jaxbooth import step
 from jaxbooth.backend import Backend
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from booth.errors import UserError
+from booth.common.errors import UserError
 from jaxbooth.models.clip import CLIPTextModel
 from jaxbooth.models.layers import Conv, Embedding, GroupNorm, Linear
 from jaxbooth.models.unet import UNet2DConditionModel

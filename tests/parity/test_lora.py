@@ -11,11 +11,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from booth import adapters, cli, loop
-from booth.adapters import adapter_of
-from booth.config import set_field
-from booth.lora_file import FILE, read_lora
-from booth.pipeline_dir import open_pipeline
+from booth.commands import cli
+from booth.config.values import set_field
+from booth.models import adapters
+from booth.models.adapters import adapter_of
+from booth.models.lora_file import FILE, read_lora
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
 
 STEPS = 20
 CASES = {

@@ -10,12 +10,12 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from booth import cli
-from booth.adapters import PRESETS, LowRank, added, layers, weight_shapes
-from booth.lora_file import read_lora, write
-from booth.lora_layouts import kohya_key, parsed
-from booth.lora_metadata import About
-from booth.pipeline_dir import canonical_name, open_pipeline
+from booth.commands import cli
+from booth.models.adapters import PRESETS, LowRank, added, layers, weight_shapes
+from booth.models.lora_file import read_lora, write
+from booth.models.lora_layouts import kohya_key, parsed
+from booth.models.lora_metadata import About
+from booth.models.pipeline import canonical_name, open_pipeline
 
 WEIGHT = 0.8
 LAYOUTS = ("kohya", "peft")

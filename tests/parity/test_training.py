@@ -17,11 +17,11 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from booth import randomness
-from booth.inputs import check_inputs
-from booth.learning_rate import learning_rates
-from booth.preparation import prepare
-from booth.rundir import RunDir
+from booth.common import randomness
+from booth.data.inputs import check_inputs
+from booth.train.learning_rate import learning_rates
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
 
 STEPS, LEARNING_RATE, PRIOR_WEIGHT = 20, 3e-4, 0.5
 LOSS_TOLERANCE, UPDATE_TOLERANCE = 1e-5, 3e-4

@@ -22,7 +22,7 @@ from pairs import (
     to_torch,
 )
 
-from booth.errors import UserError
+from booth.common.errors import UserError
 from jaxbooth.models import attention, unet
 from jaxbooth.weights import Network, from_diffusers
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from booth import cli
+from booth.commands import cli
 from torchbooth import sample
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from check_plan import COMBINATIONS, compare, counts
 
-from booth import loop
-from booth.config import get, set_field
-from booth.errors import UserError
-from booth.pipeline_dir import open_pipeline
+from booth.common.errors import UserError
+from booth.config.values import get, set_field
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
 from torchbooth import fit as fitting
 from torchbooth import plan as planning
 from torchbooth.backend import Backend
@@ -291,7 +291,7 @@ def test_the_command(tiny_pipeline, tmp_path):
 
 def test_a_run_with_bf16_weights_can_be_sampled_and_exported(tiny_config, tmp_path, monkeypatch, capfd):
     """In float32, which the commands compute in unless told otherwise; without what training needed."""
-    from booth import cli
+    from booth.commands import cli
 
     tiny_config.train.precision, tiny_config.memory.weights, tiny_config.memory.fused_backward = "bf16", "bf16", True
     tiny_config.train.optimizer, tiny_config.train.steps = "adamw8bit", 2

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from dreambooth_scores import sample_for, scores
 
-from booth.config import load_config
-from booth.embedded import base_path
+from booth.config.values import load_config
+from booth.models.embedded import base_path
 from torchbooth.backend import Backend
 from torchbooth.train import train
 

@@ -9,8 +9,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextModel
 
-from booth.errors import UserError
-from booth.pipeline_dir import open_pipeline
+from booth.common.errors import UserError
+from booth.models.pipeline import open_pipeline
 from torchbooth.models import load
 
 
@@ -71,7 +71,7 @@ def test_the_attention_of_older_vaes(copy):
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(tiny_config, tmp_path):
-    from booth import loop
+    from booth.train import loop
     from torchbooth.backend import Backend
 
     plain = loop.train(Backend, tiny_config, tmp_path / "plain")

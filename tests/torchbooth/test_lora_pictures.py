@@ -3,10 +3,10 @@
 import numpy as np
 from safetensors.numpy import load_file
 
-from booth import loop
-from booth.lora_file import FILE
-from booth.pipeline_dir import open_pipeline
-from booth.sampling import initial_noise, sampling_table
+from booth.diffusion.sampling import initial_noise, sampling_table
+from booth.models.lora_file import FILE
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
 from torchbooth.backend import Backend
 
 

@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from booth import loop
-from booth.config import set_field
-from booth.embedded import BASE, subject_path
-from booth.errors import UserError
-from booth.inputs import check_inputs
-from booth.learning_rate import learning_rates
-from booth.pipeline_dir import open_pipeline
-from booth.preparation import prepare
-from booth.rundir import RunDir
-from booth.validation import validate
+from booth.common.errors import UserError
+from booth.config.validation import validate
+from booth.config.values import set_field
+from booth.data.inputs import check_inputs
+from booth.models.embedded import BASE, subject_path
+from booth.models.pipeline import open_pipeline
+from booth.train import loop
+from booth.train.learning_rate import learning_rates
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
 from torchbooth import checkpoint, memory, sample
 from torchbooth.backend import Backend
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from booth import loop
-from booth.errors import UserError
-from booth.inputs import check_inputs
-from booth.learning_rate import learning_rates
-from booth.preparation import prepare
-from booth.rundir import RunDir
+from booth.common.errors import UserError
+from booth.data.inputs import check_inputs
+from booth.train import loop
+from booth.train.learning_rate import learning_rates
+from booth.train.preparation import prepare
+from booth.train.run_folder import RunDir
 from torchbooth import checkpoint
 from torchbooth.backend import Backend
 from torchbooth.optim import read_moments

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from booth import host_memory
-from booth.errors import UserError
+from booth.common import host_memory
+from booth.common.errors import UserError
 from torchbooth import pickles
 
 

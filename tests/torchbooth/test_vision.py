@@ -14,11 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTModel
 
-from booth import cli, scores
-from booth.errors import UserError
-from booth.evaluation_prompts import LIVE_SUBJECTS, OBJECTS
-from booth.image_file import load_image
-from booth.image_folder import find_images
+from booth.commands import cli
+from booth.common.errors import UserError
+from booth.data.image_file import load_image
+from booth.data.image_folder import find_images
+from booth.evaluate import scores
+from booth.evaluate.prompts import LIVE_SUBJECTS, OBJECTS
 from torchbooth import vision
 from torchbooth.vision import Clip, Dino, clip_preprocessing, dino_preprocessing
 

@@ -1,0 +1,172 @@
+"""The `evaluate` command: which checkpoint of a run is the best? Or: how alike are the pictures of two folders?"""
+
+import argparse
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from booth.commands.options import Trained, find_trained
+from booth.common.errors import UserError
+from booth.config.validation import check_capabilities
+from booth.data import images
+from booth.data.image_file import load_image
+from booth.data.image_folder import find_images
+from booth.data.inputs import Inputs, check_inputs
+from booth.diffusion.backend import load_backend
+from booth.evaluate import results, scores
+from booth.evaluate.judges import Judge, judge_of
+from booth.evaluate.photographer import Photographer, Shots, write_sheet
+from booth.evaluate.prompts import asked, templates_of
+from booth.evaluate.results import Evaluation, Scored
+from booth.models.hub import DATASET, MODEL
+from booth.report import write
+from booth.train.run_record import pinned_revision
+
+log = logging.getLogger("booth")
+
+LEARNED = 0.1  # share of the subject below which a best checkpoint is warned of
+
+
+def evaluate(package: str, options: argparse.Namespace) -> None:
+    if options.pictures:
+        _compare_folders(options)
+    else:
+        _evaluate_run(package, options)
+
+
+def _compare_folders(options: argparse.Namespace) -> None:
+    """Prints the measures of the pictures in a folder, and those of the real ones among themselves."""
+    if not options.real:
+        raise UserError("--real is missing: the folder of the pictures that --pictures are compared with")
+    if options.prompt and not options.clip:
+        raise UserError("--prompt is compared by CLIP; give --clip, or leave it out")
+    generated, real = (_read_folder(folder, name) for folder, name in
+                       ((options.pictures, "--pictures"), (options.real, "--real")))  # fmt: skip
+    judge = judge_of(options.dino, options.clip)
+    seen, photos = judge.look(generated), judge.look(real)
+    lines: dict[str, scores.Measures] = {"pictures": {}, "real": {}}
+    for name, vectors in photos.identity.items():
+        lines["pictures"][name] = scores.fidelity(seen.identity[name], vectors)
+        lines["real"][name] = scores.likeness(vectors)
+    if options.prompt and (text := judge.read([options.prompt])) is not None:
+        for line, looks in (("pictures", seen), ("real", photos)):
+            assert looks.content is not None
+            lines[line][judge.prompt_measure] = scores.fidelity(looks.content, text)
+    for line, looks in (("pictures", seen), ("real", photos)):
+        lines[line]["diversity"] = 1 - scores.likeness(looks.deciding)
+    print(results.markdown_table("", list(lines["pictures"]), lines))
+
+
+def _read_folder(folder: str, option: str) -> list[np.ndarray]:
+    paths = find_images(folder, option)
+    if not paths:
+        raise UserError(f"{option} {folder} holds no pictures; give the folder that does")
+    return [np.asarray(load_image(example.path)) for example in images.read_examples(paths, "", "instance", option)]
+
+
+def _evaluate_run(package: str, options: argparse.Namespace) -> None:
+    run_dir, backend_class = Path(options.run_dir), load_backend(package)
+    trained = find_trained(backend_class, options.run_dir, None, options.precision)
+    config = trained.config
+    if config.concepts:
+        raise UserError(f"--run {run_dir} has several concepts; evaluate looks at runs of one subject")
+    if options.real:
+        config.instance.images, config.instance.captions, config.instance.masks = options.real, "none", "none"
+    instance, of_class = _prompts(options, config)
+    try:
+        check_capabilities(config, backend_class.name, backend_class.capabilities)
+        backend_class.check(config)
+    except UserError as error:
+        raise UserError(str(error).replace("train.precision=", "--precision ")) from error
+    settings = "world" if options.settings == "auto" and not (options.dino or options.clip) else options.settings
+    said = asked(instance, of_class, templates_of(settings, of_class))
+    judge = judge_of(options.dino, options.clip, config.model.source)
+    shots = Shots(said, options.instance_images, options.setting_images, options.class_images)
+    texts = judge.read(shots.texts)
+    inputs = check_inputs(config, *(pinned_revision(run_dir, config, kind) for kind in (MODEL, DATASET)))
+    photographer = Photographer(backend_class, trained, inputs, shots, options.batch_size)
+    found = _measure(run_dir, trained, inputs, shots, judge, texts, photographer)
+    print(found.table())
+    _advise(found, judge)
+    sheet = write_sheet(run_dir, found, inputs, shots, photographer)
+    log.info("written: %s and %s", run_dir / results.FOLDER / results.FILE, sheet)
+    write.refresh(run_dir)
+
+
+def _prompts(options: argparse.Namespace, config: Any) -> tuple[str, str]:
+    """(instance prompt, class prompt): those of the run, unless others are given."""
+    instance, of_class = options.prompt or config.instance.prompt, options.class_prompt or config.prior.prompt
+    if not instance or "{caption}" in instance:
+        raise UserError(
+            "--prompt is missing: each photo of this run has a caption of its own; say what shows the subject"
+        )
+    if not of_class:
+        raise UserError("--class-prompt is missing: this run has no prior.prompt; give one such as 'a photo of dog'")
+    return instance, of_class
+
+
+def _measure(
+    run_dir: Path,
+    trained: Trained,
+    inputs: Inputs,
+    shots: Shots,
+    judge: Judge,
+    texts: np.ndarray | None,
+    photographer: Photographer,
+) -> Evaluation:
+    """The measures of all checkpoints that are there; what is in scores.json by the same recipe is taken from it, and
+    each is written as soon as it is known."""
+    recipe = {**photographer.recipe, "judge": judge.recipe, "texts": list(shots.asked.texts),
+              "photos": sorted(example.sha256 for example in inputs.instances)}  # fmt: skip
+    before = results.read(run_dir)
+    found = Evaluation(recipe)
+    if before and before.recipe == recipe:
+        found = replace(before, checkpoints=[])
+    else:
+        before = None
+    todo = []
+    for step in trained.checkpoints.steps():
+        trained.checkpoints.find(step)  # another run's is refused
+        identity = trained.checkpoints.identity(step)
+        if before and (scored := before.find(step, identity)):
+            found.checkpoints.append(scored)
+        else:
+            todo.append((step, identity))
+    if todo:
+        photos = judge.look([np.asarray(load_image(example.path)) for example in inputs.instances])
+        base = shots.album(judge.look(photographer.take(photographer.files(run_dir, None, ""), None)))
+        measure = judge.prompt_measure
+        found.photos = scores.of_photos(photos, texts, measure)
+        found.base = scores.of_model(base, photos, texts, measure, base)
+        for step, identity in todo:
+            files = photographer.files(run_dir, step, identity)
+            album = shots.album(judge.look(photographer.take(files, step)))
+            measures = scores.of_model(album, photos, texts, measure, base)
+            subject = next(iter(photos.identity))
+            shares = scores.shares(measures, found.base, found.photos, subject, measure)
+            found.checkpoints.append(Scored(step, identity, measures, shares))
+            found.checkpoints.sort(key=lambda scored: scored.step)
+            found.write(run_dir)
+    elif before and len(before.checkpoints) != len(found.checkpoints):
+        found.write(run_dir)  # without those that are deleted
+    return found
+
+
+def _advise(found: Evaluation, judge: Judge) -> None:
+    left_out = [name for name in scores.SHARES if found.checkpoints and name not in found.checkpoints[0].shares]
+    if not judge.prompt_measure:
+        log.warning("nothing is known of how prompts are followed; --clip compares pictures with them")
+    elif "prompt" in left_out:
+        log.warning("the base follows prompts no better than the photos do: that is left out of the score")
+    if "subject" in left_out:
+        log.warning("the base's pictures are as near to the photos as those are to each other: there is no score")
+    elif found.best is None:
+        log.warning("no checkpoint has a score above 0: none has both learned the subject and kept the rest")
+    for scored in found.checkpoints:
+        if scored.step == found.best and (share := scored.shares.get("subject", 1)) < LEARNED:
+            log.warning("the best has hardly learned the subject (%.3f): train longer, or with a higher rate", share)
+    if len(found.checkpoints) == 1:
+        log.warning("there is one checkpoint only; train with checkpoint.every_steps and a larger checkpoint.keep")

@@ -1,0 +1,299 @@
+"""Checks of a whole config before any work is done: each value, how they go together, what a backend has."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict
+
+from booth.common.errors import UserError, naming
+from booth.config.concepts import concepts_of
+from booth.config.fields import AUTO, FIELDS, Field
+from booth.config.values import flat, flatten, get, is_remote, trained_networks, trains_text, typed, without_effect
+from booth.data.captions import PLACE
+from booth.data.kohya_folders import repeated_folders
+from booth.models.hub import DATASET, MODEL
+
+
+def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+    """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
+    _validate_values(config)
+    _validate_concepts(config)
+    _validate_effects(config)
+    validate_updates(config)
+    check_capabilities(config, backend, capabilities)
+
+
+def validate_plan(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+    """The same for a plan, which needs no photos and prompts."""
+    _validate_values(config)
+    if not config.model.source.strip():
+        raise UserError("model.source is empty; name the model to plan for, with --config.model.source=...")
+    _validate_effects(config)
+    validate_updates(config)
+    check_capabilities(config, backend, capabilities)
+
+
+def _validate_values(config: ConfigDict) -> None:
+    """Each field alone."""
+    for field in FIELDS:
+        value = typed(field.name, get(config, field.name))
+        if field.auto and value == AUTO:
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{field.name}={value!r} must be a finite number, {field.said_rule}")
+        if not field.rule.holds(value):
+            instead = f"; {field.instead}" if field.instead and value == 0 else ""
+            raise UserError(f"{field.name}={value!r} must be {field.said_rule}{instead}")
+        if field.is_path and is_remote(value):
+            if field.name != "checkpoint.dir":
+                ids = field.name in (MODEL.source, DATASET.source)
+                raise UserError(f"{field.name}={value!r} must be a local folder{', or a hub id owner/name' * ids}")
+            if not value.startswith("gs://"):
+                raise UserError(f"{field.name}={value!r} must be a folder, or gs://BUCKET/FOLDER")
+
+
+def _validate_concepts(config: ConfigDict) -> None:
+    """What the user must name, of each concept."""
+    concepts = concepts_of(config)
+    for concept in concepts:
+        with naming(concept.name):
+            _validate_values(concept.config)
+            _validate_inputs(concept.config)
+    if braced := [prompt for prompt in config.samples.prompts if PLACE in prompt]:
+        raise UserError(f"samples.prompts has {braced[0]!r}, and previews have no captions to put there; take it out")
+    folders = Counter(concept.config.instance.images for concept in concepts)
+    folder, times = folders.most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"instance.images={folder!r} is what {times} concepts have; give each a folder of its own, or make them one"
+        )
+
+
+def _validate_effects(config: ConfigDict) -> None:
+    for idle in idle_fields(config):
+        if any(need.refused for need in idle.field.needs):
+            raise UserError(f"{idle.setting} has no effect: {idle.why}; set that too, or leave {idle.field.name} out")
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A field that is set and does not count."""
+
+    field: Field
+    setting: str  # with its value, and the concept that has it
+    why: str
+
+
+def idle_fields(config: ConfigDict) -> Iterator[Idle]:
+    """Those of each concept that it has for itself, and those of the run that do not count in any concept."""
+    concepts = concepts_of(config)
+    idle = [without_effect(flatten(concept.config)) for concept in concepts]
+    for place, concept in enumerate(concepts):
+        own = flat(config.concepts[place]) if concept.name else {}
+        for field in idle[place]:
+            if field.name in own:
+                yield _idle(f"{concept.name}: ", concept.config, field)
+            elif place == 0 and all(field in others for others in idle):
+                yield _idle("", config, field)
+
+
+def _idle(where: str, config: ConfigDict, field: Field) -> Idle:
+    wanted = (f"{need.name} must be {need.rule.text}, and is {get(config, need.name)!r}" for need in field.needs)
+    return Idle(field, f"{where}{field.name}={get(config, field.name)!r}", ", or ".join(wanted))
+
+
+def _has_words(config: ConfigDict) -> bool:
+    """Whether the names of the folders that the photos are in say the prompts."""
+    return bool(repeated_folders(config.instance.images))
+
+
+def _validate_inputs(config: ConfigDict) -> None:
+    """What the user must name."""
+    captioned = config.instance.captions != "none"
+    for name, example in (
+        ("model.source", "models/sd15"),
+        ("instance.images", "photos/"),
+        ("instance.prompt", "a photo of sks dog"),
+    ):
+        if not get(config, name).strip() and not (name == "instance.prompt" and (captioned or _has_words(config))):
+            raise UserError(f"{name} is empty; set it in the config or with --config.{name}='{example}'")
+    if not captioned and PLACE in config.instance.prompt:
+        raise UserError(
+            f"instance.prompt={config.instance.prompt!r} has a {PLACE}, and with instance.captions='none' there is"
+            " nothing to put in it; set instance.captions (text, names or metadata), or take it out"
+        )
+    if PLACE in config.prior.prompt:
+        raise UserError(
+            f"prior.prompt={config.prior.prompt!r} has a {PLACE}, and class images have no captions; take it out"
+        )
+    if captioned and config.instance.prompt.strip() and PLACE not in config.instance.prompt:
+        raise UserError(
+            f"instance.prompt={config.instance.prompt!r} has no {PLACE}, in which instance.captions="
+            f"{config.instance.captions!r} could be put; add it, or leave the prompt empty"
+        )
+    if config.prior.weight > 0 and not config.prior.prompt.strip():
+        raise UserError(
+            f"prior.weight={config.prior.weight} needs prior.prompt, such as 'a photo of dog';"
+            " give it, or set prior.weight=0 to train without prior preservation"
+        )
+    if config.prior.weight > 0 and config.instance.prompt.strip() == config.prior.prompt.strip():
+        raise UserError(
+            f"instance.prompt={config.instance.prompt!r} is prior.prompt too;"
+            " add an identifier, such as 'a photo of sks dog'"
+        )
+
+
+def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+    """UserError for a setting that this backend has not, on any machine."""
+    if config.mesh.fsdp > 1 and "sharding" not in capabilities:
+        raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: {backend}booth trains on one device")
+    if is_remote(config.checkpoint.dir) and "bucket checkpoints" not in capabilities:
+        raise UserError(
+            f"checkpoint.dir={config.checkpoint.dir!r} must be a local folder: {backend}booth writes no buckets"
+        )
+    if config.train.precision == "fp16" and "fp16" not in capabilities:
+        raise UserError(f"train.precision='fp16' must be 'bf16' or 'fp32': {backend}booth does not compute in float16")
+    if config.train.optimizer not in ("adamw", "prodigy") and "optimizers" not in capabilities:
+        raise UserError(
+            f"train.optimizer={config.train.optimizer!r} must be 'adamw' or 'prodigy': {backend}booth has no other yet"
+        )
+    if config.train.gradient_checkpointing == "attention" and "attention kernels" not in capabilities:
+        raise UserError(
+            f"train.gradient_checkpointing='attention' must be 'none' or 'block': {backend}booth's attention keeps no"
+            " weights anyway"
+        )
+    kernels = ("plain", "chunked", "splash", "cudnn") if "attention kernels" in capabilities else ("xformers",)
+    if config.train.attention not in ("auto", *kernels):
+        raise UserError(
+            f"train.attention={config.train.attention!r} must be one of {', '.join(('auto', *kernels))} in"
+            f" {backend}booth"
+        )
+    for field in FIELDS:
+        value = get(config, field.name)
+        if field.capability and field.capability not in capabilities and value != field.default:
+            raise UserError(f"{field.name}={value!r} must be {field.default!r}: {backend}booth does without it")
+
+
+def validate_updates(config: ConfigDict) -> None:
+    """How the fields of an update go together."""
+    train = config.train
+    if train.batch_size % train.accumulation:
+        raise UserError(
+            f"train.accumulation={train.accumulation} must divide train.batch_size={train.batch_size}, which counts the"
+            " instance images of the whole update: what older scripts call batch 1 with accumulation 4 is batch_size=4"
+            " with accumulation=4 here"
+        )
+    if train.steps != AUTO and train.lr_warmup_steps >= train.steps:
+        raise UserError(f"train.lr_warmup_steps={train.lr_warmup_steps} must be less than train.steps={train.steps}")
+    if train.lr_schedule == "polynomial" and train.learning_rate != AUTO and train.learning_rate <= train.lr_end:
+        raise UserError(f"train.lr_end={train.lr_end} must be less than train.learning_rate={train.learning_rate}")
+    if train.debiased_estimation and train.min_snr_gamma:
+        raise UserError(
+            f"train.debiased_estimation=true does not go with train.min_snr_gamma={train.min_snr_gamma}: both say what"
+            " a timestep counts; leave one of them out"
+        )
+    _validate_memory(config)
+    _validate_pull(config)
+    _validate_prodigy(config)
+    if not (train.unet or trains_text(config)):
+        raise UserError("train.unet=false leaves nothing to train; set train.text_encoder=true, or give tokens.add")
+    if config.adapter.kind == "lora" and not (train.unet or train.text_encoder):
+        raise UserError("adapter.kind='lora' needs a network to train: train.unet=true or train.text_encoder=true")
+
+
+def _validate_pull(config: ConfigDict) -> None:
+    """What cannot be pulled towards the base's weights."""
+    train = config.train
+    if train.pull == 0:
+        return
+    if config.adapter.kind == "lora":
+        raise UserError(
+            f"train.pull={train.pull} must be 0 with adapter.kind='lora': adapters begin at 0, so towards the base"
+            " pulls train.weight_decay already"
+        )
+    if not trained_networks(config):
+        raise UserError(f"train.pull={train.pull} must be 0 where only new tokens train: the base has none of them")
+    if config.memory.fused_backward or config.memory.weights == "bf16":
+        raise UserError(
+            f"train.pull={train.pull} must be 0 with memory.fused_backward=true or memory.weights='bf16': each tensor"
+            " would have to be pulled inside its own update; leave one of them out"
+        )
+    rates = [rate for rate in (train.learning_rate, train.text_encoder_learning_rate) if rate != AUTO]
+    if rates and (rate := max(rates)) * train.pull >= 1:
+        raise UserError(
+            f"train.pull={train.pull} must be less than {1 / rate:g}, 1 / the learning rate: an update would not leave"
+            " the base"
+        )
+
+
+def _validate_prodigy(config: ConfigDict) -> None:
+    """Prodigy finds one rate for all that trains, from all of it."""
+    train, memory = config.train, config.memory
+    if train.optimizer != "prodigy":
+        return
+    if train.learning_rate != AUTO and train.learning_rate < 0.1:
+        raise UserError(
+            f"train.learning_rate={train.learning_rate} must be at least 0.1, best 1, with train.optimizer='prodigy':"
+            " it is a factor of the rate that this finds"
+        )
+    if config.tokens.add or train.text_encoder_learning_rate not in (AUTO, train.learning_rate):
+        raise UserError(
+            "train.optimizer='prodigy' finds one learning rate for all, so it goes neither with tokens.add nor with a"
+            " train.text_encoder_learning_rate; use 'adamw', or leave them out"
+        )
+    if memory.fused_backward or memory.weights == "bf16" or memory.offload_optimizer == "always":
+        raise UserError(
+            "train.optimizer='prodigy' does not go with memory.fused_backward=true, memory.weights='bf16' or"
+            " memory.offload_optimizer='always': they update one tensor at a time, and it needs all; leave them out"
+        )
+    if train.pull:
+        raise UserError(
+            f"train.pull={train.pull} must be 0 with train.optimizer='prodigy': its strength goes with the learning"
+            " rate, which is not known before"
+        )
+
+
+def _validate_memory(config: ConfigDict) -> None:
+    """Techniques that exclude each other."""
+    train, memory = config.train, config.memory
+    if memory.fused_backward and train.accumulation > 1:
+        raise UserError(
+            f"memory.fused_backward=true needs train.accumulation=1, not {train.accumulation}: a gradient is gone"
+            " before the next piece could add to it; lower train.batch_size, or leave one of them out"
+        )
+    if memory.fused_backward and train.precision == "fp16":
+        raise UserError(
+            "memory.fused_backward=true does not go with train.precision='fp16': whether an update must be skipped for"
+            " overflow is known only when all gradients are there; use bf16 or fp32"
+        )
+    if memory.fused_backward and train.compile != "none":
+        raise UserError(
+            f"memory.fused_backward=true does not go with train.compile={train.compile!r}: a compiled backward pass"
+            " gives all gradients at once, so nothing would be saved; leave one of them out"
+        )
+    if memory.weights == "bf16" and train.precision != "bf16":
+        raise UserError(
+            f"memory.weights='bf16' needs train.precision='bf16', not {train.precision!r}: weights of 8 bits gain"
+            " nothing from products that are more exact"
+        )
+    if train.channels_last and (
+        memory.weights == "bf16"
+        or memory.offload_optimizer == "always"
+        or train.optimizer not in ("adamw", "adafactor")
+    ):
+        raise UserError(
+            "train.channels_last=true does not go with memory.weights='bf16', memory.offload_optimizer='always' or"
+            f" train.optimizer={train.optimizer!r}: they work on tensors as they lie in memory; leave one of them out"
+        )
+    if train.compile in ("reduce-overhead", "max-autotune") and train.accumulation > 1:
+        raise UserError(
+            f"train.compile={train.compile!r} needs train.accumulation=1, not {train.accumulation}: its CUDA graphs"
+            " overwrite the gradients that the next piece would add to; use 'default'"
+        )
+    if config.adapter.kind == "lora" and memory.weights == "bf16":
+        raise UserError(
+            "memory.weights='bf16' does not go with adapter.kind='lora': adapters train in float32, and what does not"
+            " train is kept in train.precision anyway; leave memory.weights 'fp32'"
+        )

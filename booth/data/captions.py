@@ -1,0 +1,90 @@
+"""Captions of photos: from text files beside them, from their names, or from a table; and their shuffled variants."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from pathlib import Path
+
+from booth.common import randomness
+from booth.common.errors import UserError
+from booth.common.file_names import FileLookup, listed
+from booth.data.caption_names import captions_from_names
+from booth.data.caption_tables import captions_of_table, read_text
+
+log = logging.getLogger("booth")
+
+SOURCES = ("none", "text", "names", "metadata")
+PLACE = "{caption}"  # in instance.prompt
+_FIELD = "instance.captions"
+
+
+def read_captions(folder: Path, paths: Sequence[Path], source: str, column: str, prompt: str) -> list[str]:
+    """The caption of each image, put in `prompt` where that has `{caption}`; with the source "none" just `prompt`.
+
+    UserError names images without a caption, captions without an image, and the columns there are.
+    """
+    if source == "none":
+        return [prompt] * len(paths)
+    readers: Mapping[str, Callable[[], dict[str, str]]] = {
+        "text": lambda: _beside(folder, paths),
+        "names": lambda: _from_names(paths),
+        "metadata": lambda: captions_of_table(folder, paths, column),
+    }
+    found = readers[source]()
+    names = [path.name for path in paths]
+    if without := [name for name in names if not found.get(name)]:
+        mend = "give it a name that says what it shows" if source == "names" else "write one"
+        raise UserError(
+            f"{_FIELD}={source!r}: no caption for {listed(without)} in {folder}; {mend}, or move the image away"
+        )
+    if lost := [name for name in found if name not in names]:
+        raise UserError(
+            f"{_FIELD}={source!r}: captions of {listed(lost)}, but no such images lie in {folder}; correct the names,"
+            " or take the lines out"
+        )
+    return [prompt.replace(PLACE, found[name]) if prompt else found[name] for name in names]
+
+
+def variants(caption: str, shuffled: int, kept: int, seed: int, name: str) -> list[str]:
+    """The caption in so many orders of its comma-separated tags, the first `kept` in their place; [caption] for 0.
+
+    A fixed set, since each is encoded once; drawn from the image's own content (`name`, its sha256).
+    """
+    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    if not shuffled or len(tags) - kept < 2:
+        return [caption]
+    draw = randomness.generator(seed, "tags", row=int(name[:16], 16))
+    orders = [
+        tags[:kept] + [tags[kept + place] for place in draw.permutation(len(tags) - kept)] for _ in range(shuffled)
+    ]
+    return list(dict.fromkeys(", ".join(order) for order in orders))
+
+
+def text_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that may hold captions, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt")
+
+
+def _beside(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
+    """X.txt beside X.jpg. Other text files are only named: notes are not captions."""
+    texts = text_files(folder)
+    lookup, captions, taken = FileLookup(texts, attrgetter("stem")), {}, set()
+    for path in paths:
+        found = lookup.find(path.stem)
+        if len(found) > 1:
+            which = " and ".join(text.name for text in found)
+            raise UserError(f"{_FIELD}='text': {path.name} has {which} beside it in {folder}; leave one of them")
+        for text in found:
+            captions[path.name] = " ".join(read_text(text).split())
+            taken.add(text)
+    if other := sorted(text.name for text in texts if text not in taken):
+        log.warning("%s='text': %s belong to no image", _FIELD, listed(other))
+    return captions
+
+
+def _from_names(paths: Sequence[Path]) -> dict[str, str]:
+    """Says what was made of the names, first where a part of one was left out."""
+    captions = dict(zip((path.name for path in paths), captions_from_names([path.stem for path in paths]), strict=True))
+    told = sorted(paths, key=lambda path: len(captions[path.name]) == len(path.stem))
+    log.info("%s='names': %s", _FIELD, listed([f"{path.name!r} -> {captions[path.name]!r}" for path in told]))
+    return captions

@@ -1,0 +1,90 @@
+"""RUN/evaluation/: what was measured of a run's checkpoints, which is the best, and a picture of all at the same seeds.
+
+scores.json     recipe, measures of photos, base and checkpoints, the best step
+scores.png      photos, then a row of pictures of the base and of each checkpoint
+pictures/       all that was measured, a folder for each model and way to sample it
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from booth.common.errors import UserError
+from booth.evaluate import scores
+from booth.evaluate.scores import SHARES, Measures
+from booth.train.run_folder import write_text
+
+FOLDER, FILE, SHEET, PICTURES = "evaluation", "scores.json", "scores.png", "pictures"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint: `identity` tells it from another of the same step; `shares` as `scores.shares` gives them."""
+
+    step: int
+    identity: str
+    measures: Measures
+    shares: Measures
+
+
+@dataclass
+class Evaluation:
+    """The content of scores.json; `recipe` is all that the numbers depend on beside the checkpoint."""
+
+    recipe: dict[str, Any]
+    photos: Measures = field(default_factory=dict)
+    base: Measures = field(default_factory=dict)
+    checkpoints: list[Scored] = field(default_factory=list)
+
+    @property
+    def best(self) -> int | None:
+        return scores.best((scored.step, scored.shares) for scored in self.checkpoints)
+
+    def find(self, step: int, identity: str) -> Scored | None:
+        return next((scored for scored in self.checkpoints if (scored.step, scored.identity) == (step, identity)), None)
+
+    def write(self, run_dir: Path) -> None:
+        content = {**asdict(self), "best": self.best}
+        write_text(run_dir / FOLDER / FILE, json.dumps(content, indent=1) + "\n")
+
+    def table(self) -> str:
+        """Markdown: a line for the photos, the base and each checkpoint; the best is marked."""
+        columns = [*self.base, *SHARES, "score"]
+        lines = {"photos": self.photos, "base": self.base}
+        for scored in self.checkpoints:
+            name = f"**{scored.step} (best)**" if scored.step == self.best else str(scored.step)
+            lines[name] = scored.measures | scored.shares
+        return markdown_table("step", columns, lines)
+
+
+def markdown_table(first: str, columns: Sequence[str], lines: Mapping[str, Measures]) -> str:
+    """A cell is empty where a line has no such measure."""
+    rows = [[first, *columns], ["---"] * (len(columns) + 1)]
+    rows += [[name, *(f"{line[key]:.3f}" if key in line else "" for key in columns)] for name, line in lines.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def read(run_dir: Path) -> Evaluation | None:
+    """What was measured before; None if there is nothing, or it cannot be read."""
+    try:
+        content = json.loads((run_dir / FOLDER / FILE).read_text(encoding="utf-8"))
+        checkpoints = [Scored(**scored) for scored in content["checkpoints"]]
+        found = Evaluation(dict(content["recipe"]), dict(content["photos"]), dict(content["base"]), checkpoints)
+        _ = found.best
+    except (OSError, RecursionError, AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return found
+
+
+def best_checkpoint(run_dir: str) -> tuple[int, str]:
+    """(step, identity) of the best one; UserError if nothing was measured, or no checkpoint is good."""
+    found = read(Path(run_dir))
+    if found is None:
+        raise UserError(
+            f"--best: {run_dir} has no evaluation that can be read; make one with: evaluate --run {run_dir}"
+        )
+    if found.best is None:
+        raise UserError(f"--best: no checkpoint of {run_dir} has a score above 0 (its {FOLDER}/{FILE}); give --step")
+    return found.best, next(scored.identity for scored in found.checkpoints if scored.step == found.best)

@@ -1,0 +1,34 @@
+"""What is installed with booth: a small base model, and pictures of three subjects that it has never seen.
+
+    embedded_base/                 a Stable Diffusion 1 pipeline of 64 pixels; its README.md says what it knows
+    example_subjects/NAME/         five pictures each, as scripts/draw_subjects.py draws them
+
+`model.source="embedded"` is that base, wherever a source is given; a folder that happens to have this name is
+`./embedded`.
+"""
+
+from pathlib import Path
+
+from booth.common.errors import UserError
+
+EMBEDDED = "embedded"
+BASE = Path(__file__).parents[1] / "embedded_base"
+SUBJECTS = Path(__file__).parents[1] / "example_subjects"
+
+_REINSTALL = "this installation of booth is incomplete, install it again"
+
+
+def base_path() -> Path:
+    """The diffusers folder of the embedded base; UserError if it was not installed."""
+    if not (BASE / "model_index.json").is_file():
+        raise UserError(f"model.source={EMBEDDED}: {BASE} has no model_index.json; {_REINSTALL}")
+    return BASE
+
+
+def subject_path(name: str) -> Path:
+    """The folder with a subject's pictures, for `instance.images`; UserError if there is none of that name."""
+    names = sorted(path.name for path in SUBJECTS.glob("*") if path.is_dir())
+    if name not in names:
+        fix = f"take one of {', '.join(names)}" if names else f"{SUBJECTS} is empty: {_REINSTALL}"
+        raise UserError(f"there is no example subject {name!r}; {fix}")
+    return SUBJECTS / name

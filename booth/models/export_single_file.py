@@ -1,0 +1,165 @@
+"""Export to a single file, in the original layout: what AUTOMATIC1111, Forge, ComfyUI and InvokeAI read."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+
+from booth.common import disk_space
+from booth.common.errors import UserError
+from booth.models import ldm_layout, modelspec
+from booth.models.pipeline import PipelineDir, TensorSpec, canonical_name, read_json
+from booth.models.safetensors_file import CODES, Precision, SafetensorsFile
+from booth.models.single_file import SUFFIX, configs_of
+from booth.train.run_folder import publish, write_text
+
+_TEXT_NORM = ("text_encoder", "text_model.final_layer_norm.weight")
+
+
+def check_target(source: PipelineDir, out: Path) -> None:
+    """UserError unless `source` has a single-file form, and `out` is a free name for it."""
+    if out.suffix != SUFFIX:
+        raise UserError(f"--out {out} must end with {SUFFIX} for --format single-file")
+    if out.exists():
+        raise UserError(f"--out {out} exists; choose another name")
+    configs, beside = configs_of(source), modelspec.config_path(out)
+    text = modelspec.original_config(configs, None)
+    if beside.exists() and (text is None or not _is_our_config(beside)):
+        raise UserError(f"--out {out}: WebUIs would take {beside} for its config; choose another name")
+    _check_vocabulary(source)
+    _check_weights(source)
+
+
+def file_size(source: PipelineDir, precision: Precision, trains: Collection[str]) -> int:
+    """Bytes of the file, at most; `trains` are the components that get new weights."""
+    return sum(spec.nbytes + 200 for spec in _file_specs(source, precision, trains).values())  # 200: in the header
+
+
+def write(
+    source: PipelineDir,
+    out: Path,
+    trained: Iterable[tuple[str, str, np.ndarray]] = (),
+    precision: Precision = "source",
+    trains: Collection[str] = (),
+    *,
+    title: str = "",
+    resolution: int | None = None,
+    trigger_phrase: str = "",
+) -> None:
+    """Writes `source` with its trained weights into one file, and the .yaml beside it that some models need.
+
+    `trained` yields (component, canonical name, float32 array), the components `trains` whole, in any order; one array
+    is held at a time. Precision "source": trained weights are float32 and the rest stays as it is; else all weights get
+    that type. Raises UserError if `out` cannot be written, or if fp16 cannot hold a weight; RuntimeError if a trained
+    component's tensors are not exactly the source's.
+    """
+    check_target(source, out)
+    configs = configs_of(source)
+    said = modelspec.metadata(configs, title or out.stem, resolution, trigger_phrase)
+    specs = _file_specs(source, precision, trains)
+    try:
+        with publish(out) as staging:
+            file = SafetensorsFile(staging, specs, said)
+            _write_weights(source, file, ldm_layout.inverse(ldm_layout.table(configs)), trained, trains)
+            for key, array in ldm_layout.unused(configs["text_encoder"]).items():
+                file.write(key, array)
+            file.seal()
+            if text := modelspec.original_config(configs, resolution):
+                write_text(modelspec.config_path(out), text)  # now, so that the checkpoint appears last
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"export to {out} failed ({' '.join(str(error).split())}):"
+            f" {disk_space.readable(file_size(source, precision, trains))} are needed and"
+            f" {disk_space.readable(disk_space.free(out.parent))} are free; mend that, export again"
+        ) from error
+
+
+def _write_weights(
+    source: PipelineDir,
+    file: SafetensorsFile,
+    places: Mapping[tuple[str, str], tuple[str, int]],
+    trained: Iterable[tuple[str, str, np.ndarray]],
+    trains: Collection[str],
+) -> None:
+    parts = {key: 1 + part for key, part in places.values()}  # the last one counts
+    missing, unexpected = set(places), []
+    for component, name, array in _all_weights(source, trained, trains):
+        if (component, name) not in missing:  # unknown, or given twice
+            unexpected.append(f"{component}.{name}")
+            continue
+        missing.remove((component, name))
+        key, part = places[component, name]
+        if len(file.specs[key].shape) == array.ndim + 2:
+            array = array[..., None, None]
+        file.write(key, array, part, parts[key])
+    if missing or unexpected:
+        raise RuntimeError(
+            f"the weights to export are not those of the source; missing: {sorted(missing)}, unexpected: {unexpected}"
+        )
+
+
+def _all_weights(
+    source: PipelineDir, trained: Iterable[tuple[str, str, np.ndarray]], trains: Collection[str]
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    yield from trained
+    for component in source.family.networks:
+        if component not in trains:
+            for key, array in source.weights[component].read():
+                if name := canonical_name(component, key):
+                    yield component, name, array
+
+
+def _source_specs(source: PipelineDir) -> dict[tuple[str, str], TensorSpec]:
+    """By component and canonical name, of every weight."""
+    return {
+        (component, name): spec
+        for component in source.family.networks
+        for specs in source.weights[component].specs.values()
+        for key, spec in specs.items()
+        if (name := canonical_name(component, key))
+    }
+
+
+def _file_specs(source: PipelineDir, precision: Precision, trains: Collection[str]) -> dict[str, TensorSpec]:
+    """Key in the file -> dtype and shape."""
+    configs, there = configs_of(source), _source_specs(source)
+    wanted = {}
+    for key, piece in ldm_layout.table(configs).items():
+        spec = there[piece.component, piece.names[0]]
+        code = CODES.get(precision, "F32" if piece.component in trains else spec.dtype)
+        shape = (spec.shape[0] * len(piece.names), *spec.shape[1:])
+        wanted[key] = TensorSpec(code, (*shape[:2], 1, 1) if piece.pointwise else shape)
+    code = CODES.get(precision, "F32" if "text_encoder" in trains else there[_TEXT_NORM].dtype)
+    for key, array in ldm_layout.unused(configs["text_encoder"]).items():
+        wanted[key] = TensorSpec("I64" if array.dtype.kind == "i" else code, array.shape)
+    return wanted
+
+
+def _check_weights(source: PipelineDir) -> None:
+    """UserError unless the weights are those of the layout; a weight that has no key is spelled COMPONENT/NAME."""
+    pieces = ldm_layout.table(configs_of(source))
+    places, found = ldm_layout.inverse(pieces), _source_specs(source)
+    whole = {key for key, piece in pieces.items() if all((piece.component, name) in found for name in piece.names)}
+    strange = {"/".join(place) for place in found if place not in places}
+    ldm_layout.check_complete(str(source.where), whole | strange, pieces)
+
+
+def _check_vocabulary(source: PipelineDir) -> None:
+    """UserError if a tokenizer was taught words: WebUIs have CLIP's own vocabulary, and read no other."""
+    rows = source.component_config("text_encoder").get("vocab_size", 49408)
+    folder = source.tokenizer_path
+    if (folder / "vocab.json").is_file():
+        words = len(read_json(folder / "vocab.json"))
+    else:
+        words = len(read_json(folder / "tokenizer.json")["model"]["vocab"])
+    if rows > words:
+        raise UserError(
+            f"{source.where} knows {rows - words} words more than CLIP's tokenizer, which WebUIs use; export its run"
+            " with --run, which writes them to files beside it"
+        )
+
+
+def _is_our_config(path: Path) -> bool:
+    """Whether a .yaml is a config of the original code, and not, say, one of a run."""
+    return path.read_bytes().lstrip().startswith(b"model:") and b"ldm.models.diffusion.ddpm" in path.read_bytes()

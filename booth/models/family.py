@@ -1,0 +1,124 @@
+"""Model families: what a pipeline of each is made of, and how one is recognised.
+
+A new family is one more `Family` here. Supported: Stable Diffusion 1.x and 2.x; XL and 3 are to come.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from booth.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str
+    title: str
+    pipeline_class: str
+    classes: Mapping[str, tuple[str, ...]]  # component -> the classes it may have in model_index.json
+    networks: tuple[str, ...]  # the components with weights that training and sampling use
+    trainable: tuple[str, ...]  # those of them that can train
+    features: Mapping[tuple[str, str], Any]  # (component, config key) -> the value that tells the family from others
+
+
+SD1 = Family(
+    name="sd1",
+    title="Stable Diffusion 1.x",
+    pipeline_class="StableDiffusionPipeline",
+    classes={
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    },
+    networks=("unet", "vae", "text_encoder"),
+    trainable=("unet", "text_encoder"),
+    features={
+        # 1.x and 2.x have the same pipeline class but differ in these. Widths say nothing: small models count too.
+        ("unet", "use_linear_projection"): False,
+        ("text_encoder", "hidden_act"): "quick_gelu",
+        # What the UNet is called with: latents, timestep and context, nothing else.
+        ("unet", "in_channels"): 4,
+        ("unet", "addition_embed_type"): None,
+        ("unet", "class_embed_type"): None,
+        ("unet", "encoder_hid_dim_type"): None,
+        ("unet", "time_cond_proj_dim"): None,
+        # Dropout would draw from a framework's own generator, outside the run's randomness.
+        ("unet", "dropout"): 0.0,
+        ("text_encoder", "attention_dropout"): 0.0,
+        # How it is computed is not the model's to say: transformers takes a hub id there, and runs what it downloads.
+        ("text_encoder", "attn_implementation"): None,
+        ("text_encoder", "_attn_implementation"): None,
+    },
+)
+
+# The same parts, with OpenCLIP's text encoder. 512 and 768 pixels, noise and velocity: all of it is in the configs.
+SD2 = replace(
+    SD1,
+    name="sd2",
+    title="Stable Diffusion 2.x",
+    features={
+        **SD1.features,
+        ("unet", "use_linear_projection"): True,
+        ("text_encoder", "hidden_act"): "gelu",
+    },
+)
+
+FAMILIES = (SD1, SD2)
+
+# Where the classes of a pipeline come from: the third is a folder of diffusers, with the safety checker.
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+
+# What diffusers and transformers assume where a config leaves the key out, as older ones do: just what 1.x has.
+_DEFAULTS = SD1.features
+
+
+def detect_family(
+    source: str, model_index: Mapping[str, Any], component_config: Callable[[str], Mapping[str, Any]]
+) -> Family:
+    """The family of a pipeline folder, from model_index.json and the components' configs.
+
+    Raises UserError, beginning with `source`, if no supported family fits; it names how the pipeline differs from the
+    nearest one.
+    """
+    _refuse_code(source, model_index)
+    supported = f"supported: {', '.join(f'{family.title} ({family.pipeline_class})' for family in FAMILIES)}"
+    pipeline_class = model_index.get("_class_name")
+    candidates = [family for family in FAMILIES if family.pipeline_class == pipeline_class]
+    if not candidates:
+        raise UserError(f"{source}: {' '.join(str(pipeline_class).split())} is not supported yet; {supported}")
+    differences = {family.name: _differences(family, model_index, component_config) for family in candidates}
+    nearest = min(candidates, key=lambda family: len(differences[family.name]))
+    if found := differences[nearest.name]:
+        raise UserError(f"{source}: {' and '.join(found)}; {supported}")
+    return nearest
+
+
+def _refuse_code(source: str, model_index: Mapping[str, Any]) -> None:
+    """UserError for a class that is none of the libraries': diffusers would import it from the pipeline's own files."""
+    for name, entry in model_index.items():
+        if isinstance(entry, list) and len(entry) == 2 and entry[1] and entry[0] not in _LIBRARIES:
+            raise UserError(
+                f"{source}: model_index.json has {name}={entry!r}, code that comes with the model and is never run;"
+                f" use a model whose classes are those of {' and '.join(_LIBRARIES[:2])}"
+            )
+
+
+def _differences(
+    family: Family, model_index: Mapping[str, Any], component_config: Callable[[str], Mapping[str, Any]]
+) -> list[str]:
+    """In what a pipeline is not of the family. The config of a component of another class is not looked at."""
+    differences, others = [], set()
+    for component, classes in family.classes.items():
+        entry = model_index.get(component)
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if found not in classes:
+            others.add(component)
+            differences.append(f"{component} is {' '.join(str(found).split())}, where {family.title} has {classes[0]}")
+    for (component, key), expected in family.features.items():
+        if component in others:
+            continue
+        found = component_config(component).get(key, _DEFAULTS[component, key])
+        if found != expected:
+            differences.append(f"{component}/config.json has {key}={found!r}, where {family.title} has {expected!r}")
+    return differences

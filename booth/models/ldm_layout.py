@@ -1,0 +1,243 @@
+"""THE layout of single-file checkpoints: latent diffusion's (LDM's) keys <-> our weights, total and invertible.
+
+The keys are the module paths of the original code (github.com/CompVis/stable-diffusion and
+github.com/Stability-AI/stablediffusion), which numbers blocks through where diffusers nests them. Three things are more
+than names: an attention of the VAE is made of 1x1 convolutions there and of linear layers here; OpenCLIP keeps query,
+key and value of a layer in one tensor; and a file has tensors that nothing here computes with (`unused`).
+
+A table is made from the components' configs, down to every weight, so what is missing or left over is known by name.
+"""
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from booth.common.errors import UserError
+from booth.models.pipeline import listed, written_key
+
+UNET, VAE, CLIP, OPEN_CLIP = (
+    "model.diffusion_model.",
+    "first_stage_model.",
+    "cond_stage_model.transformer.",
+    "cond_stage_model.model.",
+)
+POSITION_IDS = f"{CLIP}text_model.embeddings.position_ids"
+
+# What else files of the family may hold: averaged weights beside the trained ones, the noise schedule, counters, masks.
+_BESIDE = re.compile(
+    r"model_ema\.|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?(alphas|betas)|posterior_|logvar$|lvlb_"
+    r"|global_step$|scale_factor$|first_stage_model\.loss\.|.*\.position_ids$|cond_stage_model\.model\.attn_mask$"
+    r"|cond_stage_model\.(transformer\.)?(logit_scale$|text_projection)"
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a tensor of the file is here."""
+
+    component: str
+    names: tuple[str, ...]  # canonical names; several lie one after another along its first axis
+    pointwise: bool = False  # a linear layer [out, in], in the file a 1x1 convolution [out, in, 1, 1]
+
+
+Configs = Mapping[str, Mapping[str, Any]]
+
+
+def table(configs: Configs) -> dict[str, Piece]:
+    """Key in the file -> what it is, of every weight of a pipeline with these configs (unet, vae, text_encoder).
+
+    UserError for a config that the original code has no form for.
+    """
+    try:
+        return {
+            **{UNET + key: Piece("unet", (name,)) for name, key in _unet(configs["unet"])},
+            **{VAE + key: Piece("vae", (name,), name.endswith(_POINTWISE)) for name, key in _vae(configs["vae"])},
+            **dict(_text(configs["text_encoder"])),
+        }
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"this model has no single-file form: a config of its networks is unusual ({error!r}); keep its folder"
+        ) from error
+
+
+def inverse(pieces: Mapping[str, Piece]) -> dict[tuple[str, str], tuple[str, int]]:
+    """(component, canonical name) -> key in the file, and which part of that tensor."""
+    return {
+        (piece.component, name): (key, part) for key, piece in pieces.items() for part, name in enumerate(piece.names)
+    }
+
+
+def unused(text_encoder: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors that the originals have beside the weights, so that a file has each key of theirs.
+
+    Stable Diffusion 1: the positions 0 to 76. Stable Diffusion 2 takes the last but one layer of OpenCLIP, and a
+    diffusers folder has no more than that: the last layer is made of zeros here, a residual block that adds nothing,
+    so that a program that takes all layers has the same result; the projection is the identity; the scale ln 100 is
+    CLIP's upper bound (Radford et al. 2021, section 2.5).
+    """
+    if not is_open_clip(text_encoder):
+        return {POSITION_IDS: np.arange(text_encoder["max_position_embeddings"], dtype=np.int64)[None]}
+    width, wide = text_encoder["hidden_size"], text_encoder["intermediate_size"]
+    shapes = {
+        "attn.in_proj": (3 * width, width), "attn.out_proj": (width, width), "mlp.c_fc": (wide, width),
+        "mlp.c_proj": (width, wide),
+    }  # fmt: skip
+    block = f"{OPEN_CLIP}transformer.resblocks.{text_encoder['num_hidden_layers']}."
+    zeros: dict[str, np.ndarray] = {}
+    for name, shape in shapes.items():
+        dot = "_" if name.endswith("in_proj") else "."
+        zeros[f"{block}{name}{dot}weight"] = np.zeros(shape, np.float32)
+        zeros[f"{block}{name}{dot}bias"] = np.zeros(shape[:1], np.float32)
+    for name in ("ln_1", "ln_2"):
+        for leaf in ("weight", "bias"):
+            zeros[f"{block}{name}.{leaf}"] = np.zeros(width, np.float32)
+    return {
+        **zeros,
+        f"{OPEN_CLIP}text_projection": np.eye(width, dtype=np.float32),
+        f"{OPEN_CLIP}logit_scale": np.array(math.log(100), np.float32),
+    }
+
+
+def is_open_clip(text_encoder: Mapping[str, Any]) -> bool:
+    """Whether a text encoder is OpenCLIP's, Stable Diffusion 2's: as `booth.models.family` tells them apart."""
+    return text_encoder.get("hidden_act") == "gelu"
+
+
+def plain_key(key: str) -> str:
+    """The key as the table has it: files made with early versions of transformers leave `text_model.` out."""
+    return CLIP + written_key("text_encoder", key.removeprefix(CLIP)) if key.startswith(CLIP) else key
+
+
+def check_complete(where: str, found: Collection[str], pieces: Mapping[str, Piece], also: Collection[str] = ()) -> None:
+    """UserError, beginning with `where`, unless `found` are all keys of the table, with those of `also` or without;
+    it lists what is missing and what is left over."""
+    missing = pieces.keys() - set(found)
+    left_over = [key for key in set(found) - pieces.keys() - set(also) if not _BESIDE.match(key)]
+    if missing or left_over:
+        raise UserError(
+            f"{where}: its tensors are not those of its config: missing {listed(missing)}; left over"
+            f" {listed(left_over)}"
+        )
+
+
+_BOTH = ("weight", "bias")
+_POINTWISE = (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight")  # of the VAE's attention
+_UNET_RESNET = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+}  # fmt: skip
+_VAE_RESNET = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}  # fmt: skip
+
+Names = Iterator[tuple[str, str]]  # (name here, key in the file)
+
+
+def _module(name: str, key: str, inside: Mapping[str, str] | None = None) -> Names:
+    """Weight and bias of a module, or of those inside it."""
+    for inner, other in (inside or {"": ""}).items():
+        for leaf in _BOTH:
+            yield ".".join(filter(None, (name, inner, leaf))), ".".join(filter(None, (key, other, leaf)))
+
+
+def _transformer(name: str, key: str) -> Names:
+    """The attention of a UNet, whose parts have one name here and there."""
+    block = "transformer_blocks.0"
+    both = [f"{block}.{part}" for part in ("norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2")]
+    both += [f"{block}.{attention}.to_out.0" for attention in ("attn1", "attn2")]
+    yield from _module(name, key, {part: part for part in ("norm", "proj_in", "proj_out", *both)})
+    for attention in ("attn1", "attn2"):
+        for part in ("to_q", "to_k", "to_v"):
+            leaf = f"{block}.{attention}.{part}.weight"
+            yield f"{name}.{leaf}", f"{key}.{leaf}"
+
+
+def _unet(config: Mapping[str, Any]) -> Names:
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    yield from _module("time_embedding", "time_embed", {"linear_1": "0", "linear_2": "2"})
+    yield from _module("conv_in", "input_blocks.0.0")
+    yield from _module("", "", {"conv_norm_out": "out.0", "conv_out": "out.2"})
+    place = 1
+    for block, (kind, width) in enumerate(zip(config["down_block_types"], widths, strict=True)):
+        for layer in range(layers):
+            resnet, key = f"down_blocks.{block}.resnets.{layer}", f"input_blocks.{place}"
+            yield from _module(resnet, f"{key}.0", _UNET_RESNET)
+            if layer == 0 and width != widths[max(block - 1, 0)]:
+                yield from _module(f"{resnet}.conv_shortcut", f"{key}.0.skip_connection")
+            if "CrossAttn" in kind:
+                yield from _transformer(f"down_blocks.{block}.attentions.{layer}", f"{key}.1")
+            place += 1
+        if block < len(widths) - 1:
+            yield from _module(f"down_blocks.{block}.downsamplers.0.conv", f"input_blocks.{place}.0.op")
+            place += 1
+    for layer in range(2):
+        yield from _module(f"mid_block.resnets.{layer}", f"middle_block.{2 * layer}", _UNET_RESNET)
+    yield from _transformer("mid_block.attentions.0", "middle_block.1")
+    for block, kind in enumerate(config["up_block_types"]):
+        for layer in range(layers + 1):
+            resnet, key = f"up_blocks.{block}.resnets.{layer}", f"output_blocks.{block * (layers + 1) + layer}"
+            yield from _module(resnet, f"{key}.0", _UNET_RESNET)
+            yield from _module(f"{resnet}.conv_shortcut", f"{key}.0.skip_connection")  # it takes a skip along: wider
+            if "CrossAttn" in kind:
+                yield from _transformer(f"up_blocks.{block}.attentions.{layer}", f"{key}.1")
+        if block < len(widths) - 1:
+            place = 2 if "CrossAttn" in kind else 1
+            yield from _module(f"up_blocks.{block}.upsamplers.0.conv", f"{key}.{place}.conv")
+
+
+def _vae(config: Mapping[str, Any]) -> Names:
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    last = len(widths) - 1
+    yield from _module("", "", {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"})
+    for half in ("encoder", "decoder"):
+        yield from _module(half, half, {"conv_in": "conv_in", "conv_out": "conv_out", "conv_norm_out": "norm_out"})
+        for layer in range(2):
+            yield from _module(f"{half}.mid_block.resnets.{layer}", f"{half}.mid.block_{layer + 1}", _VAE_RESNET)
+        yield from _module(f"{half}.mid_block.attentions.0", f"{half}.mid.attn_1", _VAE_ATTENTION)
+    for block in range(last + 1):
+        name, key = f"encoder.down_blocks.{block}", f"encoder.down.{block}"
+        yield from _vae_block(name, key, layers, widths[max(block - 1, 0)] != widths[block])
+        if block < last:
+            yield from _module(f"{name}.downsamplers.0.conv", f"{key}.downsample.conv")
+        name, key = f"decoder.up_blocks.{last - block}", f"decoder.up.{block}"  # counted from the other end
+        yield from _vae_block(name, key, layers + 1, widths[min(block + 1, last)] != widths[block])
+        if block > 0:
+            yield from _module(f"{name}.upsamplers.0.conv", f"{key}.upsample.conv")
+
+
+def _vae_block(name: str, key: str, layers: int, widens: bool) -> Names:
+    for layer in range(layers):
+        yield from _module(f"{name}.resnets.{layer}", f"{key}.block.{layer}", _VAE_RESNET)
+    if widens:
+        yield from _module(f"{name}.resnets.0.conv_shortcut", f"{key}.block.0.nin_shortcut")
+
+
+def _text(config: Mapping[str, Any]) -> Iterator[tuple[str, Piece]]:
+    layers = range(config["num_hidden_layers"])
+    if not is_open_clip(config):
+        parts = [f"self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
+        parts += ["layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"]
+        modules = [f"encoder.layers.{layer}.{part}" for layer in layers for part in parts]
+        names = [f"text_model.{module}.{leaf}" for module in (*modules, "final_layer_norm") for leaf in _BOTH]
+        names += [f"text_model.embeddings.{part}_embedding.weight" for part in ("token", "position")]
+        yield from ((CLIP + name, Piece("text_encoder", (name,))) for name in names)
+        return
+    one = [
+        ("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
+        ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+        *_module("text_model.final_layer_norm", "ln_final"),
+    ]
+    for layer in layers:
+        name, key = f"text_model.encoder.layers.{layer}", f"transformer.resblocks.{layer}"
+        one += _module(name, key, _OPEN_CLIP_LAYER)
+        for leaf in _BOTH:
+            fused = tuple(f"{name}.self_attn.{part}_proj.{leaf}" for part in "qkv")
+            yield f"{OPEN_CLIP}{key}.attn.in_proj_{leaf}", Piece("text_encoder", fused)
+    yield from ((OPEN_CLIP + key, Piece("text_encoder", (name,))) for name, key in one)

@@ -1,0 +1,212 @@
+"""What a LoRA file says of itself.
+
+    lora_adapter_metadata   JSON of `peft.LoraConfig`s, as diffusers writes and reads it
+    booth_before_folding    the same as it was before alphas were put into B: so nothing is lost on the way back
+    ss_*                    as kohya's trainer writes them (github.com/kohya-ss/sd-scripts, library/train_util.py and
+                            train_network.py); those of them that WebUIs show, or sort files by
+    modelspec.*             the Stability.AI Model Metadata Standard, version 1.0.1 (github.com/Stability-AI/ModelSpec)
+
+What is not known is not said.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from booth.common.errors import UserError
+from booth.models.adapters import LowRank
+from booth.models.modelspec import PREDICTION, PREDICTIONS
+from booth.models.pipeline import PipelineDir
+from booth.models.safetensors_file import HASH, packed
+
+_PEFT, _BEFORE = "lora_adapter_metadata", "booth_before_folding"
+_DATE, _ARGUMENTS, _VERSION = "modelspec.date", "ss_network_args", "ss_base_model_version"
+_CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2"}  # of the published models
+
+
+@dataclass(frozen=True)
+class About:
+    """What is said beside rank and alpha. Empty, None: not known, so not said."""
+
+    name: str  # WebUIs call it so in prompts
+    title: str
+    family: str = ""  # of `booth.models.family`
+    prediction: str = ""  # epsilon or v, ModelSpec's words
+    side: int | None = None  # pixels that it was trained with
+    base: str = ""  # the model it was trained from
+    trigger_phrase: str = ""
+    kept: Mapping[str, str] | None = None  # what a file said that this one is made of
+
+
+def about_file(metadata: Mapping[str, str], layers: Mapping[str, LowRank], name: str, title: str, phrase: str) -> About:
+    """What is known of a file that is converted: what it says, and the family by the width of its cross-attention."""
+    widths = {
+        update.down.shape[1] for layer, update in layers.items() if layer.endswith((".attn2.to_k", ".attn2.to_v"))
+    }
+    family = _CONTEXT_WIDTHS.get(widths.pop(), "") if len(widths) == 1 else ""
+    kept = {key: value for key, value in metadata.items() if key.startswith(("ss_", "modelspec."))}
+    prediction = kept.get(PREDICTION, "v" if kept.get(_VERSION, "").endswith("_v") else "")
+    if prediction not in PREDICTIONS.values():
+        prediction = ""
+    title = title or kept.get("modelspec.title", name)
+    return About(name, title, family, prediction, trigger_phrase=phrase, kept=kept)
+
+
+def about_run(config: Any, pipeline: PipelineDir, name: str, title: str, phrase: str) -> About:
+    """What is known of a run."""
+    prediction = pipeline.component_config("scheduler").get("prediction_type", "epsilon")
+    return About(
+        name,
+        title or name,
+        family=pipeline.family.name,
+        prediction=PREDICTIONS.get(prediction, ""),
+        side=config.data.resolution,
+        base=Path(config.model.source).name,
+        trigger_phrase=phrase,
+    )
+
+
+def kohya(layers: Mapping[str, LowRank], about: About) -> dict[str, str]:
+    """The entries of a file in kohya's layout, but for the hash."""
+    convs = [update for update in layers.values() if update.shape[2:] not in ((), (1, 1))]
+    others = [update for update in layers.values() if update.shape[2:] in ((), (1, 1))]
+    sizes = {f"conv_{name}": value for name, value in _sizes(convs).items()} if convs else {}
+    kept = about.kept or {}
+    arguments = {**_arguments(kept), **sizes}
+    known = {
+        "ss_network_module": "networks.lora",
+        **{f"ss_network_{name}": value for name, value in _sizes(others or convs).items()},
+        _ARGUMENTS: json.dumps(arguments),
+        "ss_output_name": about.name,
+        "ss_sd_model_name": about.base,
+        **_version(about),
+        "ss_tag_frequency": _tags(about.trigger_phrase),
+        **modelspec(about),
+    }
+    return {**kept, **{name: value for name, value in known.items() if value}}
+
+
+def modelspec(about: About) -> dict[str, str]:
+    second = "stable-diffusion-v2-768-v" if about.prediction == "v" else "stable-diffusion-v2-512"
+    architecture = {"sd1": "stable-diffusion-v1", "sd2": second if about.prediction else ""}.get(about.family)
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture}/lora" if architecture else "",
+        "modelspec.implementation": "diffusers",  # whose names the keys are, in both layouts
+        "modelspec.title": about.title,
+        "modelspec.resolution": f"{about.side}x{about.side}" if about.side else "",
+        _DATE: (about.kept or {}).get(_DATE, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")),
+        PREDICTION: about.prediction,
+        "modelspec.trigger_phrase": about.trigger_phrase,
+    }
+
+
+def sealed(content: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file that has ModelSpec's hash, 0x and the sha256 of all that follows the header."""
+    plain = save(dict(content))
+    tensors = plain[8 + int.from_bytes(plain[:8], "little") :]
+    return packed(content, {**metadata, HASH: f"0x{hashlib.sha256(tensors).hexdigest()}"})
+
+
+def peft(layers: Mapping[str, LowRank], before: Mapping[str, LowRank]) -> dict[str, str]:
+    """The entries of a file in PEFT's layout; `before`: the layers with the alphas that they had before it was put into
+    B, which are said too if they were others."""
+    said = {_PEFT: _settings(layers)}
+    if any(update.alpha != before[layer].alpha for layer, update in layers.items()):
+        said[_BEFORE] = _settings(before)
+    return said
+
+
+def _settings(layers: Mapping[str, LowRank]) -> str:
+    """JSON of the settings of a `peft.LoraConfig` of each component, with the component before their names.
+
+    Rank and alpha that most layers have, and the others by name.
+    """
+    settings: dict[str, Any] = {}
+    for component in sorted({layer.partition(".")[0] for layer in layers}):
+        # Names to match the ends of: some versions of transformers have the text encoder's layers without text_model.
+        own = {
+            layer.removeprefix(f"{component}.").removeprefix("text_model."): update
+            for layer, update in layers.items()
+            if layer.startswith(f"{component}.")
+        }
+        rank = Counter(update.rank for update in own.values()).most_common(1)[0][0]
+        alpha = Counter(update.alpha for update in own.values()).most_common(1)[0][0]
+        settings |= {f"{component}.r": rank, f"{component}.lora_alpha": alpha, f"{component}.target_modules": list(own)}
+        if ranks := {name: update.rank for name, update in own.items() if update.rank != rank}:
+            settings[f"{component}.rank_pattern"] = ranks
+        if alphas := {name: update.alpha for name, update in own.items() if update.alpha != alpha}:
+            settings[f"{component}.alpha_pattern"] = alphas
+    return json.dumps(settings, sort_keys=True)
+
+
+def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Those of a file in PEFT's layout, {} if it has none; UserError if they are broken."""
+    return _read_settings(path, metadata, _PEFT)
+
+
+def settings_before(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Those before alphas were put into B; {} if they were not, or by another program."""
+    return _read_settings(path, metadata, _BEFORE)
+
+
+def _read_settings(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(metadata.get(key, "{}")))
+    except (RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its {key} is broken ({error}); download it again") from error
+
+
+def peft_alpha(settings: Mapping[str, Any], layer: str, rank: int) -> float:
+    """The alpha of a layer by settings of `peft.LoraConfig`s, with the component before their names or not; the rank
+    where they say nothing, as diffusers takes it. AttributeError, TypeError or ValueError if they are broken."""
+    component, _, name = layer.partition(".")
+    own = {key.removeprefix(f"{component}."): value for key, value in settings.items()}
+    if own.get("use_dora"):
+        raise ValueError("DoRA, which is not supported")
+    patterns = {end.lstrip("^"): alpha for end, alpha in (own.get("alpha_pattern") or {}).items()}
+    listed = next((alpha for end, alpha in patterns.items() if name == end or name.endswith(f".{end}")), None)
+    alpha = float(own.get("lora_alpha", rank) if listed is None else listed)
+    return alpha * math.sqrt(rank) if own.get("use_rslora") else alpha  # arXiv 2312.03732: alpha / sqrt(rank)
+
+
+def _sizes(updates: list[LowRank]) -> dict[str, str]:
+    """Rank and alpha, as kohya's trainer writes them."""
+    ranks, alphas = {update.rank for update in updates}, {update.alpha for update in updates}
+    return {
+        "dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+        "alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
+    }
+
+
+def _arguments(kept: Mapping[str, str]) -> dict[str, Any]:
+    """What a converted file says of its network; {} if that is broken."""
+    try:
+        return dict(json.loads(kept.get(_ARGUMENTS, "{}")))
+    except (RecursionError, TypeError, ValueError):
+        return {}
+
+
+def _version(about: About) -> dict[str, str]:
+    if not about.family:
+        return {}
+    suffix = "_v" if about.prediction == "v" else ""
+    return {
+        "ss_v2": str(about.family == "sd2"),
+        _VERSION: ("sd_v2" if about.family == "sd2" else "sd_v1") + suffix,
+    }
+
+
+def _tags(phrase: str) -> str:
+    """WebUIs offer these for prompts: folder -> tag -> how often."""
+    tags = [tag.strip() for tag in phrase.split(",") if tag.strip()]
+    return json.dumps({"instance": Counter(tags)}) if tags else ""

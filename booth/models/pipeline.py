@@ -1,0 +1,372 @@
+"""THE diffusers pipeline folder: model_index.json, component configs, safetensors weights as NumPy arrays.
+
+    model_index.json                        pipeline class, components and their classes
+    unet/ vae/ text_encoder/                config.json and weights, in one file or in shards with an index
+    tokenizer/ scheduler/                   vocabulary, noise schedule
+
+Weights are named here as current diffusers and transformers 4 name them, whatever spelling the files have. A model from
+the hub is such a folder too, whose weights are downloaded when they are first needed.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from booth.common import host_memory
+from booth.common.errors import UserError
+from booth.models import embedded, hub
+from booth.models.component_rules import check_values
+from booth.models.family import Family, detect_family
+from booth.models.hub import HubModel
+from booth.models.safetensors_reader import TensorSpec, again, opened
+
+log = logging.getLogger("booth")
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # never read
+
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names, configs'
+_INTEGERS = ("I64", "I32")
+_MAX_DIMENSIONS = 8  # more than any layer has, fewer than NumPy's limit
+_OLD_VAE_ATTENTION = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.)")
+_NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A component's weight files, and the keys in each as the file spells them."""
+
+    index: Path | None  # of shards
+    specs: Mapping[Path, Mapping[str, TensorSpec]]
+    whole_files: ClassVar[bool] = True  # whether they are all that is in the files
+
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(key as in the file, array) of all files, one at a time."""
+        for path, specs in self.specs.items():
+            with opened(path) as file:
+                for key in specs:
+                    yield key, file.tensor(key)
+
+    def tensor(self, path: Path, key: str) -> np.ndarray:
+        with opened(path) as file:
+            return file.tensor(key)
+
+
+class PipelineDir:
+    """An opened pipeline folder; `open_pipeline` makes it."""
+
+    def __init__(
+        self, path: Path, variant: str, model_index: Mapping[str, Any], family: Family, model: HubModel | None = None
+    ) -> None:
+        self.path = path
+        self.where = path  # what the user gave, and its weights are in
+        self.variant = variant
+        self.model_index = model_index
+        self.family = family
+        self.model = model  # None: a local folder
+        self.changed_scheduler: dict[str, Any] | None = None  # the config that there is in place of the folder's
+        self._hashes: dict[str, str] = {}
+
+    @cached_property
+    def weight_files(self) -> dict[str, Path]:
+        """Where each network's weights are, or the index of their shards; UserError if they are missing."""
+        return {component: self._weight_file(component) for component in self.family.networks}
+
+    @cached_property
+    def weights(self) -> dict[str, Weights]:
+        """The networks' weights by component; those of a hub model are downloaded first. Raises UserError."""
+        if self.model:
+            self.model.fetch(self.to_download)
+        return {component: self._read_weights(component) for component in self.family.networks}
+
+    @property
+    def to_download(self) -> list[str]:
+        """Weight files that are still on the hub alone."""
+        if not self.model:
+            return []
+        _, weights = self.model.files(components(self.model_index), self.variant)
+        return self.model.missing(weights)
+
+    def verify(self) -> None:
+        """Recomputes the hashes of the files in the cache of a hub model; UserError names those that were damaged since
+        they were downloaded. For a local folder there is nothing to compare with, which is logged."""
+        if not self.model:
+            log.info("%s is a local folder: only the manifest of a run knows what was in its files", self.path)
+            return
+        configs, weights = self.model.files(components(self.model_index), self.variant)
+        self.model.verify(["model_index.json", *configs, *weights])
+
+    def component_files(self) -> dict[str, list[Path]]:
+        """The files of each component that is there; of a hub model its own alone, whatever else is in the cache."""
+        named = [name for name in components(self.model_index) if name.isidentifier()]
+        if self.model:
+            wanted = {name for names in self.model.files(named, self.variant) for name in names}
+            paths = sorted(self.path / name for name in wanted)
+        else:
+            paths = sorted(path for name in named for path in self.path.glob(f"{name}/*") if path.is_file())
+        found = {name: [path for path in paths if path.parent.name == name] for name in named}
+        return {name: files for name, files in found.items() if files}
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / "tokenizer"
+
+    def component_config(self, component: str) -> dict[str, Any]:
+        """config.json of a component (scheduler_config.json of the scheduler). Raises UserError if broken."""
+        if component == "scheduler" and self.changed_scheduler is not None:
+            return dict(self.changed_scheduler)
+        return _component_config(self.path, component)
+
+    def with_scheduler(self, config: Mapping[str, Any]) -> "PipelineDir":
+        """The same pipeline with another scheduler config, which is exported in place of the folder's."""
+        pipeline = copy.copy(self)
+        pipeline.changed_scheduler = dict(config)
+        pipeline.model_index = {**self.model_index, "scheduler": ["diffusers", config["_class_name"]]}
+        return pipeline
+
+    @property
+    def latent_scaling(self) -> tuple[float, float]:
+        """(scale, shift) of the VAE: latents = (posterior sample - shift) * scale."""
+        config = self.component_config("vae")
+        # Configs older than the key are those of Stable Diffusion 1.
+        return config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0
+
+    def tensors(self, component: str) -> dict[str, np.ndarray]:
+        """All weights of a network by canonical name, in the dtype of the file (bfloat16 is ml_dtypes').
+
+        UserError if there is too little memory for all of them.
+        """
+        specs = self.weights[component].specs.values()
+        size = sum(spec.nbytes for each in specs for spec in each.values())
+        host_memory.require(size, f"the {component} of {self.where}")
+        named = ((canonical_name(component, key), array) for key, array in self.weights[component].read())
+        return {name: array for name, array in named if name is not None}
+
+    def weights_hash(self, component: str) -> str:
+        """sha256 over the content of a network's weight files, in the order of their names; computed once."""
+        if component not in self._hashes:
+            digest = hashlib.sha256()
+            for path in self.weights[component].specs:
+                with path.open("rb") as file:
+                    while chunk := file.read(1 << 22):
+                        digest.update(chunk)
+            self._hashes[component] = digest.hexdigest()
+        return self._hashes[component]
+
+    def config_hashes(self) -> dict[str, str]:
+        """sha256 of the config of each network and of the scheduler.
+
+        As if a config that names a type named that of the weights, as libraries write it: in which type others are to
+        open them, `booth.models.plain_opening`, changes nothing that is computed here.
+        """
+        configs = {name: self.component_config(name) for name in (*self.family.networks, "scheduler")}
+        for name, weights in self.weights.items():
+            types = {spec.dtype for specs in weights.specs.values() for spec in specs.values() if spec.dtype in FLOATS}
+            if "dtype" in configs[name] and len(types) == 1:
+                configs[name]["dtype"] = FLOATS[types.pop()]
+        texts = {name: json.dumps(config, sort_keys=True) for name, config in configs.items()}
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+    def hashes(self) -> dict[str, str]:
+        """Of all that is computed with: weights and configs, by what they are of."""
+        weights = {f"weights of {name}": self.weights_hash(name) for name in self.family.networks}
+        return weights | {f"config of {name}": sha256 for name, sha256 in self.config_hashes().items()}
+
+    def _weight_file(self, component: str) -> Path:
+        """Where a network's weights are, or the index of their shards; UserError if there is neither."""
+        stem = "model" if self.model_index[component][0] == "transformers" else "diffusion_pytorch_model"
+        suffix = f".{self.variant}" if self.variant else ""
+        wanted = f"{stem}{suffix}.safetensors"
+        if self.model:
+            names = sorted(name.partition("/")[2] for name in self.model.sizes if name.startswith(f"{component}/"))
+        else:
+            names = sorted(path.name for path in (self.path / component).iterdir() if path.is_file())
+        for name in (wanted, f"{stem}.safetensors.index{suffix}.json"):
+            if name in names:
+                return self.path / component / name
+        if self.model and not self.model.listed:
+            raise UserError(
+                f"model.source={self.model.source}: {component}/{wanted} is not in the cache and the hub cannot be"
+                " asked; unset HF_HUB_OFFLINE or mend the network"
+            )
+        where = self.model.source if self.model else self.path
+        raise UserError(f"model.source={where}: {_why_no_weights(component, names, wanted)}")
+
+    def _read_weights(self, component: str) -> Weights:
+        path = self.weight_files[component]
+        if path.suffix == ".safetensors":
+            return Weights(None, {path: read_specs(path)})
+        weight_map = read_json(path).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(map(_is_shard_name, weight_map.values())):
+            raise UserError(f"model.source={self.path}: {component}/{path.name} is broken; {again(path)}")
+        shards = [path.with_name(name) for name in sorted(set(weight_map.values()))]
+        return Weights(path, {shard: read_specs(shard) for shard in shards})
+
+
+def open_pipeline(
+    source: str | Path, variant: str = "", revision: str = "", *, config: str = "", weights: bool = True
+) -> PipelineDir:
+    """Opens a pipeline and checks that it is complete, readable and of a supported family.
+
+    `source` is a folder, "embedded" (the base that comes with booth), the id of a model on the hub, whose configs are
+    downloaded here and whose weights later, or a single-file checkpoint, which has configs and tokenizer from `config`.
+    `variant` is the middle part of the weight files' names, such as `fp16`; `revision` a branch, tag or commit of a hub
+    model. Without `weights` only the configs need be there. Raises UserError.
+    """
+    if isinstance(source, str):
+        source, revision = hub.of_page(source, hub.MODEL, revision)
+    where = f"model.source={source}"
+    named_file = str(source).endswith((".safetensors", *PICKLES))
+    model = hub.find(str(source), revision) if hub.is_id(str(source)) and not named_file else None
+    path = model.path if model else _local_path(source)
+    if path.is_file():
+        for field, value in (("model.variant", variant), ("model.revision", revision)):
+            if value:
+                raise UserError(f"{field}={value!r} is not for single files, and {where} is one; leave it empty")
+        from booth.models.single_file import open_single_file  # which is made of what is here
+
+        return open_single_file(path, config)
+    if named_file and not path.exists():
+        raise UserError(
+            f"{where}: no such file; give a single-file checkpoint, a diffusers pipeline folder or a hub id"
+        )
+    if config:
+        raise UserError(f"model.config={config!r} is for single files, and {where} is none; leave it empty")
+    if not path.is_dir():
+        raise UserError(f"{where}: no such folder; give a diffusers pipeline folder, or a hub id such as owner/name")
+    if revision and not model:
+        raise UserError(f"model.revision={revision!r} is for hub ids, and {where} is a local folder; leave it empty")
+    if not (path / "model_index.json").is_file():
+        raise UserError(f"{where}: no model_index.json in it; give the top folder of a diffusers pipeline")
+    model_index = read_json(path / "model_index.json")
+    if model:
+        model.fetch(model.files(components(model_index), variant)[0])
+    family = detect_family(where, model_index, lambda component: _component_config(path, component))
+    for component in ("scheduler", *family.networks):
+        check_values(where, component, _component_config(path, component))
+    tokenizer = path / "tokenizer"
+    if not ((tokenizer / "tokenizer.json").is_file() or has_vocabulary(tokenizer)):
+        raise UserError(
+            f"{where}: tokenizer/ has neither vocab.json and merges.txt nor tokenizer.json; download it again"
+        )
+    pipeline = PipelineDir(path, variant, model_index, family, model)
+    if weights:
+        _ = pipeline.weight_files  # missing ones are refused now
+    if weights and not pipeline.to_download:
+        _ = pipeline.weights  # and broken ones
+    return pipeline
+
+
+def _local_path(source: str | Path) -> Path:
+    return embedded.base_path() if source == embedded.EMBEDDED else Path(source).expanduser()
+
+
+def components(model_index: Mapping[str, Any]) -> list[str]:
+    """The components that a model_index.json names with a class."""
+    return [name for name, entry in model_index.items() if isinstance(entry, list) and len(entry) == 2 and entry[1]]
+
+
+def fit_weights(
+    component: str, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The tensors as float32 in the shapes that a network has; the attention of older VAEs, linear layers kept as 1x1
+    convolutions, loses its two last axes. UserError lists the names missing and left over, or the wrong shapes."""
+    missing, left_over = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
+    if missing or left_over:
+        raise UserError(
+            f"{component} weights do not fit its config: missing {listed(missing)}; left over {listed(left_over)}"
+        )
+    fitted, wrong = {}, []
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tensor.shape == (*shape, 1, 1):
+            tensor = tensor.reshape(shape)
+        if tensor.shape != shape or tensor.dtype.kind not in "fV":  # V: bfloat16 and its like
+            wrong.append(f"{name} is {tensor.dtype}{list(tensor.shape)} instead of float{list(shape)}")
+        else:
+            fitted[name] = tensor.astype(np.float32, copy=False)
+    if wrong:
+        raise UserError(f"{component} weights do not fit its config: {listed(wrong)}")
+    return fitted
+
+
+def listed(items: Collection[str], shown: int = 4) -> str:
+    some = ", ".join(sorted(items)[:shown]) or "none"
+    return some if len(items) <= shown else f"{some} and {len(items) - shown} more"
+
+
+def has_vocabulary(tokenizer: Path) -> bool:
+    return (tokenizer / "vocab.json").is_file() and (tokenizer / "merges.txt").is_file()
+
+
+def canonical_name(component: str, key: str) -> str | None:
+    """The one name of a weight, whichever library version wrote it; None for a buffer that is no weight."""
+    if component == "text_encoder":
+        return None if key.endswith("position_ids") else written_key(component, key)
+    if component == "vae":
+        return _OLD_VAE_ATTENTION.sub(lambda match: _NEW_VAE_ATTENTION[match[0]], key)
+    return key
+
+
+def written_key(component: str, key: str) -> str:
+    """The key an export uses: the source's own, but text encoders always have the `text_model.` prefix.
+
+    transformers 5 leaves it out; transformers 4 takes weights without it for missing and makes up random ones.
+    """
+    bare = component == "text_encoder" and key.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+    return f"text_model.{key}" if bare else key
+
+
+def _is_shard_name(name: Any) -> bool:
+    """Of a file beside the index, nowhere else."""
+    return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name and name.isprintable()
+
+
+def _component_config(path: Path, component: str) -> dict[str, Any]:
+    return read_json(path / component / ("scheduler_config.json" if component == "scheduler" else "config.json"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {again(path)}") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deep
+        raise UserError(f"{path} is no JSON ({' '.join(str(error).split())}); {again(path)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object; {again(path)}")
+    return content
+
+
+def read_specs(path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
+    """Keys, dtypes and shapes of a safetensors file, whose size is checked against them. UserError if it is broken, or
+    if a file that is `whole` a network's has anything but floats."""
+    with opened(path) as file:
+        specs = file.specs()
+    for key, spec in specs.items():
+        if not key.isprintable() or 0 in spec.shape or len(spec.shape) > _MAX_DIMENSIONS:
+            raise UserError(f"{path} is broken (it has a tensor {key!r} of shape {spec.shape}); {again(path)}")
+        if whole and spec.dtype not in ((*FLOATS, *_INTEGERS) if key.endswith("position_ids") else FLOATS):
+            raise UserError(
+                f"{path}: {key} has type {spec.dtype}, not a float type; use the model without quantization"
+            )
+    return specs
+
+
+def _why_no_weights(component: str, names: Collection[str], wanted: str) -> str:
+    where = f"{component}/ has no {wanted}"
+    if found := [name for name in names if ".safetensors" in name]:
+        return f"{where} but {', '.join(found)}; set model.variant to the part between (empty if none)"
+    if any(name.endswith((".bin", ".ckpt", ".pt")) for name in names):
+        return f"{where}, only PyTorch pickles (.bin); use the model's safetensors files, or convert it to them"
+    if any(name.endswith(".msgpack") for name in names):
+        return f"{where}, only Flax weights (.msgpack), which are not readable; use the same model's safetensors"
+    return f"{where}; download the model completely"

@@ -1,0 +1,29 @@
+"""RUN/report.html: what a run has made so far, on one page to look at.
+
+It is written at each checkpoint and preview and at the end, and by the command `report`.
+"""
+
+import logging
+from pathlib import Path
+
+from booth.report.data import gather
+from booth.report.page import page
+from booth.train.run_folder import write_text
+
+log = logging.getLogger("booth")
+
+FILE = "report.html"
+
+
+def write(run: Path) -> Path:
+    """Writes the page of the run in a folder, which need not be finished. UserError if it is none, or is damaged."""
+    write_text(run / FILE, page(gather(run)))
+    return run / FILE
+
+
+def refresh(run: Path) -> None:
+    """The same while training, which no page is worth ending: whatever goes wrong is a warning."""
+    try:
+        write(run)
+    except Exception as error:
+        log.warning("%s is not up to date (%s: %s); the run goes on", run / FILE, type(error).__name__, error)

@@ -1,0 +1,234 @@
+"""Checkpoints on disk or in a bucket: found, written whole, rotated only after the next one is complete."""
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from booth.common import disk_space
+from booth.common.disk_space import readable
+from booth.common.errors import ENDS, UserError, reading, said_by
+from booth.config.values import is_remote, trained_networks
+from booth.diffusion.backend import Backend
+from booth.models.adapters import adapter_of
+from booth.models.pipeline import PipelineDir
+from booth.train.run_folder import STAGING_PREFIX, publish, remove, rename
+
+log = logging.getLogger("booth")
+
+_STEP = re.compile(r"step-(\d{6,})$")
+_RECORD = "checkpoint.json"
+
+
+_HEADER = 600  # bytes for a tensor's name and those of its states
+
+
+def checkpoint_size(config: Any, pipeline: PipelineDir) -> int:
+    """Bytes of a checkpoint, at most: trained weights, optimizer states and their average."""
+    size = 0
+    if adapter := adapter_of(config, pipeline):
+        size = sum(_tensor_size(config, shape, 4) for shape in adapter.tensor_shapes().values())
+    else:
+        for component in trained_networks(config):
+            width = 2 if component == "unet" and config.memory.weights == "bf16" else 4
+            for specs in pipeline.weights[component].specs.values():
+                size += sum(_tensor_size(config, spec.shape, width) for spec in specs.values())
+    if config.tokens.add:
+        features = pipeline.component_config("unet")["cross_attention_dim"]
+        size += _tensor_size(config, (len(config.tokens.add), features), 4)
+    return size
+
+
+def _tensor_size(config: Any, shape: tuple[int, ...], width: int) -> int:
+    """Of one trained tensor, kept in `width` bytes a number: with its states, as `torchbooth.optim` describes them."""
+    count = math.prod(shape)
+    small = count < 4096  # then states are not in 8 bits
+    states = {
+        "adamw": 8.0 * count,
+        "prodigy": 16.0 * count,
+        "adamw8bit": (8 if small else 2.04) * count,
+        "lion": 4.0 * count,
+        "lion8bit": (4 if small else 1.02) * count,
+        "adafactor": 4.0 * (count / shape[-1] + count / shape[-2] if len(shape) > 1 else count),
+    }
+    average = 4 * count + _HEADER if config.ema.decay > 0 else 0
+    return int(width * count + states[config.train.optimizer]) + _HEADER + average
+
+
+class Checkpoints:
+    """The checkpoints of one run in `folder`; `run_id` tells them from another run's in a shared folder.
+
+    On a disk a checkpoint gets its name once it is whole. A bucket renames nothing: there one is whole once it has its
+    record, which is written last and deleted first.
+    """
+
+    def __init__(self, folder: Path, run_id: str, size: int = 0) -> None:
+        """`size` is that of one checkpoint in bytes, if new ones are to be written."""
+        self.folder, self.size = folder, size
+        self._run_id = run_id
+        self._in_bucket = is_remote(str(folder))
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending."""
+        named = [(_STEP.match(path.name), path) for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        whole = [match for match, path in named if match and (not self._in_bucket or (path / _RECORD).exists())]
+        return sorted(int(match[1]) for match in whole)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+    def find(self, step: int | None = None) -> int | None:
+        """The step asked for, else the newest, else None. UserError if it is not there or of another run."""
+        steps = self.steps()
+        if step is None and not steps:
+            return None
+        if step is None:
+            step = steps[-1]
+        if step not in steps:
+            have = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"step {step} has no checkpoint in {self.folder}; there are: {have}")
+        try:
+            owner = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8"))["run_id"]
+        except (OSError, RecursionError, ValueError, TypeError, KeyError) as error:
+            raise self._damaged(step, error) from error
+        if owner != self._run_id:
+            raise UserError(
+                f"checkpoint.dir={str(self.folder)!r} holds checkpoints of another run; give an empty folder"
+            )
+        return step
+
+    def identity(self, step: int) -> str:
+        """What tells this checkpoint from another that the same run has, or had, at this step.
+
+        By its record, which has the hashes of its files; in a bucket, where it has none, by the time of that too.
+        """
+        record = self.path(step) / _RECORD
+        written = str(record.stat().mtime).encode() if self._in_bucket else b""  # type: ignore[attr-defined]  # epath's
+        return hashlib.sha256(record.read_bytes() + written).hexdigest()
+
+    def save(self, backend: Backend, state: Any, step: int, keep: int) -> None:
+        """Writes the checkpoint of a step, then deletes all but the newest `keep`: never the other way round.
+
+        UserError if it cannot be written, before anything is if the disk has too little space.
+        """
+        if not self._in_bucket:
+            disk_space.require(
+                [disk_space.Need(f"the checkpoint of step {step}", self.folder, self.size)],
+                "make room there and give the same command again; earlier checkpoints are untouched",
+            )
+        try:
+            with self._new(self.path(step)) as folder:
+                backend.save(state, folder)
+                record = {"step": step, "run_id": self._run_id, "sha256": self._hashes(folder)}
+                (folder / _RECORD).write_bytes(json.dumps(record).encode())
+        except UserError:  # another host's reason
+            raise
+        except (OSError, SafetensorError, ValueError) as error:  # what the libraries raise for a full disk
+            raise UserError(
+                f"the checkpoint of step {step} cannot be written to {self.folder} ({' '.join(str(error).split())})"
+                f"{self._room()}; make room there and give the same command again; earlier checkpoints are untouched"
+            ) from error
+        for old in self.steps()[:-keep]:
+            self._delete(old)
+
+    def _room(self) -> str:
+        if self._in_bucket:
+            return ""
+        return f": {readable(self.size)} are needed and {readable(disk_space.free(self.folder))} are free"
+
+    @contextmanager
+    def _new(self, path: Path) -> Iterator[Path]:
+        """An empty folder that becomes a checkpoint if the block succeeds."""
+        if self._in_bucket:
+            path.rmtree(missing_ok=True)  # type: ignore[attr-defined]  # what a crash left
+            yield path
+        else:
+            with publish(path) as staging:
+                staging.mkdir()
+                yield staging
+
+    def _delete(self, step: int) -> None:
+        """Half a deleted folder must not count as a checkpoint."""
+        path = self.path(step)
+        if self._in_bucket:
+            (path / _RECORD).unlink()
+            path.rmtree()  # type: ignore[attr-defined]
+        else:
+            doomed = self.folder / f"{STAGING_PREFIX}deleted-{step:06d}"
+            remove(doomed)
+            rename(path, doomed)
+            remove(doomed)
+
+    def restore(self, backend: Backend, state: Any, step: int) -> Any:
+        """The state saved at a step, as `Backend.restore` has it. UserError if its files are damaged or unfit."""
+        wanted = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8")).get("sha256") or {}
+        here = self._hashes(self.path(step)) if wanted else {}
+        if changed := sorted(name for name, sha256 in wanted.items() if here.get(name) != sha256):
+            raise self._damaged(step, ValueError(f"{', '.join(changed[:3])}: not what was saved"))
+        try:
+            return backend.restore(state, self.path(step))
+        except (AssertionError, MemoryError, RuntimeError, UserError) as error:  # a full device is a RuntimeError
+            if not isinstance(error, RecursionError):
+                raise
+            raise self._unfit(step, error, whole=bool(wanted)) from error
+        except Exception as error:  # safetensors, Orbax and JSON raise what they like, Orbax Exception itself
+            raise self._unfit(step, error, whole=bool(wanted)) from error
+        except ENDS:
+            raise
+        except BaseException as error:  # a panic, such as for want of memory
+            raise UserError(
+                f"checkpoint {self.path(step)} cannot be read ({said_by(error)}); if there is memory enough for it, go"
+                " on from an older one with --from-step"
+            ) from error
+
+    def names(self, backend_class: type[Backend], step: int) -> Collection[str]:
+        """Of the trainable tensors that are saved at a step. UserError if they cannot be read."""
+        path = self.path(step)
+        with reading(f"checkpoint {path} cannot be read", "put it back from a copy, or take an older one"):
+            return backend_class.saved_names(path)
+
+    def _hashes(self, folder: Path) -> dict[str, str]:
+        """sha256 of each file of a checkpoint; of one in a bucket none, which has checksums of its own."""
+        hashes: dict[str, str] = {}
+        for path in sorted(folder.rglob("*")) if not self._in_bucket else ():
+            if path.is_file() and path.name != _RECORD:
+                with path.open("rb") as file:
+                    hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashes
+
+    def _damaged(self, step: int, error: Exception) -> UserError:
+        older = [found for found in self.steps() if found < step]
+        way = f"go on from an older one with --from-step {older[-1]}" if older else "begin anew in another --workdir"
+        return UserError(f"checkpoint {self.path(step)} is damaged ({_line(error)}); put it back from a copy, or {way}")
+
+    def _unfit(self, step: int, error: Exception, whole: bool) -> UserError:
+        """`whole`: its files are known to be what was saved."""
+        what = "is whole, but was saved" if whole else "cannot be read: it is damaged, or was saved"
+        return UserError(
+            f"checkpoint {self.path(step)} {what} with other settings, another model or other versions of the libraries"
+            f" ({_line(error)}); go on with those"
+        )
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves newer checkpoints out of the way, so that the run goes on from `step`; deletes nothing."""
+        for newer in (found for found in self.steps() if found > step):
+            target, number = self.folder / f"superseded-{newer:06d}", 1
+            while target.exists():
+                number += 1
+                target = target.with_name(f"superseded-{newer:06d}-{number}")
+            if self._in_bucket:
+                self.path(newer).rename(target)
+            else:
+                rename(self.path(newer), target)
+            log.warning("step %d was trained before; its checkpoint is now %s", newer, target)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,313 @@
+"""Several hosts, one run: one leads, the others follow.
+
+The leader runs the loop as if it were alone: it alone reads photos, decides, and writes. Each call of its backend is
+announced to the others, who make the same call on their own devices, so that all take part in every collective in the
+same order, whatever the leader decides and when. Batches are not sent: each host is given what they are made of and
+makes the rows of its own devices.
+"""
+
+import logging
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from booth.common.errors import UserError
+from booth.common.signals import Stopped, StopRequest
+from booth.config.values import is_remote
+from booth.diffusion.backend import Backend, Batch, Metrics
+from booth.diffusion.solvers import SamplingTable
+from booth.models.pipeline import PipelineDir, open_pipeline
+from booth.train.batches import Batches, made_ahead
+from booth.train.learning_rate import learning_rates
+from booth.train.run_folder import STAGING_PREFIX
+
+log = logging.getLogger("booth")
+
+
+class Hosts(Protocol):
+    """The processes of a run, seen from one of them. Messages are anything that can be pickled."""
+
+    index: int  # 0 leads
+    count: int
+
+    def send(self, message: Any) -> None:
+        """From the leader to all others; does not wait."""
+        ...
+
+    def receive(self) -> Any:
+        """The leader's next message; waits for it as long as the leader lives."""
+        ...
+
+    def confirm(self, failure: str) -> None:
+        """To the leader: what the last message asked for is done, or why not."""
+        ...
+
+    def confirmed(self) -> list[str]:
+        """Waits for every other host to confirm the last message; the failure of each, "" where there is none."""
+        ...
+
+    def fail(self, reason: str, code: int) -> None:
+        """This host has failed. Who has not come to an `end` a little later, since it waits in a collective for
+        one that will not come, is ended with this reason and exit code."""
+        ...
+
+    def pass_on(self, request: StopRequest) -> None:
+        """From now on, what one of the others is asked to do, stop, the leader is asked to do too."""
+        ...
+
+    def end(self) -> None:
+        """The run is over here; the leader gives the others a little time to confirm its last message."""
+        ...
+
+
+def feed(backend: Backend, config: Any, batches: Batches, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) of the updates from `start` to `stop`, made ahead; with the rows that this process computes on."""
+    if isinstance(backend, Leader):
+        backend.announce("feed", config, batches, start, stop)
+    rows = backend.own_rows(batches.rows)
+    return made_ahead(lambda step: batches(step, learning_rates(config, step), rows), start, stop)
+
+
+@contextmanager
+def leading(hosts: Hosts | None) -> Iterator[None]:
+    """Tells the others how the block ended, so that they end too."""
+    try:
+        yield
+    except BaseException as error:
+        if hosts:
+            hosts.fail(_reason(error), _exit_code(error))
+            with suppress(Exception):  # the error that began it is what matters
+                hosts.send(("end", _reason(error)))
+                hosts.end()
+        raise
+    if hosts:
+        hosts.send(("end", ""))
+        hosts.end()
+
+
+def _reason(error: BaseException) -> str:
+    interrupted = isinstance(error, KeyboardInterrupt) and not isinstance(error, Stopped)
+    return "interrupted" if interrupted else str(error) or type(error).__name__
+
+
+def _exit_code(error: BaseException) -> int:
+    """As the command line has it."""
+    if isinstance(error, KeyboardInterrupt):
+        return error.code if isinstance(error, Stopped) else 130
+    return 2 if isinstance(error, UserError | OSError) else 1
+
+
+class Leader:
+    """The backend of the leader: what it does, all do."""
+
+    def __init__(self, backend: Backend, hosts: Hosts, config: Any, checkpoints: Path) -> None:
+        """UserError if the others do not see the checkpoint folder, which all write to."""
+        self._backend, self._hosts = backend, hosts
+        self.name, self.capabilities = backend.name, backend.capabilities
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        probe = checkpoints / f"{STAGING_PREFIX}{uuid.uuid4().hex}"
+        if not is_remote(str(probe)):
+            probe = probe.absolute()  # the others may be in another folder
+        probe.write_bytes(b"")
+        try:
+            self._all("start", config, probe)
+        finally:
+            probe.unlink()
+
+    def announce(self, call: str, *arguments: Any) -> None:
+        """All others make this call of `_Follower`."""
+        self._hosts.send((call, *arguments))
+
+    def _all(self, call: str, *arguments: Any, here: Callable[[], Any] = lambda: None) -> Any:
+        """The call on every host: `here` on this one. UserError if it failed on another."""
+        self.announce(call, *arguments)
+        result = here()
+        failures = [(index, failure) for index, failure in enumerate(self._hosts.confirmed(), start=1) if failure]
+        for index, failure in failures:
+            raise UserError(f"host {index} of {self._hosts.count}: {failure}")
+        return result
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """Asked of the backend's class, before there is a leader."""
+
+    @staticmethod
+    def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None) -> Any:
+        """The same."""
+
+    @staticmethod
+    def saved_names(folder: Path) -> Collection[str]:
+        """The same."""
+        return ()
+
+    @staticmethod
+    def hosts() -> None:
+        """They are met."""
+
+    def load(self, pipeline: PipelineDir) -> Any:
+        commit = pipeline.model.commit if pipeline.model else ""
+        return self._all("load", commit, pipeline.hashes(), here=lambda: self._backend.load(pipeline))
+
+    def encode_images(self, models: Any, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        result: tuple[np.ndarray, np.ndarray] = self._all(
+            "encode_images", pixels, here=lambda: self._backend.encode_images(models, pixels)
+        )
+        return result
+
+    def encode_prompts(self, models: Any, token_ids: np.ndarray) -> np.ndarray:
+        context: np.ndarray = self._all(
+            "encode_prompts", token_ids, here=lambda: self._backend.encode_prompts(models, token_ids)
+        )
+        return context
+
+    def sample(
+        self,
+        models: Any,
+        noise: np.ndarray,
+        context: np.ndarray,
+        negative_context: np.ndarray,
+        table: SamplingTable,
+        guidance: float,
+        step_noise: np.ndarray | None = None,
+    ) -> np.ndarray:
+        arguments = (noise, context, negative_context, table, guidance, step_noise)
+        images: np.ndarray = self._all("sample", *arguments, here=lambda: self._backend.sample(models, *arguments))
+        return images
+
+    def init(self, models: Any, *, training: bool = True) -> Any:
+        return self._all("init", training, here=lambda: self._backend.init(models, training=training))
+
+    def models(self, state: Any) -> Any:
+        return self._backend.models(state)
+
+    def with_lora_weight(self, state: Any, weight: float) -> Any:
+        """Asked by the `sample` command, which runs on one host."""
+        return self._backend.with_lora_weight(state, weight)
+
+    def own_rows(self, rows: int) -> Set[int] | None:
+        return self._backend.own_rows(rows)
+
+    def train_step(self, state: Any, batch: Batch) -> tuple[Any, Metrics]:
+        self.announce("train_step")  # and on to the next: nobody waits for an update to be done
+        return self._backend.train_step(state, batch)
+
+    def save(self, state: Any, folder: Path) -> None:
+        self._all("save", folder, here=lambda: self._backend.save(state, folder))
+
+    def restore(self, state: Any, folder: Path) -> Any:
+        return self._all("restore", folder, here=lambda: self._backend.restore(state, folder))
+
+    def tensors(self, state: Any) -> Iterator[tuple[str, str, np.ndarray]]:
+        self.announce("tensors")
+        tensors = self._backend.tensors(state)
+        while True:
+            # One at a time: the others wait for word, not for each other, should this host stop here.
+            if (tensor := self._all("next_tensor", here=lambda: next(tensors, None))) is None:
+                return
+            yield tensor
+
+
+class _Follower:
+    """Makes the calls that the leader announces; has models and state of its own."""
+
+    def __init__(self, backend_class: type[Backend], hosts: Hosts, request: StopRequest) -> None:
+        self._backend_class, self._hosts, self._request = backend_class, hosts, request
+        self._steps = 0
+        self._backend: Any = None
+        self._models: Any = None
+        self._state: Any = None
+
+    def start(self, config: Any, probe: Path) -> None:
+        if not probe.exists():
+            raise UserError(
+                f"does not see the checkpoint folder {probe.parent}, which all hosts write to; give a checkpoint.dir"
+                " on a disk that they share"
+            )
+        self._config = config
+        self._backend = self._backend_class(config)
+
+    def load(self, commit: str, hashes: dict[str, str]) -> None:
+        source = self._config.model
+        pipeline = open_pipeline(source.source, source.variant, commit or source.revision, config=source.config)
+        here = pipeline.hashes()
+        if changed := [name for name, sha256 in hashes.items() if here.get(name) != sha256]:
+            raise UserError(f"model.source={source.source!r} is another model here ({', '.join(changed)})")
+        self._models = self._backend.load(pipeline)
+
+    def encode_images(self, pixels: np.ndarray) -> None:
+        self._backend.encode_images(self._current_models(), pixels)
+
+    def encode_prompts(self, token_ids: np.ndarray) -> None:
+        self._backend.encode_prompts(self._current_models(), token_ids)
+
+    def sample(self, *arguments: Any) -> None:
+        self._backend.sample(self._current_models(), *arguments)
+
+    def _current_models(self) -> Any:
+        return self._models if self._state is None else self._backend.models(self._state)
+
+    def init(self, training: bool) -> None:
+        # The state owns the weights from here on.
+        self._state, self._models = self._backend.init(self._models, training=training), None
+
+    def restore(self, folder: Path) -> None:
+        self._state = self._backend.restore(self._state, folder)
+
+    def feed(self, config: Any, batches: Batches, start: int, stop: int) -> None:
+        self._batches = feed(self._backend, config, batches, start, stop)
+
+    def train_step(self) -> None:
+        _, batch = next(self._batches)
+        self._state, _ = self._backend.train_step(self._state, batch)
+        self._steps += 1
+        if self._steps == 1:
+            # The leader decides: whichever host is asked to stop, all do after the same update.
+            self._request.arm()
+            self._hosts.pass_on(self._request)
+
+    def save(self, folder: Path) -> None:
+        self._backend.save(self._state, folder)
+
+    def tensors(self) -> None:
+        self._tensors = self._backend.tensors(self._state)
+
+    def next_tensor(self) -> None:
+        next(self._tensors, None)
+
+
+_UNCONFIRMED = ("feed", "train_step", "tensors")
+
+
+def follow(backend_class: type[Backend], hosts: Hosts) -> None:
+    """Does what the leader says until it ends. UserError with the leader's word if it ended for an error."""
+    log.info("host %d of %d: follows host 0", hosts.index, hosts.count)
+    with StopRequest() as request:
+        message = _obey(_Follower(backend_class, hosts, request), hosts)
+    if reason := message[1]:
+        raise UserError(f"host 0 has stopped: {reason}")
+
+
+def _obey(follower: _Follower, hosts: Hosts) -> Any:
+    """Until the leader's last message, which it returns."""
+    try:
+        while (message := hosts.receive())[0] != "end":
+            call, *arguments = message
+            try:
+                getattr(follower, call)(*arguments)
+            except (UserError, OSError) as error:
+                if call not in _UNCONFIRMED:
+                    hosts.confirm(str(error))
+                hosts.fail(str(error), _exit_code(error))
+            else:
+                if call not in _UNCONFIRMED:
+                    hosts.confirm("")
+    except BaseException as error:
+        hosts.fail(_reason(error), _exit_code(error))
+        raise
+    hosts.confirm("")
+    hosts.end()
+    return message

@@ -1,0 +1,80 @@
+"""Computed once: the VAE moments of every view of every image, kept in the run folder by content.
+
+Moments (mean and standard deviation) are kept, not one sample of them: each step draws its own latents.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from booth.common.errors import UserError
+from booth.common.progress import progress
+from booth.data.views import View, pixels
+from booth.diffusion.backend import Backend
+from booth.train.run_folder import write_bytes
+
+
+def moments(
+    folder: Path, backend: Backend, models: Any, views: Sequence[View], vae_hash: str, batch_size: int
+) -> dict[View, np.ndarray]:
+    """{view: float32 [2, h, w, c], mean and standard deviation}; encodes what the folder does not hold yet.
+
+    Views of one size are encoded together. View i of a size always sits in slot i % batch_size of a full batch, so an
+    interrupted run continues to the same bits. UserError if the VAE gives something that is not finite, or if the disk
+    is full.
+    """
+    views = sorted(views, key=lambda view: view.size)  # which leaves those of one size in their order
+    files = [folder / f"{_key(view, vae_hash)}.npz" for view in views]
+    groups = _groups(views, batch_size)
+    held = [_read(file) for file in files]
+    missing = [group for group in groups if any(held[place] is None for place in group)]
+    for group in progress(missing, desc="encoding images", unit="batch", disable=not missing, leave=False):
+        images = [pixels(views[place]) for place in group]
+        images += [np.zeros_like(images[0])] * (batch_size - len(images))
+        mean, std = backend.encode_images(models, np.stack(images))
+        for slot, place in enumerate(group):
+            held[place] = array = np.stack([mean[slot], std[slot]])
+            if not np.isfinite(array).all():
+                raise UserError(
+                    f"{views[place].example.path}: this model's VAE makes no finite latents of it; take another"
+                    " image in its place, or a model whose VAE is sound"
+                )
+            write_bytes(files[place], _packed(array))
+    return {view: array for view, array in zip(views, held, strict=True) if array is not None}
+
+
+def _groups(views: Sequence[View], batch_size: int) -> list[range]:
+    """Places of views that follow each other and have one size, in batches."""
+    groups, first = [], 0
+    for _, same in groupby(views, key=lambda view: view.size):
+        stop = first + len(list(same))
+        groups += [range(start, min(start + batch_size, stop)) for start in range(first, stop, batch_size)]
+        first = stop
+    return groups
+
+
+def _packed(array: np.ndarray) -> bytes:
+    """As .npz, which unlike .npy has a checksum."""
+    buffer = io.BytesIO()
+    np.savez(buffer, moments=array)
+    return buffer.getvalue()
+
+
+def _read(file: Path) -> np.ndarray | None:
+    """A file's moments; None if it is not there, or damaged."""
+    try:
+        with np.load(file) as content:
+            moments: np.ndarray = content["moments"]
+            return moments
+    except Exception:  # NumPy and zipfile raise what they like
+        return None
+
+
+def _key(view: View, vae_hash: str) -> str:
+    name = f"{view.example.sha256} {vae_hash} {view.size[0]}x{view.size[1]} {view.left} {view.top} {view.flip}"
+    return hashlib.sha256(name.encode()).hexdigest()[:32]

@@ -1,0 +1,382 @@
+"""The run folder: its layout, who owns it, and how anything gets its final name.
+
+    RUN/manifest.json          the record: backend, settings, the newest saved step; sha256 of every photo, class image
+                               and source network, hub commit, library versions
+    RUN/config.json            the settings once more, for people to edit and to give back
+    RUN/class_images/          generated class images and their manifest (prior.images may point elsewhere)
+    RUN/cache/                 VAE moments by content
+    RUN/checkpoints/step-000400/   (checkpoint.dir may point elsewhere: to a folder that carries this run's id)
+    RUN/samples/step-000400.png    previews; before_after.png, and in base/ the base's pictures that it needs
+    RUN/metrics.jsonl, RUN/tensorboard/
+    RUN/report.html            a page to look at it all
+    RUN/pipeline/              the exported diffusers pipeline; RUN/lora/ if an adapter was trained,
+                               RUN/tokens/ has the embeddings of new tokens
+
+Whatever exists under its final name is complete: files are staged beside it, synced to disk, and renamed.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from booth.common import disk_space
+from booth.common.errors import UserError
+from booth.config import values as settings
+from booth.models import hub
+from booth.train.run_record import (
+    CONFIG,
+    MANIFEST,
+    ORIGINS,
+    RUN,
+    SETTINGS,
+    Manifest,
+    Record,
+    find_record,
+    read_manifest,
+    written_config,
+)
+
+log = logging.getLogger("booth")
+
+WINDOWS = os.name == "nt"
+STAGING_PREFIX = ".staging-"
+_JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # what desktops put into a folder that is only looked at
+_CLAIM = ".run-id"
+
+
+@contextmanager
+def publish(path: Path) -> Iterator[Path]:
+    """Yields a staging path beside `path`; what was written there gets its final name only if the block succeeds.
+
+    The block makes a file or a folder at the staging path. An existing file is replaced, an existing folder an error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(STAGING_PREFIX + path.name)
+    remove(staging)
+    try:
+        yield staging
+        for file in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
+            _sync(file)
+        rename(staging, path)
+        _sync(path.parent)
+    except BaseException:
+        remove(staging)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file's content atomically, in UTF-8; UserError if the disk is full."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file's content atomically; UserError if the disk is full."""
+    with disk_space.explained(path, len(content)), publish(path) as staging:
+        staging.write_bytes(content)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        _patiently(lambda: shutil.rmtree(path))
+    else:
+        _patiently(lambda: path.unlink(missing_ok=True))
+
+
+def rename(old: Path, new: Path) -> None:
+    """Gives a file or a folder another name; a file that has it is replaced."""
+    _patiently(lambda: old.replace(new))
+
+
+def _patiently(act: Callable[[], object]) -> None:
+    """Windows renames and removes nothing that is open, and virus scanners open what has just been written."""
+    for pause in (0.1, 0.3, 1.0, 3.0) if WINDOWS else ():
+        try:
+            act()
+            return
+        except PermissionError:
+            time.sleep(pause)
+    act()
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and WINDOWS:  # where folders cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of the run in a folder; UserError if another process does."""
+    try:
+        # The operating system drops the lock with its process, so a crash leaves nothing to clean up.
+        with filelock.FileLock(path / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise UserError(f"--workdir {path}: another process is using this run; wait for it or choose another") from None
+
+
+class RunDir:
+    """One run's folder, locked while it is open."""
+
+    def __init__(self, path: Path, backend: str, config: Any, meant: Collection[str] | None) -> None:
+        self.path = path
+        self._flat = json.loads(json.dumps(settings.flatten(config)))  # tuples become lists, as they come back
+        self._before = _same_run(path, backend, self._flat, meant)
+        self._backend = backend
+        self.id = self._before.run_id if self._before else uuid.uuid4().hex
+        self.class_images = path / "class_images"
+        self.cache = path / "cache"
+        self.samples = path / "samples"
+        self.base_samples = self.samples / "base"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.pipeline = path / "pipeline"
+        self.lora = path / "lora"
+        self.tokens = path / "tokens"
+        self._elsewhere = bool(config.checkpoint.dir)
+        self.checkpoints = checkpoint_folder(path, config.checkpoint.dir)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, workdir: str | Path, backend: str, config: Any, meant: Collection[str] | None = None
+    ) -> Iterator["RunDir"]:
+        """Creates the folder, or takes up the same run again; holds its lock until the block ends.
+
+        `meant`: the fields whose change is meant, of those that change what a run becomes; None: all that may change.
+        UserError for a folder of another run, a folder that is no run, and a run that is training right now.
+        """
+        path = Path(workdir).expanduser()
+        _check_ours(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with locked(path):
+            run = cls(path, backend, config, meant)
+            run._check_owner()
+            if run._before is None:
+                run._write_record()
+            run._claim()
+            written_to = [path, run.cache, run.class_images, run.samples, run.base_samples]
+            if not settings.is_remote(str(run.checkpoints)):
+                written_to.append(run.checkpoints)
+            for folder in written_to:
+                for stale in folder.glob(STAGING_PREFIX + "*"):
+                    remove(stale)
+            yield run
+
+    @property
+    def saved(self) -> int | None:
+        """The newest step that was saved; None: in a run of an older version, which did not note it."""
+        record = find_record(self.path)
+        return record.saved if record else 0
+
+    def record_saved(self, step: int) -> None:
+        """Notes the step that the run would go on from. What is not there later on was lost, and not never made."""
+        manifest = self._manifest()
+        if manifest[RUN].get("saved") != step:
+            self._write_manifest({**manifest, RUN: {**manifest[RUN], "saved": step}})
+
+    def record_changes(self) -> None:
+        """Brings the record up to date with fields that changed; for when nothing can refuse the run any more."""
+        changed = settings.changes(self._before.config, self._flat) if self._before else {}
+        for name, (old, new) in changed.items():
+            log.warning("resuming with %s=%r (was %r)", name, new, old)
+        self._say_what_was_edited()
+        self._write_record()
+
+    def _say_what_was_edited(self) -> None:
+        """Settings in config.json that are neither the record's nor what was given now."""
+        written = written_config(self.path)
+        if not self._before or not written:
+            return
+        recorded, now = settings.changes(written, self._before.config), settings.changes(written, self._flat)
+        if edited := [f"{name}={now[name][1]!r}, not {now[name][0]!r}" for name in recorded if name in now]:
+            log.warning("%s is put right, as what was edited there was not given: %s", self.path / CONFIG,
+                        ", ".join(edited))  # fmt: skip
+
+    def _write_record(self) -> None:
+        manifest = self._manifest()
+        run = {"backend": self._backend, "id": self.id, **({} if self._before else {"saved": 0})}
+        after = {**manifest, RUN: {**run, **manifest.get(RUN, {})}, SETTINGS: self._flat}
+        if after != manifest:
+            self._write_manifest(after)
+        record = {"backend": self._backend, "run_id": self.id, "config": self._flat}
+        text, path = json.dumps(record, indent=1) + "\n", self.path / CONFIG
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)
+
+    def _manifest(self) -> Manifest:
+        path = self.path / MANIFEST
+        return read_manifest(path) if path.is_file() else {"versions": _versions()}
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        write_text(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+    def _check_owner(self) -> None:
+        """UserError if the checkpoint folder is not this run's to write to and to delete from."""
+        name, owner = f"checkpoint.dir={str(self.checkpoints)!r}", _owner(self.checkpoints)
+        if owner is not None:
+            if owner != self.id:
+                raise UserError(f"{name} holds checkpoints of another run; give an empty folder")
+        elif self._elsewhere and (self.metrics.exists() if self.saved is None else self.saved):
+            raise UserError(
+                f"{name} does not hold this run's checkpoints; put them there (is its disk mounted?), or give the"
+                " checkpoint.dir that does"
+            )
+        elif self._elsewhere and _strangers(self.checkpoints):
+            raise UserError(f"{name} holds other files than this run's checkpoints; give a new or empty folder")
+
+    def _claim(self) -> None:
+        """Marks a checkpoint folder outside the run folder as this run's; of two runs at once, one gets it."""
+        if self._elsewhere:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            claim = self.checkpoints / _CLAIM
+            if settings.is_remote(str(claim)):
+                if not claim.exists():
+                    claim.write_bytes(self.id.encode())
+            else:
+                with suppress(FileExistsError), claim.open("x", encoding="utf-8", newline="") as file:
+                    file.write(self.id)
+            self._check_owner()
+
+    def check_manifest(self, inputs: Mapping[str, Mapping[str, str]], may_grow: bool = False) -> None:
+        """Records what the run is made from, or compares it with what the run began with. UserError if it changed.
+
+        `may_grow`: only what was there and is there is compared, and what is new is recorded.
+        """
+        before = self._manifest()
+        after = dict(before)
+        for name, value in inputs.items():
+            old = before.get(name, value)
+            compared = old.keys() & value.keys() if may_grow else old.keys() | value.keys()
+            if changed := sorted(key for key in compared if old.get(key) != value.get(key)):
+                raise UserError(
+                    f"--workdir {self.path}: {name} changed since this run began ({', '.join(changed)});"
+                    " put them back, or start a new run in another --workdir"
+                )
+            after[name] = {**old, **value}
+        if after != before:
+            self._write_manifest(after)
+
+    def recorded(self, name: str) -> dict[str, str]:
+        """What `check_manifest` has recorded under a name, if anything."""
+        return self._manifest().get(name, {})
+
+    def record_origin(self, kind: hub.Kind, origin: Mapping[str, str]) -> None:
+        """Notes where a hub model or dataset came from ({}: it is none) in manifest.json.
+
+        Unlike what `check_manifest` holds it may change: what must stay the same is in the content's hashes.
+        """
+        manifest, name = self._manifest(), ORIGINS[kind]
+        if manifest.get(name, {}) != origin:
+            self._write_manifest({**manifest, name: dict(origin)})
+
+
+def checkpoint_folder(workdir: Path, checkpoint_dir: str) -> Path:
+    """Where a run's checkpoints are: in the run folder, or where `checkpoint.dir` says, a bucket too."""
+    if settings.is_remote(checkpoint_dir):
+        from etils import epath  # comes with Orbax, as do checkpoints in a bucket
+
+        return epath.Path(checkpoint_dir)
+    return Path(checkpoint_dir) if checkpoint_dir else workdir / "checkpoints"
+
+
+def _check_ours(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--workdir {path} is a file; give a folder")
+    # A run that was killed before it wrote its record left these.
+    if _strangers(path, ".lock", STAGING_PREFIX + MANIFEST, STAGING_PREFIX + CONFIG) and not _is_run(path):
+        raise UserError(f"--workdir {path} holds other files and is no run folder; give a new or empty folder")
+
+
+def _is_run(path: Path) -> bool:
+    if (path / CONFIG).is_file():
+        return True
+    try:
+        return find_record(path) is not None
+    except UserError:  # a manifest.json of something else
+        return False
+
+
+def _owner(folder: Path) -> str | None:
+    """The id of the run whose checkpoints are in a folder: by its mark, or else by one of them; None if it has none."""
+    if (folder / _CLAIM).is_file():
+        return str((folder / _CLAIM).read_text(encoding="utf-8"))
+    for record in folder.glob("step-*/checkpoint.json") if folder.is_dir() else ():
+        with suppress(KeyError, OSError, RecursionError, TypeError, ValueError):  # damaged: another may tell
+            return str(json.loads(record.read_text(encoding="utf-8"))["run_id"])
+    return None
+
+
+def _strangers(path: Path, *ours: str) -> bool:
+    """Whether a folder holds anything else than `ours` and what desktops and locks leave everywhere."""
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    return any(name not in _JUNK.union(ours) and not name.startswith(".filelock-") for name in names)
+
+
+def _same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Collection[str] | None) -> Record | None:
+    """The record of the run in a folder, if there is one; UserError if that is another run than this."""
+    before = find_record(workdir)
+    if before is None:
+        return None
+    if before.backend != backend:
+        raise UserError(f"--workdir {workdir} is a run of {before.backend}booth; give {backend}booth another one")
+    # A field that came with a newer version had its default before.
+    defaults = json.loads(json.dumps(settings.flatten(settings.default_config())))
+    before = replace(before, config={**defaults, **before.config})
+    changed = settings.changes(before.config, config)
+    fixed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items() if not settings.may_change(name)]
+    if fixed:
+        raise UserError(
+            f"--workdir {workdir} belongs to another run: {'; '.join(fixed)};"
+            " restore these values, or choose another --workdir"
+        )
+    asked = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items()
+             if meant is not None and name not in meant and settings.must_be_meant(name)]  # fmt: skip
+    if asked:
+        raise UserError(
+            f"--workdir {workdir} began with other values: {'; '.join(asked)}; put them back, or say that the new ones"
+            " are meant, with --config.NAME=VALUE or for all of them with --accept-changes"
+        )
+    if (workdir / MANIFEST).is_file():
+        return before
+    if not _has_trained(workdir):
+        return None  # a config.json alone, which may be another run's copied here: it begins now, with an id of its own
+    if meant is not None:
+        raise UserError(
+            f"--workdir {workdir} has no {MANIFEST} any more, which says what the run was made from; put it back from a"
+            " copy, or if photos, model and settings are still the same give --accept-changes"
+        )
+    log.warning("%s is gone: photos and model are taken for what the run began with", workdir / MANIFEST)
+    return before
+
+
+def _has_trained(workdir: Path) -> bool:
+    """Whether a run has come so far that it must have had a manifest."""
+    return any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "pipeline", "lora"))
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("booth", "numpy", "pillow", "transformers", "jax", "flax", "optax", "torch", "diffusers"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
