@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from booth.common.errors import UserError
 from booth.config.concepts import has_prior
-from booth.config.values import is_pulled, is_trained, rate_groups, trained_networks, trains_text
+from booth.config.trained import is_pulled, is_trained, rate_groups, trained_networks, trains_text
 from booth.data.inputs import largest_prompts, largest_size
 from booth.diffusion.backend import ROW_FIELDS, Batch
 from booth.diffusion.sampling import latent_shape

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from booth.common.errors import UserError
-from booth.config.values import rate_group
+from booth.config.trained import rate_group
 from torchbooth.optim import SHARED_STATES, by_component, make_optimizer
 
 log = logging.getLogger("booth")

@@ -11,7 +11,6 @@ import numpy as np
 from booth.commands.options import Trained, check_of_run, find_trained, open_model
 from booth.common import disk_space
 from booth.common.errors import UserError
-from booth.config import values as settings
 from booth.diffusion.backend import Backend, load_backend
 from booth.evaluate import results
 from booth.models import export_folder as folder_export
@@ -48,7 +47,7 @@ def export(package: str, options: argparse.Namespace) -> None:
     words = _words_beside(out, added) if single else []
     if options.verify:
         pipeline.verify()
-    networks = settings.trained_networks(trained.config) if trained else ()
+    networks = trained_networks(trained.config) if trained else ()
     size = (
         export_single_file.file_size(pipeline, options.precision, networks)
         if single

@@ -1,5 +1,6 @@
 """TODO"""
 
-from booth.config.values import default_config, load_config
+from booth.config.loading import load_config
+from booth.config.values import default_config
 
 __all__ = ["default_config", "load_config"]

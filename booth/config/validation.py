@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from booth.common.errors import UserError, naming
 from booth.config.concepts import concepts_of
 from booth.config.fields import AUTO, FIELDS, Field
-from booth.config.values import flat, flatten, get, is_remote, trained_networks, trains_text, typed, without_effect
+from booth.config.trained import trained_networks, trains_text
+from booth.config.values import flat, flatten, get, is_remote, typed, without_effect
 from booth.data.captions import PLACE
 from booth.data.kohya_folders import repeated_folders
 from booth.models.hub import DATASET, MODEL

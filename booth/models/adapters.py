@@ -15,7 +15,7 @@ import numpy as np
 from booth.common import randomness
 from booth.common.errors import UserError
 from booth.config.fields import AUTO
-from booth.config.values import trained_networks
+from booth.config.trained import trained_networks
 from booth.models.pipeline import PipelineDir, canonical_name, listed
 
 _ATTENTION = r"\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q_proj|k_proj|v_proj|out_proj))"

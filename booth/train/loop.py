@@ -17,8 +17,9 @@ from booth.common.errors import UserError
 from booth.common.signals import Stopped, StopRequest
 from booth.config.auto import with_numbers
 from booth.config.concepts import concepts_of
+from booth.config.trained import trained_networks
 from booth.config.validation import validate, validate_updates
-from booth.config.values import is_remote, resolved, trained_networks
+from booth.config.values import is_remote, resolved
 from booth.data.doctor import advice
 from booth.data.inputs import Inputs, as_trained, check_class_images, check_inputs
 from booth.diffusion.backend import Backend

@@ -11,7 +11,7 @@ from booth.common.disk_space import Need
 from booth.common.file_names import printable
 from booth.common.progress import progress
 from booth.config.concepts import class_folder
-from booth.config.values import trains_text
+from booth.config.trained import trains_text
 from booth.data import images
 from booth.data.captions import variants
 from booth.data.image_folder import find_images

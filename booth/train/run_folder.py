@@ -34,6 +34,7 @@ import filelock
 from booth.common import disk_space
 from booth.common.errors import UserError
 from booth.config import values as settings
+from booth.config.changes import changes
 from booth.models import hub
 from booth.train.run_record import (
     CONFIG,
@@ -194,7 +195,7 @@ class RunDir:
 
     def record_changes(self) -> None:
         """Brings the record up to date with fields that changed; for when nothing can refuse the run any more."""
-        changed = settings.changes(self._before.config, self._flat) if self._before else {}
+        changed = changes(self._before.config, self._flat) if self._before else {}
         for name, (old, new) in changed.items():
             log.warning("resuming with %s=%r (was %r)", name, new, old)
         self._say_what_was_edited()
@@ -205,7 +206,7 @@ class RunDir:
         written = written_config(self.path)
         if not self._before or not written:
             return
-        recorded, now = settings.changes(written, self._before.config), settings.changes(written, self._flat)
+        recorded, now = changes(written, self._before.config), changes(written, self._flat)
         if edited := [f"{name}={now[name][1]!r}, not {now[name][0]!r}" for name in recorded if name in now]:
             log.warning("%s is put right, as what was edited there was not given: %s", self.path / CONFIG,
                         ", ".join(edited))  # fmt: skip
@@ -340,7 +341,7 @@ def _same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Col
     # A field that came with a newer version had its default before.
     defaults = json.loads(json.dumps(settings.flatten(settings.default_config())))
     before = replace(before, config={**defaults, **before.config})
-    changed = settings.changes(before.config, config)
+    changed = changes(before.config, config)
     fixed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items() if not settings.may_change(name)]
     if fixed:
         raise UserError(

@@ -17,8 +17,9 @@ from PIL import Image
 
 from booth.commands import cli, export
 from booth.common.errors import UserError
+from booth.config.loading import load_config
 from booth.config.validation import validate
-from booth.config.values import load_config, resolved
+from booth.config.values import resolved
 from booth.models import embedded
 from booth.models.embedded import EMBEDDED, base_path, subject_path
 from booth.models.pipeline import open_pipeline

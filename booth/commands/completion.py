@@ -1,0 +1,37 @@
+"""The command `completion`: a script with which a shell completes commands and options."""
+
+import argparse
+import importlib
+from typing import Any
+
+from booth.commands.options import path
+from booth.common.errors import UserError
+
+_SHELLS = {
+    "bash": 'eval "$({0} completion bash)" in ~/.bashrc',
+    "zsh": "{0} completion zsh > ~/.zfunc/_{0}, with ~/.zfunc in fpath",
+    "fish": "{0} completion fish > ~/.config/fish/completions/{0}.fish",
+}
+
+
+def add_parser(commands: Any, package: str) -> None:
+    parser = commands.add_parser("completion", help="a script with which a shell completes commands and options")
+    uses = "; ".join(use.format(package) for use in _SHELLS.values())
+    parser.add_argument("shell", choices=_SHELLS, help=f"how to use it: {uses}")
+    parser.set_defaults(run=run)
+
+
+def run(package: str, options: argparse.Namespace) -> None:
+    """Print the script."""
+    from booth.commands import cli  # which knows all commands, this one too
+
+    try:
+        shtab = importlib.import_module("shtab")
+    except ImportError as error:
+        raise UserError(f"completion needs the package shtab ({error}); install it with pip install shtab") from error
+    parser = cli.build_parser(package)
+    for command in parser.commands.values():
+        for action in command._actions:
+            if action.type is path and action.choices is None:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, options.shell))
