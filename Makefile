@@ -38,7 +38,7 @@ test: setup
 test-full: setup
 	$(RUN) -m pytest
 
-# Half an hour: see docs/RELIABILITY.md.
+# Half an hour: see docs/reference/reliability.md.
 crash-test: setup
 	rm -rf runs/crash-test
 	$(RUN) scripts/crash_test.py --kills 50 --out runs/crash-test

@@ -1,4 +1,4 @@
-"""docs/GUIDE.md: its commands are run one after another, each on what those before it made; the README's map."""
+"""docs/guide: the commands are run one after another, each on what those before it made; the README's map."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from booth.config.fields import FIELDS
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "GUIDE.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guide" / "from-photos-to-a-webui.md").read_text(encoding="utf-8")
 COMMANDS = commands(PAGE)
 MADE = {
     "runs/dog": ("report.html", "lora/pytorch_lora_weights.safetensors"), "pictures": ("grid.png",),
