@@ -60,9 +60,9 @@ def edited(run, **fields):
     return run
 
 
-def refusal(call, *arguments):
+def refusal(call, *arguments, **options):
     with pytest.raises(UserError) as caught:
-        call(*arguments)
+        call(*arguments, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
