@@ -82,7 +82,9 @@ def best_checkpoint(run_dir: str) -> tuple[int, str]:
     """(step, identity) of the best one; UserError if nothing was measured, or no checkpoint is good."""
     found = read(Path(run_dir))
     if found is None:
-        raise UserError(f"--best: {run_dir} has no evaluation that can be read; make one with: evaluate --run {run_dir}")
+        raise UserError(
+            f"--best: {run_dir} has no evaluation that can be read; make one with: evaluate --run {run_dir}"
+        )
     if found.best is None:
         raise UserError(f"--best: no checkpoint of {run_dir} has a score above 0 (its {FOLDER}/{FILE}); give --step")
     return found.best, next(scored.identity for scored in found.checkpoints if scored.step == found.best)
