@@ -20,9 +20,9 @@ def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> 
     """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
     _validate_values(config)
     _validate_concepts(config)
-    _validate_effects(config)
     validate_updates(config)
     check_capabilities(config, backend, capabilities)
+    _validate_effects(config)
 
 
 def validate_plan(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
@@ -30,9 +30,9 @@ def validate_plan(config: ConfigDict, backend: str, capabilities: frozenset[str]
     _validate_values(config)
     if not config.model.source.strip():
         raise UserError("model.source is empty; name the model to plan for, with --config.model.source=...")
-    _validate_effects(config)
     validate_updates(config)
     check_capabilities(config, backend, capabilities)
+    _validate_effects(config)
 
 
 def _validate_values(config: ConfigDict) -> None:
