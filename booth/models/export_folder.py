@@ -124,7 +124,7 @@ def check_target(source: PipelineDir, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"export to {out}: it is a file; choose another name for the folder")
     if out.exists() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise UserError(f"export to {out}: it holds other files (no {RECORD}); choose a new or empty folder")
+        raise UserError(f"export to {out}: it holds other files (no {RECORD}); move them away, or choose a new folder")
 
 
 def _write_pipeline(

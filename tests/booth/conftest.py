@@ -21,7 +21,7 @@ def finished(make_tiny_config, tmp_path_factory):
     from fake_backend import FakeBackend
 
     from booth.report import write
-from booth.train import loop
+    from booth.train import loop
 
     config = make_tiny_config()
     config.samples.inference_steps, config.samples.every_steps, config.samples.before_after = 2, 2, True
