@@ -72,8 +72,8 @@ def commands_page() -> str:
         "# Commands",
         "",
         "`torchbooth` and `jaxbooth` have the same commands and options, except where a backend is named here.",
-        "`python -m torchbooth.train` is `torchbooth train`, and likewise for jaxbooth. A command that takes `--config`",
-        "also takes any number of `--config.NAME=VALUE`; see [settings](settings.md).",
+        "`python -m torchbooth.train` is `torchbooth train`, and likewise for jaxbooth. A command that takes",
+        "`--config` also takes any number of `--config.NAME=VALUE`; see [settings](settings.md).",
         "",
         WRITTEN,
     ]

@@ -58,8 +58,8 @@ def folder(tmp_path_factory, photos):
 
 
 @pytest.fixture
-def strangers(folder):
-    """Makes the file that a command takes from others: somebody's LoRA, and a checkpoint that is a pickle."""
+def prepared(folder):
+    """Makes what a command takes from elsewhere: somebody's LoRA, a checkpoint that is a pickle, a run that learned."""
 
     def make(words):
         if "style.safetensors" in words:
@@ -69,18 +69,23 @@ def strangers(folder):
             from safetensors.torch import load_file
 
             torch.save({"state_dict": load_file(folder / "dog-model.safetensors")}, folder / "dog.ckpt")
+        if "--best" in words:  # networks with random weights see no subject
+            scores = folder / "runs" / "dog" / "evaluation" / "scores.json"
+            content = json.loads(scores.read_text(encoding="utf-8"))
+            content["checkpoints"][-1]["shares"] = {"subject": 0.5, "prompt": 0.5, "prior": 0.5, "score": 0.5}
+            scores.write_text(json.dumps(content), encoding="utf-8")
 
     return make
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_commands(words, folder, tiny_pipeline, photos, measuring_networks, strangers, main, monkeypatch, request):
+def test_commands(words, folder, tiny_pipeline, photos, measuring_networks, prepared, main, monkeypatch, request):
     monkeypatch.chdir(folder)
     package, command, _ = parts(words)
     if command == "push":
         hub = request.getfixturevalue("hub")
         monkeypatch.setenv("HF_TOKEN", hub.account("secret"))
-    strangers(words)
+    prepared(words)
     done = main(package, command, *smaller(words, tiny_pipeline, photos, measuring_networks))
     assert done.code == 0, done.err
     if command == "push":
