@@ -7,7 +7,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from booth import ldm_layout, modelspec, space
-from booth.errors import UserError
+from booth.errors import UserError, reading
 from booth.pipeline_dir import PipelineDir, TensorSpec, canonical_name, read_json
 from booth.rundir import publish, write_text
 from booth.safetensors_file import CODES, Precision, SafetensorsFile
@@ -151,7 +151,8 @@ def _check_vocabulary(source: PipelineDir) -> None:
     if (folder / "vocab.json").is_file():
         words = len(read_json(folder / "vocab.json"))
     else:
-        words = len(read_json(folder / "tokenizer.json")["model"]["vocab"])
+        with reading(f"{folder / 'tokenizer.json'} is broken", "download it again"):
+            words = len(read_json(folder / "tokenizer.json")["model"]["vocab"])
     if rows > words:
         raise UserError(
             f"{source.where} knows {rows - words} words more than CLIP's tokenizer, which WebUIs use; export its run"
