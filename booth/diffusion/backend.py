@@ -194,3 +194,16 @@ def load_backend(package: str) -> type[Backend[Any, Any]]:
         raise UserError(
             f"{package} cannot be loaded ({error}); install this project with its [{extra}] extra"
         ) from error
+
+
+def load_vision(package: str) -> Any:
+    """Return the backend's module of the networks that describe pictures, with the classes `Dino` and `Clip`.
+
+    UserError if PyTorch, which computes them for both backends, is not installed.
+    """
+    try:
+        return importlib.import_module(f"{package}.vision")
+    except ImportError as error:
+        raise UserError(
+            f"--dino and --clip need PyTorch ({error}); install it beside JAX: pip install torch"
+        ) from error
