@@ -33,6 +33,7 @@ from picture_world.subjects import SUBJECTS
 from PIL import Image
 
 from booth.commands.cli import main
+from booth.common.files import publish, write_text
 from booth.config.values import flatten, load_config, trained_networks
 from booth.data import pictures
 from booth.data.image_file import load_image
@@ -42,7 +43,6 @@ from booth.models.embedded import base_path, subject_path
 from booth.models.new_tokens import new_tokens
 from booth.models.pipeline import open_pipeline
 from booth.train import loop
-from booth.train.run_folder import publish, write_text
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.py"
 COLUMNS = ("learned", "learned_new", "fidelity", "base_fidelity", "real_fidelity", "setting_right")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from booth.common.errors import UserError, reading
-from booth.models.hub import MODEL, is_id, of_page
+from booth.config.sources import MODEL, is_id, of_page
 from booth.models.tokenizer import Tokenizer
 
 BATCH = 32

@@ -12,33 +12,26 @@ from typing import Any
 
 from tqdm import tqdm
 
-from booth.commands import evaluate, export, push, sample, xy_grid
-from booth.commands.options import (
-    add_model,
-    add_source,
-    add_verify,
-    check_of_run,
-    find_trained,
-    open_configured,
-    open_model,
-    path,
-)
+from booth.commands import evaluate, export, push, sample, training, xy_grid
+from booth.commands.options import add_model, add_source, add_verify, check_of_run, open_model, path
 from booth.common.disk_space import readable
 from booth.common.errors import UserError
+from booth.common.files import write_text
 from booth.common.signals import Stopped, deafness_ends
 from booth.config import foreign_flags
 from booth.config import values as settings
 from booth.config.auto import with_numbers
+from booth.config.choices import SOLVERS
 from booth.config.validation import validate_plan
 from booth.data.doctor import advice
 from booth.diffusion.backend import load_backend
-from booth.diffusion.solvers import SOLVERS
 from booth.models import lora_file
 from booth.models.adapters import adapter_of
 from booth.report import write
-from booth.train import loop
-from booth.train.run_folder import locked, write_text
+from booth.train.checks import checked
+from booth.train.run_folder import locked
 from booth.train.run_record import pinned_revision, read_record
+from booth.train.trained_run import find_trained, open_configured
 
 log = logging.getLogger("booth")
 
@@ -278,7 +271,7 @@ def _train(package: str, options: argparse.Namespace) -> None:
         revision = pinned_revision(options.workdir, config) if options.workdir else config.model.revision
         open_configured(config, revision, weights=False).verify()
     if options.dry_run:
-        config, inputs = loop.checked(backend_class, config, options.workdir)
+        config, inputs = checked(backend_class, config, options.workdir)
         if push_to:
             push_to.check()
         model = inputs.pipeline.model
@@ -294,7 +287,7 @@ def _train(package: str, options: argparse.Namespace) -> None:
             raise UserError("--coordinator, --hosts and --host go together; give all three, on each host")
         importlib.import_module(f"{package}.hosts").start(*named)
     meant = None if options.accept_changes else [name for name, _ in options.overrides]
-    loop.train(backend_class, config, options.workdir, options.from_step, meant, push_to)
+    training.train(package, config, options.workdir, options.from_step, meant, push_to)
 
 
 def _report(package: str, options: argparse.Namespace) -> None:
@@ -307,7 +300,7 @@ def _report(package: str, options: argparse.Namespace) -> None:
 def _doctor(package: str, options: argparse.Namespace) -> None:
     config = settings.resolved(settings.load_config(options.config, options.overrides))
     backend_class = load_backend(package)
-    config, inputs = loop.checked(backend_class, config, None)
+    config, inputs = checked(backend_class, config, None)
     lines = list(advice(config, inputs))
     for line in lines:
         print(line)

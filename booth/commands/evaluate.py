@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from booth.commands.options import Trained, find_trained
 from booth.common.errors import UserError
+from booth.config.sources import DATASET, MODEL
 from booth.config.validation import check_capabilities
 from booth.data import images
 from booth.data.image_file import load_image
@@ -21,9 +21,9 @@ from booth.evaluate.judges import Judge, judge_of
 from booth.evaluate.photographer import Photographer, Shots, write_sheet
 from booth.evaluate.prompts import evaluation_prompts, templates_of
 from booth.evaluate.results import Evaluation, Scored
-from booth.models.hub import DATASET, MODEL
 from booth.report import write
 from booth.train.run_record import pinned_revision
+from booth.train.trained_run import Trained, find_trained
 
 log = logging.getLogger("booth")
 

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from booth.commands.options import Trained, check_of_run, find_trained, open_model
+from booth.commands.options import check_of_run, open_model
 from booth.common import disk_space
 from booth.common.errors import UserError
 from booth.config import values as settings
+from booth.data.prompts import spoken_prompt
 from booth.diffusion.backend import Backend, load_backend
 from booth.evaluate import results
 from booth.models import export_folder as folder_export
 from booth.models import export_single_file, lora_file, lora_merge, lora_metadata, new_tokens
 from booth.models.adapters import adapter_of, said_of_unusual
 from booth.models.pipeline import PipelineDir
+from booth.train.trained_run import Trained, find_trained
 
 log = logging.getLogger("booth")
 
@@ -58,7 +60,7 @@ def export(package: str, options: argparse.Namespace) -> None:
     disk_space.require([disk_space.Need(what, out, size)], "make room, or export to another disk")
     tensors = trained.tensors(load_backend(package)) if trained else iter(())
     if single:
-        spoken = new_tokens.spoken_prompt(trained.config, f"{out.stem}-") if trained else ""
+        spoken = spoken_prompt(trained.config, f"{out.stem}-") if trained else ""
         phrase = spoken if options.trigger_phrase is None else options.trigger_phrase
         resolution = trained.config.data.resolution if trained else None
         rows: list[np.ndarray] = []
@@ -162,7 +164,7 @@ def _export_lora(package: str, options: argparse.Namespace) -> None:
         backend, state = trained.restore(backend_class)
         updates = lora_file.updates_of(adapter, new_tokens.set_aside(backend.tensors(state), rows))
         if phrase is None:
-            phrase = new_tokens.spoken_prompt(trained.config, f"{out.stem}-")
+            phrase = spoken_prompt(trained.config, f"{out.stem}-")
         about = lora_metadata.about_run(trained.config, trained.pipeline, out.stem, options.title, phrase)
     if line := said_of_unusual(updates):
         log.info(line)

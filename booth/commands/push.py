@@ -16,8 +16,9 @@ from pathlib import Path
 from booth.commands.options import path
 from booth.common.disk_space import readable
 from booth.common.errors import UserError
+from booth.config.sources import MODEL, of_page
 from booth.data import pictures
-from booth.models import hub, lora_file
+from booth.models import lora_file
 from booth.models.export_folder import RECORD, exported_step
 from booth.report import hub_repository
 from booth.report.data import Report, gather
@@ -95,7 +96,7 @@ def destination(options: argparse.Namespace, repository: str, option: str) -> De
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} belongs to {option}; give that, or leave it out")
         return None
-    repository, _ = hub.of_page(repository, hub.MODEL, None, option)
+    repository, _ = of_page(repository, MODEL, None, option)
     hub_repository.check_name(repository)
     if options.license and not _LICENSE.fullmatch(options.license):
         raise UserError(

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from booth.data.captions import SOURCES
-from booth.diffusion.objective import LOSSES
-from booth.diffusion.solvers import SOLVERS
+from booth.config.choices import LOSSES, SOLVERS, SOURCES
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Checks of a whole config before any work is done: each value, how they go together, what a backend has."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,16 +9,19 @@ from ml_collections import ConfigDict
 from booth.common.errors import UserError, naming
 from booth.config.concepts import concepts_of
 from booth.config.fields import AUTO, FIELDS, Field
+from booth.config.sources import DATASET, MODEL
 from booth.config.values import flat, flatten, get, is_remote, trained_networks, trains_text, typed, without_effect
-from booth.data.captions import PLACE
-from booth.data.kohya_folders import repeated_folders
-from booth.models.hub import DATASET, MODEL
 
 
-def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
-    """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
+def validate_settings(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+    """Raise UserError for the first field that breaks its rule, alone, with others, or on this backend.
+
+    `booth.data.input_rules.validate` also checks what the user must name.
+    """
     _validate_values(config)
-    _validate_concepts(config)
+    for concept in concepts_of(config):
+        with naming(concept.name):
+            _validate_values(concept.config)
     _validate_effects(config)
     validate_updates(config)
     check_capabilities(config, backend, capabilities)
@@ -54,23 +56,6 @@ def _validate_values(config: ConfigDict) -> None:
                 raise UserError(f"{field.name}={value!r} must be a folder, or gs://BUCKET/FOLDER")
 
 
-def _validate_concepts(config: ConfigDict) -> None:
-    """What the user must name, of each concept."""
-    concepts = concepts_of(config)
-    for concept in concepts:
-        with naming(concept.name):
-            _validate_values(concept.config)
-            _validate_inputs(concept.config)
-    if braced := [prompt for prompt in config.samples.prompts if PLACE in prompt]:
-        raise UserError(f"samples.prompts has {braced[0]!r}, and previews have no captions to put there; take it out")
-    folders = Counter(concept.config.instance.images for concept in concepts)
-    folder, times = folders.most_common(1)[0]
-    if times > 1:
-        raise UserError(
-            f"instance.images={folder!r} is what {times} concepts have; give each a folder of its own, or make them one"
-        )
-
-
 def _validate_effects(config: ConfigDict) -> None:
     for idle in idle_fields(config):
         if any(need.refused for need in idle.field.needs):
@@ -102,47 +87,6 @@ def idle_fields(config: ConfigDict) -> Iterator[Idle]:
 def _idle(where: str, config: ConfigDict, field: Field) -> Idle:
     wanted = (f"{need.name} must be {need.rule.text}, and is {get(config, need.name)!r}" for need in field.needs)
     return Idle(field, f"{where}{field.name}={get(config, field.name)!r}", ", or ".join(wanted))
-
-
-def _has_words(config: ConfigDict) -> bool:
-    """Whether the names of the folders that the photos are in say the prompts."""
-    return bool(repeated_folders(config.instance.images))
-
-
-def _validate_inputs(config: ConfigDict) -> None:
-    """What the user must name."""
-    captioned = config.instance.captions != "none"
-    for name, example in (
-        ("model.source", "models/sd15"),
-        ("instance.images", "photos/"),
-        ("instance.prompt", "a photo of sks dog"),
-    ):
-        if not get(config, name).strip() and not (name == "instance.prompt" and (captioned or _has_words(config))):
-            raise UserError(f"{name} is empty; set it in the config or with --config.{name}='{example}'")
-    if not captioned and PLACE in config.instance.prompt:
-        raise UserError(
-            f"instance.prompt={config.instance.prompt!r} has a {PLACE}, and with instance.captions='none' there is"
-            " nothing to put in it; set instance.captions (text, names or metadata), or take it out"
-        )
-    if PLACE in config.prior.prompt:
-        raise UserError(
-            f"prior.prompt={config.prior.prompt!r} has a {PLACE}, and class images have no captions; take it out"
-        )
-    if captioned and config.instance.prompt.strip() and PLACE not in config.instance.prompt:
-        raise UserError(
-            f"instance.prompt={config.instance.prompt!r} has no {PLACE}, in which instance.captions="
-            f"{config.instance.captions!r} could be put; add it, or leave the prompt empty"
-        )
-    if config.prior.weight > 0 and not config.prior.prompt.strip():
-        raise UserError(
-            f"prior.weight={config.prior.weight} needs prior.prompt, such as 'a photo of dog';"
-            " give it, or set prior.weight=0 to train without prior preservation"
-        )
-    if config.prior.weight > 0 and config.instance.prompt.strip() == config.prior.prompt.strip():
-        raise UserError(
-            f"instance.prompt={config.instance.prompt!r} is prior.prompt too;"
-            " add an identifier, such as 'a photo of sks dog'"
-        )
 
 
 def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:

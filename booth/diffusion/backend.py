@@ -9,16 +9,14 @@ import importlib
 from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from booth.common.errors import UserError
+from booth.common.hosts import Hosts
 from booth.diffusion.solvers import SamplingTable
 from booth.models.pipeline import PipelineDir
-
-if TYPE_CHECKING:
-    from booth.train.hosts import Hosts
 
 Array = Any  # NumPy's, as the core makes it; the framework's own once a backend has placed a batch
 
@@ -92,7 +90,7 @@ class Backend(Protocol[Models, State]):
         ...
 
     @staticmethod
-    def hosts() -> "Hosts | None":
+    def hosts() -> Hosts | None:
         """Joins the processes that were started together for one run; None where there is one.
 
         Called before anything else of the backend. UserError if they do not find each other.

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from booth.common.errors import UserError
+from booth.config.sources import EMBEDDED
 from booth.diffusion.backend import load_vision
 from booth.evaluate import yardstick
 from booth.evaluate.prompts import WORLD
 from booth.evaluate.scores import Seen
-from booth.models.embedded import EMBEDDED
 
 DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"  # hub ids of what DreamBench measures with
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from booth.commands.options import Trained
 from booth.common.errors import OutOfMemory, UserError
 from booth.common.progress import progress
 from booth.data import pictures
@@ -23,6 +22,7 @@ from booth.evaluate import results
 from booth.evaluate.prompts import EvaluationPrompts
 from booth.evaluate.results import Evaluation
 from booth.evaluate.scores import Seen, SeenModel
+from booth.train.trained_run import Trained
 
 FIRST_SEED = 1000  # others than those of previews and class images
 _SHOWN = (2, 4, 2)  # in a row of the picture: instance prompt, settings, class prompt

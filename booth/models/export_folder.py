@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from booth.common import disk_space
 from booth.common.disk_space import readable
 from booth.common.errors import UserError
+from booth.common.files import STAGING_PREFIX, publish, remove, rename
 from booth.models import new_tokens
 from booth.models.pipeline import (
     PipelineDir,
@@ -30,7 +31,6 @@ from booth.models.pipeline import (
 from booth.models.plain_opening import name_float32
 from booth.models.safetensors_file import CODES, Precision, SafetensorsFile
 from booth.models.tokenizer import Tokenizer
-from booth.train.run_folder import STAGING_PREFIX, publish, remove, rename
 
 RECORD = "export.json"
 

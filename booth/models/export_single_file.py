@@ -8,11 +8,11 @@ from safetensors import SafetensorError
 
 from booth.common import disk_space
 from booth.common.errors import UserError
+from booth.common.files import publish, write_text
 from booth.models import ldm_layout, modelspec
 from booth.models.pipeline import PipelineDir, TensorSpec, canonical_name, read_json
 from booth.models.safetensors_file import CODES, Precision, SafetensorsFile
 from booth.models.single_file import SUFFIX, configs_of
-from booth.train.run_folder import publish, write_text
 
 _TEXT_NORM = ("text_encoder", "text_model.final_layer_norm.weight")
 

@@ -12,8 +12,9 @@ from booth.common.errors import UserError
 from booth.config import data_file
 from booth.config import values as settings
 from booth.config.fields import memory_size
-from booth.config.validation import idle_fields, validate, validate_plan
+from booth.config.validation import idle_fields, validate_plan
 from booth.config.values import default_config, flatten, load_config, parse_text, resolved, set_field
+from booth.data.input_rules import validate
 
 FIELDS = """
 model.source model.revision model.variant

@@ -17,10 +17,11 @@ from PIL import Image
 
 from booth.commands import cli, export
 from booth.common.errors import UserError
-from booth.config.validation import validate
+from booth.config.sources import EMBEDDED
 from booth.config.values import load_config, resolved
+from booth.data.input_rules import validate
 from booth.models import embedded
-from booth.models.embedded import EMBEDDED, base_path, subject_path
+from booth.models.embedded import base_path, subject_path
 from booth.models.pipeline import open_pipeline
 from booth.train import loop
 

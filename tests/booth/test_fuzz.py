@@ -24,9 +24,9 @@ from safetensors.numpy import save
 
 from booth.common.errors import UserError
 from booth.config.fields import FIELDS
-from booth.config.validation import validate
 from booth.config.values import flatten, load_config, parse_text, resolved, set_field
 from booth.data.images import read_examples
+from booth.data.input_rules import validate
 from booth.data.views import pixels, views
 from booth.models import ldm_layout
 from booth.models.pipeline import Weights, canonical_name, open_pipeline, read_specs

@@ -10,11 +10,11 @@ from fake_backend import TRAINED, FakeBackend, watched
 from PIL import Image
 from safetensors.numpy import load_file
 
-from booth.commands.options import find_trained
 from booth.common.errors import UserError
 from booth.data.inputs import preview_batch_size
 from booth.diffusion.objective import dreambooth_loss, noisy_latents
 from booth.train import loop
+from booth.train.trained_run import find_trained
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

@@ -8,9 +8,9 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 
-from booth.train import run_folder
+from booth.common import files
+from booth.common.files import publish, remove, rename
 from booth.train.loop import train
-from booth.train.run_folder import publish, remove, rename
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("booth", "jaxbooth", "torchbooth")
@@ -144,8 +144,8 @@ def windows(monkeypatch):
     """Windows' habits: folders cannot be opened, and what is open is neither renamed nor removed, nor its folders."""
     if not Path("/proc/self/maps").exists():
         pytest.skip("open files cannot be listed here")
-    monkeypatch.setattr(run_folder, "WINDOWS", True)
-    monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     os_open, os_replace, unlink, rmtree = os.open, os.replace, os.unlink, shutil.rmtree
 
     def held(path):
@@ -214,11 +214,11 @@ def test_a_virus_scanner_is_waited_for(monkeypatch, tmp_path):
         replace(old, new)
 
     monkeypatch.setattr(os, "replace", scanned)
-    monkeypatch.setattr(run_folder.time, "sleep", waited.append)
+    monkeypatch.setattr(files.time, "sleep", waited.append)
     (tmp_path / "new").touch()
     with pytest.raises(PermissionError):  # elsewhere that is no matter of time
         rename(tmp_path / "new", tmp_path / "name")
-    monkeypatch.setattr(run_folder, "WINDOWS", True)
+    monkeypatch.setattr(files, "WINDOWS", True)
     busy[0] = 3
     rename(tmp_path / "new", tmp_path / "name")
     assert (tmp_path / "name").exists() and len(waited) == 3 and sum(waited) < 5

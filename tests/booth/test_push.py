@@ -261,11 +261,11 @@ def test_a_run_that_is_not_finished(hub, account, run, capsys):
 def test_training_asks_first_and_pushes_in_the_end(hub, account, run, tiny_config, tmp_path):
     tiny_config.samples.inference_steps = 2
     started = tmp_path / "started"
-    message = refusal(loop.train, FakeBackend, tiny_config, started, None, None, Destination("somebody/robot"))
+    message = refusal(loop.train, FakeBackend, tiny_config, started, publisher=Destination("somebody/robot"))
     assert "your token is of owner" in message and not started.exists()
     hub.refused["/commit/main"] = (403, "Storage limit reached")
     to = Destination(ID, license="other", public=True)
-    message = refusal(loop.train, FakeBackend, tiny_config, started, None, None, to)
+    message = refusal(loop.train, FakeBackend, tiny_config, started, publisher=to)
     assert message.startswith(f"the run is finished and complete in {started}, but was not pushed: {ID}: ")
     assert "(Storage limit reached)" in message and (started / "pipeline" / RECORD).is_file()
     again = f"numpybooth push --run {started} --to {ID} --license=other --public"

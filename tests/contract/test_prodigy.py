@@ -8,8 +8,8 @@ from safetensors.numpy import load_file
 
 from booth.common.errors import UserError
 from booth.config.auto import with_numbers
-from booth.config.validation import validate
 from booth.config.values import set_field
+from booth.data.input_rules import validate
 from booth.models.lora_file import FILE
 from booth.models.pipeline import open_pipeline
 from booth.train import loop

@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from booth.common.errors import UserError
-from booth.config.validation import validate
 from booth.config.values import set_field
+from booth.data.input_rules import validate
 from booth.data.inputs import check_inputs
 from booth.models.embedded import BASE, subject_path
 from booth.models.pipeline import open_pipeline
