@@ -10,7 +10,7 @@ import numpy as np
 
 from booth.common.errors import UserError
 from booth.config.sources import DATASET, MODEL
-from booth.config.validation import check_capabilities
+from booth.config.validation import check_backend
 from booth.data import images
 from booth.data.image_file import load_image
 from booth.data.image_folder import find_images
@@ -77,7 +77,7 @@ def _evaluate_run(package: str, options: argparse.Namespace) -> None:
         config.instance.images, config.instance.captions, config.instance.masks = options.real, "none", "none"
     instance, of_class = _prompts(options, config)
     try:
-        check_capabilities(config, backend_class.name, backend_class.capabilities)
+        check_backend(config, backend_class.name)
         backend_class.check(config)
     except UserError as error:
         raise UserError(str(error).replace("train.precision=", "--precision ")) from error

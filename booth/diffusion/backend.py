@@ -72,7 +72,7 @@ class Backend(Protocol[Models, State]):
     """One instance is made for a run from its config; it owns the devices it computes on."""
 
     name: str  # "jax" or "torch"
-    capabilities: frozenset[str]
+    survives_out_of_memory: bool  # whether it raises OutOfMemory where memory runs out, and can then go on
 
     def __init__(self, config: Any) -> None: ...
 
