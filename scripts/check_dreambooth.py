@@ -175,6 +175,6 @@ if __name__ == "__main__":
             check(arguments.out, arguments.backend, subject, seed, not arguments.without_prior, fields)
             prior_picture(arguments.out, subject, arguments.backend, seed)
     print(table(arguments.out))
-    print("\nwhat perfect drawings of others would score as `learned`:")
+    print("\nwhat perfect drawings of others would score as `learned_new`:")
     for subject in arguments.subjects:
         print(f"  {subject}: " + ", ".join(f"{kind} {value:.2f}" for kind, value in likenesses(subject).items()))

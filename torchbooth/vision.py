@@ -1,6 +1,6 @@
 """Networks that describe pictures: DINO and CLIP in transformers' format, as DreamBench measures with them.
 
-Neither diffusers nor torchvision is needed, so that jaxbooth can measure too where PyTorch is installed.
+jaxbooth uses them too: neither diffusers nor torchvision is needed.
 """
 
 import hashlib

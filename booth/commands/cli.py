@@ -311,7 +311,7 @@ def _doctor(package: str, options: argparse.Namespace) -> None:
 def _plan(package: str, options: argparse.Namespace) -> None:
     config = settings.resolved(settings.load_config(options.config, options.overrides))
     backend_class = load_backend(package)
-    validate_plan(config, backend_class.name, backend_class.capabilities)
+    validate_plan(config, backend_class.name)
     config = with_numbers(config, photos=5)  # how many there are hardly matters to memory
     pipeline = open_configured(config, config.model.revision, weights=False)
     chosen = (options.gpu,) if package == "torchbooth" else (options.topology, options.find_batch)

@@ -19,7 +19,7 @@ from booth.common.errors import OutOfMemory, UserError
 from booth.common.progress import progress
 from booth.config import values as settings
 from booth.config.fields import SEED
-from booth.config.validation import check_capabilities
+from booth.config.validation import check_backend
 from booth.data import pictures
 from booth.data.inputs import load_tokenizer
 from booth.diffusion.backend import Backend
@@ -147,13 +147,13 @@ def run(
     tokenizer = load_tokenizer(pipeline, new_tokens.new_tokens(trained.config) if trained else ())
     for kind in dict.fromkeys(recipe.settings for recipe in recipes):
         Sampler(pipeline, tokenizer, size, *kind, batch_size=1).check()
-    if asked.by_memory and "memory techniques" not in backend_class.capabilities:
+    if asked.by_memory and not backend_class.survives_out_of_memory:
         raise UserError(
             f"--batch-size auto must be a number: {backend_class.name}booth cannot go on once memory has run out"
         )
     config = trained.config if trained else _inference_config(options.precision)
     try:
-        check_capabilities(config, backend_class.name, backend_class.capabilities)
+        check_backend(config, backend_class.name)
         backend_class.check(config)
     except UserError as error:
         raise UserError(str(error).replace("train.precision=", "--precision ")) from error

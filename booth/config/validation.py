@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 
 from booth.common.errors import UserError, naming
 from booth.config.concepts import concepts_of
-from booth.config.fields import AUTO, FIELDS, Field
+from booth.config.fields import AUTO, FIELDS, Field, packages
 from booth.config.sources import DATASET, MODEL
 from booth.config.values import flat, flatten, get, is_remote, trained_networks, trains_text, typed, without_effect
 
 
-def validate_settings(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+def validate_settings(config: ConfigDict, backend: str) -> None:
     """Raise UserError for the first field that breaks its rule, alone, with others, or on this backend.
 
     `booth.data.input_rules.validate` also checks what the user must name.
@@ -23,17 +23,17 @@ def validate_settings(config: ConfigDict, backend: str, capabilities: frozenset[
         with naming(concept.name):
             _validate_values(concept.config)
     validate_updates(config)
-    check_capabilities(config, backend, capabilities)
+    check_backend(config, backend)
     _validate_effects(config)
 
 
-def validate_plan(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+def validate_plan(config: ConfigDict, backend: str) -> None:
     """The same for a plan, which needs no photos and prompts."""
     _validate_values(config)
     if not config.model.source.strip():
         raise UserError("model.source is empty; name the model to plan for, with --config.model.source=...")
     validate_updates(config)
-    check_capabilities(config, backend, capabilities)
+    check_backend(config, backend)
     _validate_effects(config)
 
 
@@ -49,7 +49,7 @@ def _validate_values(config: ConfigDict) -> None:
             instead = f"; {field.instead}" if field.instead and value == 0 else ""
             raise UserError(f"{field.name}={value!r} must be {field.said_rule}{instead}")
         if field.is_path and is_remote(value):
-            if field.name != "checkpoint.dir":
+            if not field.bucket_backends:
                 ids = field.name in (MODEL.source, DATASET.source)
                 raise UserError(f"{field.name}={value!r} must be a local folder{', or a hub id owner/name' * ids}")
             if not value.startswith("gs://"):
@@ -89,35 +89,20 @@ def _idle(where: str, config: ConfigDict, field: Field) -> Idle:
     return Idle(field, f"{where}{field.name}={get(config, field.name)!r}", ", or ".join(wanted))
 
 
-def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
-    """UserError for a setting that this backend has not, on any machine."""
-    if config.mesh.fsdp > 1 and "sharding" not in capabilities:
-        raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: {backend}booth trains on one device")
-    if is_remote(config.checkpoint.dir) and "bucket checkpoints" not in capabilities:
-        raise UserError(
-            f"checkpoint.dir={config.checkpoint.dir!r} must be a local folder: {backend}booth writes no buckets"
-        )
-    if config.train.precision == "fp16" and "fp16" not in capabilities:
-        raise UserError(f"train.precision='fp16' must be 'bf16' or 'fp32': {backend}booth does not compute in float16")
-    if config.train.optimizer not in ("adamw", "prodigy") and "optimizers" not in capabilities:
-        raise UserError(
-            f"train.optimizer={config.train.optimizer!r} must be 'adamw' or 'prodigy': {backend}booth has no other yet"
-        )
-    if config.train.gradient_checkpointing == "attention" and "attention kernels" not in capabilities:
-        raise UserError(
-            f"train.gradient_checkpointing='attention' must be 'none' or 'block': {backend}booth's attention keeps no"
-            " weights anyway"
-        )
-    kernels = ("plain", "chunked", "splash", "cudnn") if "attention kernels" in capabilities else ("xformers",)
-    if config.train.attention not in ("auto", *kernels):
-        raise UserError(
-            f"train.attention={config.train.attention!r} must be one of {', '.join(('auto', *kernels))} in"
-            f" {backend}booth"
-        )
+def check_backend(config: ConfigDict, backend: str) -> None:
+    """Raise UserError for a setting that this backend has not, on any machine."""
     for field in FIELDS:
         value = get(config, field.name)
-        if field.capability and field.capability not in capabilities and value != field.default:
-            raise UserError(f"{field.name}={value!r} must be {field.default!r}: {backend}booth does without it")
+        if (having := field.backends_with(value)) and backend not in having:
+            raise UserError(
+                f"{field.name}={value!r} must be {field.rule_of(backend).text} with {backend}booth: only"
+                f" {packages(having)} has it"
+            )
+        if field.bucket_backends and backend not in field.bucket_backends and is_remote(value):
+            raise UserError(
+                f"{field.name}={value!r} must be a local folder with {backend}booth: only"
+                f" {packages(field.bucket_backends)} writes to buckets"
+            )
 
 
 def validate_updates(config: ConfigDict) -> None:

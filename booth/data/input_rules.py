@@ -12,9 +12,9 @@ from booth.config.values import get
 from booth.data.kohya_folders import repeated_folders
 
 
-def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+def validate(config: ConfigDict, backend: str) -> None:
     """Raise UserError for the first setting that breaks a rule, and for an input that is not named."""
-    validate_settings(config, backend, capabilities)
+    validate_settings(config, backend)
     concepts = concepts_of(config)
     for concept in concepts:
         with naming(concept.name):

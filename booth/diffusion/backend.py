@@ -72,7 +72,7 @@ class Backend(Protocol[Models, State]):
     """One instance is made for a run from its config; it owns the devices it computes on."""
 
     name: str  # "jax" or "torch"
-    capabilities: frozenset[str]
+    survives_out_of_memory: bool  # whether it raises OutOfMemory where memory runs out, and can then go on
 
     def __init__(self, config: Any) -> None: ...
 
@@ -191,4 +191,17 @@ def load_backend(package: str) -> type[Backend[Any, Any]]:
         extra = package.removesuffix("booth")
         raise UserError(
             f"{package} cannot be loaded ({error}); install this project with its [{extra}] extra"
+        ) from error
+
+
+def load_vision(package: str) -> Any:
+    """Return the backend's module of the networks that describe pictures, with the classes `Dino` and `Clip`.
+
+    UserError if PyTorch, which computes them for both backends, is not installed.
+    """
+    try:
+        return importlib.import_module(f"{package}.vision")
+    except ImportError as error:
+        raise UserError(
+            f"--dino and --clip need PyTorch ({error}); install it beside JAX: pip install torch"
         ) from error

@@ -28,7 +28,7 @@ def checked(backend_class: type[Backend], config: Any, workdir: str | Path | Non
 
     Start no device and write nothing. Raise UserError for all that can be refused by then.
     """
-    validate(config, backend_class.name, backend_class.capabilities)
+    validate(config, backend_class.name)
     backend_class.check(config)
     kept = [pinned_revision(workdir, config, kind) for kind in (MODEL, DATASET)] if workdir else []
     inputs = check_inputs(config, *kept)

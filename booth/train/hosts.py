@@ -72,7 +72,7 @@ class Leader:
     def __init__(self, backend: Backend, hosts: Hosts, config: Any, checkpoints: Path) -> None:
         """UserError if the others do not see the checkpoint folder, which all write to."""
         self._backend, self._hosts = backend, hosts
-        self.name, self.capabilities = backend.name, backend.capabilities
+        self.name, self.survives_out_of_memory = backend.name, backend.survives_out_of_memory
         checkpoints.mkdir(parents=True, exist_ok=True)
         probe = checkpoints / f"{STAGING_PREFIX}{uuid.uuid4().hex}"
         if not is_remote(str(probe)):

@@ -24,7 +24,7 @@ RECIPE = Recipe("a photo of sks dog", "", 42, "dpm++", 25, 7.5)
 class Scarce(FakeBackend):
     """Has memory for two images at once."""
 
-    capabilities = frozenset({"memory techniques"})
+    survives_out_of_memory = True
     most = 2
     batches: list[int] = []  # noqa: RUF012 (one list for all instances is what is wanted)
 

@@ -111,4 +111,4 @@ def test_auto_is_a_rate_of_1(configured):
 )
 def test_what_it_does_not_go_with(configured, fields, said):
     with pytest.raises(UserError, match=said):
-        validate(configured(**fields), "torch", backend_of("torchbooth").capabilities)
+        validate(configured(**fields), "torch")

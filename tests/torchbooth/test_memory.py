@@ -51,7 +51,7 @@ def job(make_tiny_config, tmp_path_factory):
         changed = config.copy_and_resolve_references()
         for name, value in fields.items():
             set_field(changed, name, value)
-        validate(changed, "torch", Backend.capabilities)
+        validate(changed, "torch")
         backend = Backend(changed)
         state = backend.init(backend.load(inputs.pipeline))
         before = snapshot(backend, state)
