@@ -10,7 +10,8 @@ other robots, which should stay as they were.
 """
 
 from booth.config import default_config
-from booth.models.embedded import EMBEDDED, subject_path
+from booth.config.sources import EMBEDDED
+from booth.models.embedded import subject_path
 
 ROBOT = "a photo of a sks robot"
 

@@ -36,7 +36,7 @@ class Backend:
     """Trains on the devices of all hosts."""
 
     name = "jax"
-    capabilities: frozenset[str] = frozenset({"sharding", "attention kernels", "bucket checkpoints"})
+    survives_out_of_memory = False
 
     def __init__(self, config: Any) -> None:
         exact_float32()

@@ -17,12 +17,12 @@ from picture_world.captions import caption
 from picture_world.settings import SETTINGS
 from picture_world.world import CLASSES
 
+from booth.common.files import write_text
+from booth.config.sources import EMBEDDED
 from booth.data import pictures
 from booth.diffusion.backend import load_backend
 from booth.diffusion.sampling import ImageRequest
 from booth.evaluate.yardstick import look
-from booth.models.embedded import EMBEDDED
-from booth.train.run_folder import write_text
 
 
 def main() -> None:

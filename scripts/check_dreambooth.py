@@ -33,6 +33,7 @@ from picture_world.subjects import SUBJECTS
 from PIL import Image
 
 from booth.commands.cli import main
+from booth.common.files import publish, write_text
 from booth.config.loading import load_config
 from booth.config.trained import trained_networks
 from booth.config.values import flatten
@@ -44,7 +45,6 @@ from booth.models.embedded import base_path, subject_path
 from booth.models.new_tokens import new_tokens
 from booth.models.pipeline import open_pipeline
 from booth.train import loop
-from booth.train.run_folder import publish, write_text
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.py"
 COLUMNS = ("learned", "learned_new", "fidelity", "base_fidelity", "real_fidelity", "setting_right")
@@ -177,6 +177,6 @@ if __name__ == "__main__":
             check(arguments.out, arguments.backend, subject, seed, not arguments.without_prior, fields)
             prior_picture(arguments.out, subject, arguments.backend, seed)
     print(table(arguments.out))
-    print("\nwhat perfect drawings of others would score as `learned`:")
+    print("\nwhat perfect drawings of others would score as `learned_new`:")
     for subject in arguments.subjects:
         print(f"  {subject}: " + ", ".join(f"{kind} {value:.2f}" for kind, value in likenesses(subject).items()))

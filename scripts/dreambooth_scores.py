@@ -17,13 +17,16 @@ from booth.config.values import default_config
 from booth.data.image_file import load_image
 from booth.data.inputs import load_tokenizer
 from booth.diffusion.sampling import ImageRequest, Sampler
-from booth.evaluate import world_scores
-from booth.evaluate.yardstick import Looks, look
+from booth.evaluate import scores as measures
+from booth.evaluate.judges import Yardstick
+from booth.evaluate.scores import Seen, SeenModel
+from booth.evaluate.yardstick import look
 from booth.models.embedded import subject_path
 from booth.models.pipeline import open_pipeline
 
 IDENTIFIER = "sks"
 STEPS, GUIDANCE, BATCH = 25, 2.0, 16
+IDENTITY, SETTING = "identity", Yardstick.prompt_measure  # the yardstick's measures of subject and prompt
 FIRST_SEED = 1000  # of the pictures that are measured: others than the seeds of class images and previews
 
 
@@ -84,54 +87,55 @@ def sample_for(
 
 
 def scores(base: Pictures, tuned: Pictures, subject: str) -> dict[str, float]:
-    """The measures of `booth.evaluate.world_scores`, against the subject's own pictures.
+    """Return the measures of `booth.evaluate.scores`, against the subject's own pictures, and the class that is seen.
 
-    `learned` is (tuned - base) / (real - base) in subject fidelity over all pictures asked to show the subject, and
-    `learned_new` over those in new settings; `..._kept` compare the class prompt's pictures with the base's.
+    `learned` is the way from the base to the subject's own pictures over all pictures asked to show it, `learned_new`
+    over those in new settings; `class_drift` and `..._kept` compare the class prompt's pictures with the base's.
     """
-    own = look(real_pictures(subject))
-    before, after = _look(base), _look(tuned)
-    asked_before, asked_after = (_both(looks[0], looks[1]) for looks in (before, after))
+    judge = Yardstick()
+    own = judge.look(real_pictures(subject))
+    texts = judge.read([SETTINGS[setting].phrase for setting in tuned.settings])
+    before, after = (_seen(judge, pictures) for pictures in (base, tuned))
+    photos = measures.of_photos(own, texts, SETTING)
+    start, end = (measures.of_model(model, own, texts, SETTING, before) for model in (before, after))
+    shares = measures.shares(end, start, photos, IDENTITY, SETTING)
     return {
-        "fidelity": world_scores.subject_fidelity(asked_after, own),
-        "base_fidelity": world_scores.subject_fidelity(asked_before, own),
-        "real_fidelity": world_scores.real_fidelity(own),
-        "learned": world_scores.relative_fidelity(asked_after, asked_before, own),
-        "learned_new": world_scores.relative_fidelity(after[1], before[1], own),
-        "setting_right": world_scores.prompt_fidelity(after[1], tuned.settings),
-        "base_setting_right": world_scores.prompt_fidelity(before[1], base.settings),
-        "prior_kept": world_scores.prior_preservation(after[2], before[2], own, subject),
-        "diversity_kept": world_scores.diversity(after[2]) / world_scores.diversity(before[2]),
-        "base_diversity": world_scores.diversity(before[2]),
-        "class_drift": world_scores.relative_fidelity(after[2], before[2], own),
-        **class_scores(before[2], after[2], subject),
+        "fidelity": end[IDENTITY],
+        "base_fidelity": start[IDENTITY],
+        "real_fidelity": photos[IDENTITY],
+        "learned": shares["subject"],
+        "learned_new": _way(after.settings, before.settings, own),
+        "setting_right": end[SETTING],
+        "base_setting_right": start[SETTING],
+        "prior_kept": shares["prior"],
+        "diversity_kept": end["diversity"] / start["diversity"],
+        "base_diversity": start["diversity"],
+        "class_drift": _way(after.of_class, before.of_class, own),
+        **class_scores(base.class_prompt, tuned.class_prompt, subject),
     }
 
 
-def class_scores(before: Looks, after: Looks, subject: str) -> dict[str, float]:
-    """Shares of the class prompt's pictures: of the class, and in settings that the subject's own pictures show."""
+def class_scores(before: np.ndarray, after: np.ndarray, subject: str) -> dict[str, float]:
+    """Return shares of the class prompt's pictures: of the class, and in settings of the subject's own pictures."""
     shown = {scene.setting for scene in subject_scenes(subject)}
-    return {
-        f"{prefix}{name}": value
-        for prefix, looks in (("", after), ("base_", before))
-        for name, value in (
-            ("class_right", world_scores.class_fidelity(looks, subject)),
-            ("in_own_settings", float(np.mean([setting in shown for setting in looks.setting_names]))),
-        )
-    }
+    found = {}
+    for prefix, looks in (("", look(after)), ("base_", look(before))):
+        found[f"{prefix}class_right"] = float(np.mean([name == subject for name in looks.class_names]))
+        found[f"{prefix}in_own_settings"] = float(np.mean([setting in shown for setting in looks.setting_names]))
+    return found
 
 
 def likenesses(subject: str, pictures: int = 24) -> dict[str, float]:
-    """What `learned_new` would be if what was generated were perfect drawings, in the new settings, of others than the
-    subject: 0 is the class as drawn, 1 the subject's own pictures. It says what a score is worth.
+    """Return what `learned_new` would be if what was generated were perfect drawings, in the new settings, of others
+    than the subject: 0 is the class as drawn, 1 the subject's own pictures. It says what a score is worth.
     """
-    own, rng, mine = look(real_pictures(subject)), generator(0, 0), SUBJECTS[subject]
-    settings = new_settings(subject)
+    judge, rng, mine = Yardstick(), generator(0, 0), SUBJECTS[subject]
+    own, settings = judge.look(real_pictures(subject)), new_settings(subject)
     scenes = [sample_scene(rng, settings[number % len(settings)]) for number in range(pictures)]
     others = [sample_instance(subject, rng) for _ in scenes]
 
-    def drawn(change: Callable[[Instance], Instance]) -> Looks:
-        return look([render(change(other), scene, 64) for other, scene in zip(others, scenes, strict=True)])
+    def drawn(change: Callable[[Instance], Instance]) -> Seen:
+        return judge.look([render(change(other), scene, 64) for other, scene in zip(others, scenes, strict=True)])
 
     class_alone = drawn(lambda other: other)
     kinds: dict[str, Callable[[Instance], Instance]] = {
@@ -142,14 +146,21 @@ def likenesses(subject: str, pictures: int = 24) -> dict[str, float]:
         "others with its colours": lambda other: replace(other, colours=mine.colours),
         "its shape and pattern in other colours": lambda other: replace(mine, colours=other.colours),
     }
-    return {kind: world_scores.relative_fidelity(drawn(change), class_alone, own) for kind, change in kinds.items()}
+    return {kind: _way(drawn(change), class_alone, own) for kind, change in kinds.items()}
 
 
-def _look(pictures: Pictures) -> tuple[Looks, Looks, Looks]:
-    return look(pictures.instance_prompt), look(pictures.new_settings), look(pictures.class_prompt)
+def _seen(judge: Yardstick, pictures: Pictures) -> SeenModel:
+    parts = (pictures.instance_prompt, pictures.new_settings, pictures.class_prompt)
+    return SeenModel(*(judge.look(list(part)) for part in parts))
 
 
-def _both(some: Looks, others: Looks) -> Looks:
-    scores = ("class_scores", "setting_scores", "identity")
-    joined = (np.concatenate([getattr(some, name), getattr(others, name)]) for name in scores)
-    return Looks(*joined, some.classes, some.settings)
+def _way(tuned: Seen, base: Seen, own: Seen) -> float:
+    """Return how far from the base's pictures (0) to the subject's own (1) the tuned ones have come.
+
+    ValueError if the base's pictures are as near to the subject's as those are to each other.
+    """
+    value, start = (measures.fidelity(pictures.deciding, own.deciding) for pictures in (tuned, base))
+    end = measures.likeness(own.deciding)
+    if (way := measures.share(value, start, end)) is None:
+        raise ValueError(f"the base's fidelity {start:.3f} must be below the own pictures', {end:.3f}")
+    return way

@@ -28,9 +28,9 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
+from booth.common.files import publish, write_text
 from booth.data import pictures
 from booth.models.plain_opening import name_float32
-from booth.train.run_folder import publish, write_text
 
 SIZE = 64  # pixels
 CARD = Path(__file__).parent / "base_training" / "model_card.md"

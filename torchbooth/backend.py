@@ -32,7 +32,7 @@ class Backend:
     """Trains on one device, the GPU if there is one, or on one for each process."""
 
     name = "torch"
-    capabilities: frozenset[str] = frozenset({"fp16", "optimizers", "memory techniques", "sharding"})
+    survives_out_of_memory = True
 
     def __init__(self, config: Any, device: torch.device | None = None) -> None:
         self._config = config

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from booth.common import disk_space, host_memory
 from booth.common.errors import UserError, reading, said_by
-from booth.train.run_folder import publish
+from booth.common.files import publish
 
 log = logging.getLogger("booth")
 

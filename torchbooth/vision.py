@@ -1,6 +1,6 @@
 """Networks that describe pictures: DINO and CLIP in transformers' format, as DreamBench measures with them.
 
-Neither diffusers nor torchvision is needed, so that jaxbooth can measure too where PyTorch is installed.
+jaxbooth uses them too: neither diffusers nor torchvision is needed.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from booth.common.errors import UserError, reading
-from booth.models.hub import MODEL, is_id, of_page
+from booth.config.sources import MODEL, is_id, of_page
 from booth.models.tokenizer import Tokenizer
 
 BATCH = 32

@@ -1,11 +1,11 @@
 """The command `completion`: a script with which a shell completes commands and options."""
 
 import argparse
-import importlib
 from typing import Any
 
+import shtab
+
 from booth.commands.options import path
-from booth.common.errors import UserError
 
 _SHELLS = {
     "bash": 'eval "$({0} completion bash)" in ~/.bashrc',
@@ -23,15 +23,8 @@ def add_parser(commands: Any, package: str) -> None:
 
 def run(package: str, options: argparse.Namespace) -> None:
     """Print the script."""
-    from booth.commands import cli  # which knows all commands, this one too
-
-    try:
-        shtab = importlib.import_module("shtab")
-    except ImportError as error:
-        raise UserError(f"completion needs the package shtab ({error}); install it with pip install shtab") from error
-    parser = cli.build_parser(package)
-    for command in parser.commands.values():
+    for command in options.parser.commands.values():
         for action in command._actions:
             if action.type is path and action.choices is None:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
-    print(shtab.complete(parser, options.shell))
+    print(shtab.complete(options.parser, options.shell))

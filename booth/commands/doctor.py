@@ -6,7 +6,7 @@ from typing import Any
 from booth.commands.settings import add_config, read_config
 from booth.data.doctor import advice
 from booth.diffusion.backend import load_backend
-from booth.train import loop
+from booth.train.checks import checked
 
 
 def add_parser(commands: Any, package: str) -> None:
@@ -17,7 +17,7 @@ def add_parser(commands: Any, package: str) -> None:
 
 def run(package: str, options: argparse.Namespace) -> None:
     """Print the advice, one line each."""
-    config, inputs = loop.checked(load_backend(package), read_config(options), None)
+    config, inputs = checked(load_backend(package), read_config(options), None)
     lines = list(advice(config, inputs))
     for line in lines:
         print(line)

@@ -2,15 +2,17 @@
 
 import argparse
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from booth.commands.options import Trained, find_trained
+from booth.commands.options import path
 from booth.common.errors import UserError
-from booth.config.validation import check_capabilities
+from booth.config.sources import DATASET, MODEL
+from booth.config.validation import check_backend
 from booth.data import images
 from booth.data.image_file import load_image
 from booth.data.image_folder import find_images
@@ -19,25 +21,63 @@ from booth.diffusion.backend import load_backend
 from booth.evaluate import results, scores
 from booth.evaluate.judges import Judge, judge_of
 from booth.evaluate.photographer import Photographer, Shots, write_sheet
-from booth.evaluate.prompts import asked, templates_of
+from booth.evaluate.prompts import evaluation_prompts, templates_of
 from booth.evaluate.results import Evaluation, Scored
-from booth.models.hub import DATASET, MODEL
 from booth.report import write
 from booth.train.run_record import pinned_revision
+from booth.train.trained_run import Trained, find_trained
 
 log = logging.getLogger("booth")
 
 LEARNED = 0.1  # share of the subject below which a best checkpoint is warned of
 
 
-def evaluate(package: str, options: argparse.Namespace) -> None:
+def add_parser(commands: Any, package: str) -> None:
+    parser = commands.add_parser("evaluate", help="which checkpoint is the best: a score for each, and why")
+    judged = parser.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--run", dest="run_dir", type=path, help="a run folder: all checkpoints that it has")
+    judged.add_argument("--pictures", type=path, help="or a folder of pictures, to compare with --real")
+    parser.add_argument("--real", type=path, help="folder of the subject's pictures; default: the photos of --run")
+    parser.add_argument(
+        "--dino", type=path, default="", help="folder or cached hub id of DINO weights, for the subject"
+    )
+    parser.add_argument("--clip", type=path, default="", help="the same of CLIP weights, for prompts (and the subject)")
+    parser.add_argument("--prompt", default="", help="what shows the subject; default: the run's")
+    parser.add_argument("--class-prompt", default="", help="what shows the class; default: the run's")
+    parser.add_argument(
+        "--settings", type=path, default="auto",
+        help="prompts of the subject in settings: DreamBench's (objects, live), world, or a file, one a line with {}",
+    )  # fmt: skip
+    for option, least, default, what in (
+        ("--instance-images", 1, 8, "pictures of the instance prompt"),
+        ("--setting-images", 1, 1, "of each setting"),
+        ("--class-images", 2, 16, "of the class prompt"),
+        ("--batch-size", 1, 0, "images sampled at once; default: as for previews"),
+    ):
+        parser.add_argument(option, type=_at_least(least), default=default, metavar="N", help=what)
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="compute type")
+    parser.set_defaults(run=run)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """Return a type of argument."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} must be a whole number, at least {least}")
+        return int(text)
+
+    return read
+
+
+def run(package: str, options: argparse.Namespace) -> None:
     if options.pictures:
-        _compare_folders(options)
+        _compare_folders(package, options)
     else:
         _evaluate_run(package, options)
 
 
-def _compare_folders(options: argparse.Namespace) -> None:
+def _compare_folders(package: str, options: argparse.Namespace) -> None:
     """Prints the measures of the pictures in a folder, and those of the real ones among themselves."""
     if not options.real:
         raise UserError("--real is missing: the folder of the pictures that --pictures are compared with")
@@ -45,7 +85,7 @@ def _compare_folders(options: argparse.Namespace) -> None:
         raise UserError("--prompt is compared by CLIP; give --clip, or leave it out")
     generated, real = (_read_folder(folder, name) for folder, name in
                        ((options.pictures, "--pictures"), (options.real, "--real")))  # fmt: skip
-    judge = judge_of(options.dino, options.clip)
+    judge = judge_of(package, options.dino, options.clip)
     seen, photos = judge.look(generated), judge.look(real)
     lines: dict[str, scores.Measures] = {"pictures": {}, "real": {}}
     for name, vectors in photos.identity.items():
@@ -56,7 +96,7 @@ def _compare_folders(options: argparse.Namespace) -> None:
             assert looks.content is not None
             lines[line][judge.prompt_measure] = scores.fidelity(looks.content, text)
     for line, looks in (("pictures", seen), ("real", photos)):
-        lines[line]["diversity"] = 1 - scores.likeness(looks.deciding)
+        lines[line]["diversity"] = scores.diversity(looks.deciding)
     print(results.markdown_table("", list(lines["pictures"]), lines))
 
 
@@ -77,14 +117,14 @@ def _evaluate_run(package: str, options: argparse.Namespace) -> None:
         config.instance.images, config.instance.captions, config.instance.masks = options.real, "none", "none"
     instance, of_class = _prompts(options, config)
     try:
-        check_capabilities(config, backend_class.name, backend_class.capabilities)
+        check_backend(config, backend_class.name)
         backend_class.check(config)
     except UserError as error:
         raise UserError(str(error).replace("train.precision=", "--precision ")) from error
     settings = "world" if options.settings == "auto" and not (options.dino or options.clip) else options.settings
-    said = asked(instance, of_class, templates_of(settings, of_class))
-    judge = judge_of(options.dino, options.clip, config.model.source)
-    shots = Shots(said, options.instance_images, options.setting_images, options.class_images)
+    prompts = evaluation_prompts(instance, of_class, templates_of(settings, of_class))
+    judge = judge_of(package, options.dino, options.clip, config.model.source)
+    shots = Shots(prompts, options.instance_images, options.setting_images, options.class_images)
     texts = judge.read(shots.texts)
     inputs = check_inputs(config, *(pinned_revision(run_dir, config, kind) for kind in (MODEL, DATASET)))
     photographer = Photographer(backend_class, trained, inputs, shots, options.batch_size)
@@ -119,7 +159,7 @@ def _measure(
 ) -> Evaluation:
     """The measures of all checkpoints that are there; what is in scores.json by the same recipe is taken from it, and
     each is written as soon as it is known."""
-    recipe = {**photographer.recipe, "judge": judge.recipe, "texts": list(shots.asked.texts),
+    recipe = {**photographer.recipe, "judge": judge.recipe, "texts": list(shots.prompts.texts),
               "photos": sorted(example.sha256 for example in inputs.instances)}  # fmt: skip
     before = results.read(run_dir)
     found = Evaluation(recipe)
@@ -137,14 +177,14 @@ def _measure(
             todo.append((step, identity))
     if todo:
         photos = judge.look([np.asarray(load_image(example.path)) for example in inputs.instances])
-        base = shots.album(judge.look(photographer.take(photographer.files(run_dir, None, ""), None)))
+        base = shots.by_prompt(judge.look(photographer.take(photographer.files(run_dir, None, ""), None)))
         measure = judge.prompt_measure
         found.photos = scores.of_photos(photos, texts, measure)
         found.base = scores.of_model(base, photos, texts, measure, base)
         for step, identity in todo:
             files = photographer.files(run_dir, step, identity)
-            album = shots.album(judge.look(photographer.take(files, step)))
-            measures = scores.of_model(album, photos, texts, measure, base)
+            seen = shots.by_prompt(judge.look(photographer.take(files, step)))
+            measures = scores.of_model(seen, photos, texts, measure, base)
             subject = next(iter(photos.identity))
             shares = scores.shares(measures, found.base, found.photos, subject, measure)
             found.checkpoints.append(Scored(step, identity, measures, shares))

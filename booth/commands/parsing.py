@@ -22,7 +22,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options; `overrides` has the settings among them as (name, text). Raises UserError."""
+    """Return the options, with the settings among them in `overrides` as (name, text), and the `parser`. UserError for
+    what cannot be read."""
     command = parser.commands.get(arguments[0]) if arguments else None
     overrides, others = _split(command, arguments) if command and _has_settings(command) else ([], list(arguments))
     try:
@@ -33,7 +34,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
         if command and _has_settings(command) and (answer := _foreign(command, others[1:])):
             raise UserError(answer) from None
         raise
-    options.overrides = overrides
+    options.overrides, options.parser = overrides, parser
     return options
 
 

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from booth.commands.options import open_configured, path
+from booth.commands.options import path
 from booth.commands.settings import add_config, read_config
+from booth.common.files import write_text
 from booth.config.auto import with_numbers
 from booth.config.validation import validate_plan
 from booth.diffusion.backend import load_backend
-from booth.train.run_folder import write_text
+from booth.train.trained_run import open_configured
 
 _PHOTOS = 5  # how many there are hardly matters to memory
 
@@ -33,7 +34,7 @@ def run(package: str, options: argparse.Namespace) -> None:
     """Print the plan, and write its figures to the file of --json."""
     config = read_config(options)
     backend_class = load_backend(package)
-    validate_plan(config, backend_class.name, backend_class.capabilities)
+    validate_plan(config, backend_class.name)
     config = with_numbers(config, photos=_PHOTOS)
     pipeline = open_configured(config, config.model.revision, weights=False)
     chosen = (options.gpu,) if package == "torchbooth" else (options.topology, options.find_batch)

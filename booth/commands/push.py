@@ -12,12 +12,14 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from booth.commands.options import path
 from booth.common.disk_space import readable
 from booth.common.errors import UserError
+from booth.config.sources import MODEL, of_page
 from booth.data import pictures
-from booth.models import hub, lora_file
+from booth.models import lora_file
 from booth.models.export_folder import RECORD, exported_step
 from booth.report import hub_repository
 from booth.report.data import Report, gather
@@ -95,7 +97,7 @@ def destination(options: argparse.Namespace, repository: str, option: str) -> De
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} belongs to {option}; give that, or leave it out")
         return None
-    repository, _ = hub.of_page(repository, hub.MODEL, None, option)
+    repository, _ = of_page(repository, MODEL, None, option)
     hub_repository.check_name(repository)
     if options.license and not _LICENSE.fullmatch(options.license):
         raise UserError(
@@ -110,22 +112,22 @@ def destination(options: argparse.Namespace, repository: str, option: str) -> De
     return Destination(repository, options.license, options.public, options.with_photos, options.replace)
 
 
-def push(package: str, options: argparse.Namespace) -> None:
-    """Any backend's command pushes any backend's run: only files are read."""
-    to = destination(options, options.to, "--to")
-    assert to is not None, "--to is required"
-    run = Path(options.run_dir)
-    _exported(gather(run))
-    to.check()
-    print(to.push(run))
-
-
-def add_command(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `push`."""
+def add_parser(commands: Any, package: str) -> None:
+    parser = commands.add_parser("push", help="a finished run -> the Hugging Face hub")
     parser.add_argument("--run", dest="run_dir", required=True, type=path, help="a finished run folder")
     parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="made if it is not there")
     add_options(parser)
-    parser.set_defaults(run=push)
+    parser.set_defaults(run=run)
+
+
+def run(package: str, options: argparse.Namespace) -> None:
+    """Push a run of any backend: only files are read. Print the address of its page."""
+    to = destination(options, options.to, "--to")
+    assert to is not None, "--to is required"
+    folder = Path(options.run_dir)
+    _exported(gather(folder))
+    to.check()
+    print(to.push(folder))
 
 
 def _exported(report: Report) -> Path:

@@ -7,8 +7,8 @@ from typing import Any
 
 from booth.commands.png_text import Recipe
 from booth.common.errors import UserError
+from booth.config.choices import SOLVERS
 from booth.config.fields import SEED
-from booth.diffusion.solvers import SOLVERS
 
 MANY = 100  # images; more are made too, but first said
 

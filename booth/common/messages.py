@@ -38,7 +38,7 @@ class Store(Protocol):
 
 
 class StoredMessages:
-    """The processes of a run, as `booth.train.hosts.Hosts` has them; `name` is the command's, for error lines."""
+    """The processes of a run, as `booth.common.hosts.Hosts` has them; `name` is the command's, for error lines."""
 
     def __init__(self, store: Store, index: int, count: int, name: str) -> None:
         self._store, self._name = store, name

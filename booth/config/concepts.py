@@ -15,8 +15,6 @@ from typing import Any
 
 from booth.common.errors import UserError, naming
 from booth.config.values import WEIGHT, flat, set_field
-from booth.data.captions import PLACE
-from booth.data.kohya_folders import repeated_folders
 
 SECTIONS = ("instance", "prior")  # what a concept may have fields of
 
@@ -40,16 +38,6 @@ def concepts_of(config: Any) -> tuple[Concept, ...]:
     if not config.concepts:
         return (Concept(config),)
     return tuple(_concept(config, place, entry) for place, entry in enumerate(config.concepts))
-
-
-def instance_prompts(config: Any) -> list[str]:
-    """What the photos of a run are called, each once: prompts without captions, and the words of kohya's folders."""
-    prompts: list[str] = []
-    for concept in concepts_of(config):
-        settings = concept.config.instance
-        folders = repeated_folders(settings.images) if not settings.prompt and settings.captions == "none" else []
-        prompts += [settings.prompt.replace(PLACE, "").strip(" ,"), *(folder.words for folder in folders)]
-    return list(dict.fromkeys(filter(None, prompts)))
 
 
 def class_folder(concepts: Sequence[Concept], place: int, made: Path) -> Path:

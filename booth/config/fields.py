@@ -6,21 +6,20 @@ Stable Diffusion 1.5.
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from booth.data.captions import SOURCES
-from booth.diffusion.objective import LOSSES
-from booth.diffusion.solvers import SOLVERS
+from booth.config.choices import LOSSES, SOLVERS, SOURCES
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A check on one value; `text` completes the sentence "it must be ..."."""
+    """A check on one value; `text` completes the sentence "it must be ..."; `choices`: the values, if it lists them."""
 
     text: str
     holds: Callable[[Any], bool]
+    choices: tuple[Any, ...] = ()
 
 
 def at_least(low: float) -> Rule:
@@ -36,14 +35,14 @@ def below_one() -> Rule:
 
 
 def one_of(*choices: Any) -> Rule:
-    return Rule("one of " + ", ".join(repr(choice) for choice in choices), lambda value: value in choices)
+    return Rule("one of " + ", ".join(repr(choice) for choice in choices), lambda value: value in choices, choices)
 
 
 def equal(wanted: Any) -> Rule:
     return Rule(repr(wanted), lambda value: value == wanted)
 
 
-def listed(what: str) -> Rule:
+def filled(what: str) -> Rule:
     return Rule(f"a list of {what}", bool)
 
 
@@ -74,6 +73,11 @@ SEED = Rule("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
 ANY = Rule("anything", lambda value: True)
 
 
+def packages(backends: tuple[str, ...]) -> str:
+    """Return the names of the backends' packages, as a sentence has them."""
+    return " and ".join(f"{backend}booth" for backend in backends)
+
+
 AUTO = "auto"  # the only value that stands for one that is chosen: 0 is 0, or is refused
 
 
@@ -97,14 +101,38 @@ class Needs:
 class Field:
     name: str
     default: Any
-    meaning: str
+    about: str
     rule: Rule = ANY
     may_change: bool = False  # on resume: the run stays the same run, only longer, slower or more talkative
     is_path: bool = False  # "~" is the home folder, and a run does not depend on where it was started
     auto: type | None = None  # it may be AUTO, and else has this type
     instead: str = ""  # what says what people mean by 0, where that is refused
     needs: tuple[Needs, ...] = ()  # it counts where one of them holds
-    capability: str = ""  # what a backend must be capable of for another value than the default
+    backends: tuple[str, ...] = ()  # the only ones that have another value than the default; (): all
+    value_backends: Mapping[Any, tuple[str, ...]] = field(default_factory=dict)  # values that only these have
+    bucket_backends: tuple[str, ...] = ()  # those for which a path may be gs://BUCKET/FOLDER
+
+    @property
+    def meaning(self) -> str:
+        """What it means, and which backends have it."""
+        by_backends: dict[str, list[Any]] = {}
+        for value, backends in self.value_backends.items():
+            by_backends.setdefault(packages(backends), []).append(value)
+        parts = [f"{packages(self.backends)}: {self.about}" if self.backends else self.about]
+        parts += [f"only {name}: {', '.join(map(str, values))}" for name, values in by_backends.items()]
+        parts += [f"only {packages(self.bucket_backends)}: also gs://BUCKET/FOLDER"] * bool(self.bucket_backends)
+        return "; ".join(parts)
+
+    def backends_with(self, value: Any) -> tuple[str, ...]:
+        """Return the only backends that have this value; () for all."""
+        return self.value_backends.get(value, ()) if self.value_backends else self.backends * (value != self.default)
+
+    def rule_of(self, backend: str) -> Rule:
+        """Return the rule that holds for values of a field that only some backends have, or some values of it."""
+        others = {value for value in self.value_backends if backend not in self.value_backends[value]}
+        if others:
+            return one_of(*(choice for choice in self.rule.choices if choice not in others))
+        return equal(self.default)
 
     @property
     def kind(self) -> type:
@@ -119,14 +147,14 @@ class Field:
 
 _LORA = (Needs("adapter.kind", equal("lora")),)
 _PRIOR = (Needs("prior.weight", above(0), refused=False),)
-_TOKENS = (Needs("tokens.add", listed("tokens")),)
+_TOKENS = (Needs("tokens.add", filled("tokens")),)
 _PSEUDO_HUBER = (Needs("train.loss", one_of("huber", "smooth_l1")),)
 _ADAM = (Needs("train.optimizer", one_of("adamw", "prodigy", "adamw8bit"), refused=False),)
 _PREVIEWS = (
     Needs("samples.every_steps", above(0), refused=False),
     Needs("samples.before_after", equal(True), refused=False),
 )
-_TORCH = "memory techniques"
+_TORCH, _JAX = ("torch",), ("jax",)
 
 
 FIELDS = (
@@ -164,7 +192,7 @@ FIELDS = (
           Rule("from 0 to 1", lambda value: 0 <= value <= 1),
           needs=(Needs("instance.masks", one_of("alpha", "files")),)),
     Field("instance.repeats", 1, "how often each photo is shown while photos of other concepts are shown once",
-          at_least(1), needs=(Needs("concepts", listed("several subjects (of one, train.steps says how often)")),)),
+          at_least(1), needs=(Needs("concepts", filled("several subjects (of one, train.steps says how often)")),)),
     Field("prior.weight", 1.0, "lambda, the weight of the class images in the loss; 0: without them", at_least(0)),
     Field("prior.prompt", "", "prompt of the class, such as 'a photo of dog'"),
     Field("prior.images", "", "folder of class images, used first and filled up; empty: RUN/class_images",
@@ -194,16 +222,17 @@ FIELDS = (
           needs=(Needs("train.lr_schedule", equal("polynomial")),)),
     Field("train.lr_end", 1e-7, "last learning rate of the polynomial schedule; the text encoder's ends in proportion",
           at_least(0), may_change=True, needs=(Needs("train.lr_schedule", equal("polynomial")),)),
-    Field("train.precision", "fp32", "compute type: float32, bfloat16, or float16 with loss scaling (torchbooth)",
-          one_of("fp32", "bf16", "fp16")),
+    Field("train.precision", "fp32", "compute type: float32, bfloat16, or float16 with loss scaling",
+          one_of("fp32", "bf16", "fp16"), value_backends={"fp16": _TORCH}),
     Field("train.unet", True, "train the UNet; false: only the text encoder or new tokens"),
     Field("train.text_encoder", False, "train the text encoder too (in float32)"),
     Field("train.text_encoder_learning_rate", AUTO, "its peak learning rate; auto: train.learning_rate", above(0),
           may_change=True, auto=float, instead="to leave the text encoder as it is set train.text_encoder=false",
           needs=(Needs("train.text_encoder", equal(True)),)),
     Field("train.optimizer", "adamw", "optimizer; prodigy finds the learning rate, of which train.learning_rate, then"
-          " 1, is a factor; torchbooth also has AdamW and Lion with moments in 8 bits, Lion (a third to a tenth of the"
-          " learning rate) and Adafactor", one_of("adamw", "prodigy", "adamw8bit", "lion", "lion8bit", "adafactor")),
+          " 1, is a factor; the 8-bit ones have moments in 8 bits; Lion wants a third to a tenth of the learning rate",
+          one_of("adamw", "prodigy", "adamw8bit", "lion", "lion8bit", "adafactor"),
+          value_backends=dict.fromkeys(("adamw8bit", "lion", "lion8bit", "adafactor"), _TORCH)),
     Field("train.adam_b1", 0.9, "decay of the first moment", below_one(), needs=_ADAM),
     Field("train.adam_b2", 0.999, "decay of the second moment", below_one(), needs=_ADAM),
     Field("train.adam_eps", 1e-8, "epsilon beside the root of the second moment", above(0), needs=_ADAM),
@@ -226,21 +255,21 @@ FIELDS = (
     Field("train.noise_offset", 0.0, "noise added to whole channels, such as 0.1, for very light or dark pictures",
           at_least(0)),
     Field("train.gradient_checkpointing", "none", "what the backward pass computes once more instead of keeping it: the"
-          " weights of attention (jaxbooth), or the inside of every block: less memory, slower",
-          one_of("none", "attention", "block"), may_change=True),
-    Field("train.checkpointed_blocks", (), "torchbooth: the UNet's blocks that gradient_checkpointing='block' is for,"
+          " weights of attention, or the inside of every block: less memory, slower",
+          one_of("none", "attention", "block"), may_change=True, value_backends={"attention": _JAX}),
+    Field("train.checkpointed_blocks", (), "the UNet's blocks that gradient_checkpointing='block' is for,"
           " such as down_blocks.0; empty: all", Rule("names such as 'down_blocks.0', 'mid_block' and 'up_blocks.3'",
           lambda value: all(re.fullmatch(r"(down|up)_blocks\.\d+|mid_block", name) for name in value)),
-          may_change=True, needs=(Needs("train.gradient_checkpointing", equal("block")),), capability=_TORCH),
-    Field("train.attention", "auto", "how attention is computed; auto: by the device; jaxbooth has plain, chunked,"
-          " splash and cudnn, torchbooth has xformers",
-          one_of("auto", "plain", "chunked", "splash", "cudnn", "xformers"), may_change=True),
-    Field("train.channels_last", False, "torchbooth: convolutions with the channels innermost, which GPUs with tensor"
-          " cores may do faster", capability=_TORCH),
-    Field("train.compile", "none", "torchbooth: torch.compile of the UNet, by its mode, on a GPU; minutes at the start",
-          one_of("none", "default", "reduce-overhead", "max-autotune"), may_change=True, capability=_TORCH),
-    Field("train.tf32", False, "torchbooth: float32 products in TF32 on GPUs that have it, faster and with 10 bits",
-          may_change=True, capability=_TORCH),
+          may_change=True, needs=(Needs("train.gradient_checkpointing", equal("block")),), backends=_TORCH),
+    Field("train.attention", "auto", "how attention is computed; auto: by the device",
+          one_of("auto", "plain", "chunked", "splash", "cudnn", "xformers"), may_change=True,
+          value_backends={**dict.fromkeys(("plain", "chunked", "splash", "cudnn"), _JAX), "xformers": _TORCH}),
+    Field("train.channels_last", False, "convolutions with the channels innermost, which GPUs with tensor"
+          " cores may do faster", backends=_TORCH),
+    Field("train.compile", "none", "torch.compile of the UNet, by its mode, on a GPU; minutes at the start",
+          one_of("none", "default", "reduce-overhead", "max-autotune"), may_change=True, backends=_TORCH),
+    Field("train.tf32", False, "float32 products in TF32 on GPUs that have it, faster and with 10 bits",
+          may_change=True, backends=_TORCH),
     Field("train.seed", 0, "seed of everything else that is random", SEED),
     Field("adapter.kind", "none", "what trains: none: all weights of the networks; lora: low-rank adapters of their"
           " layers, a few megabytes, with a learning rate of about 1e-4", one_of("none", "lora")),
@@ -280,8 +309,8 @@ FIELDS = (
     Field("checkpoint.every_steps", 200, "updates between checkpoints; 0: only the last", at_least(0), may_change=True),
     Field("checkpoint.keep", 2, "newest checkpoints kept", at_least(1), may_change=True,
           instead="the newest is what a run resumes from; to keep all give a large number"),
-    Field("checkpoint.dir", "", "folder of this run's checkpoints alone, with jaxbooth also gs://BUCKET/FOLDER; empty:"
-          " RUN/checkpoints", may_change=True, is_path=True),
+    Field("checkpoint.dir", "", "folder of this run's checkpoints alone; empty: RUN/checkpoints", may_change=True,
+          is_path=True, bucket_backends=_JAX),
     Field("samples.every_steps", 0, "updates between previews; 0: none", at_least(0), may_change=True),
     Field("samples.prompts", (), "prompts of the previews; empty: instance.prompt and prior.prompt", may_change=True,
           needs=_PREVIEWS),
@@ -295,22 +324,22 @@ FIELDS = (
     Field("export.precision", "source", "type of RUN/pipeline; source: trained float32, the rest as it was",
           one_of("source", "fp32", "fp16", "bf16"), may_change=True),
     Field("log.every_steps", 10, "updates whose metrics are read together", at_least(1), may_change=True),
-    Field("memory.fit", "", "torchbooth: a GPU's memory such as '8GB', or 'auto': what is free; techniques are chosen"
+    Field("memory.fit", "", "a GPU's memory such as '8GB', or 'auto': what is free; techniques are chosen"
           " so that the run fits", Rule("empty, 'auto' or a size such as '8GB'",
-          lambda value: value in ("", "auto") or memory_size(value) is not None), may_change=True, capability=_TORCH),
-    Field("memory.weights", "fp32", "torchbooth: type in which the UNet's weights are kept and trained; bf16: no"
+          lambda value: value in ("", "auto") or memory_size(value) is not None), may_change=True, backends=_TORCH),
+    Field("memory.weights", "fp32", "type in which the UNet's weights are kept and trained; bf16: no"
           " float32 copy, updates are rounded up or down at random and right on average", one_of("fp32", "bf16"),
-          capability=_TORCH),
-    Field("memory.fused_backward", False, "torchbooth: each tensor is updated as soon as its gradient is there, which"
+          backends=_TORCH),
+    Field("memory.fused_backward", False, "each tensor is updated as soon as its gradient is there, which"
           " is then freed; gradients are clipped by the norm of those so far and of the last update",
-          capability=_TORCH),
-    Field("memory.offload_optimizer", "none", "torchbooth: optimizer states in the host's memory while previews are"
+          backends=_TORCH),
+    Field("memory.offload_optimizer", "none", "optimizer states in the host's memory while previews are"
           " made, or always but for each tensor's update", one_of("none", "sampling", "always"), may_change=True,
-          capability=_TORCH),
-    Field("memory.vae_tiling", False, "torchbooth: pictures are decoded in four tiles, with a quarter of the memory",
-          may_change=True, capability=_TORCH),
-    Field("mesh.fsdp", 1, "devices that share one copy of weights and optimizer states (torchbooth: FSDP)", at_least(1),
+          backends=_TORCH),
+    Field("memory.vae_tiling", False, "pictures are decoded in four tiles, with a quarter of the memory",
+          may_change=True, backends=_TORCH),
+    Field("mesh.fsdp", 1, "devices that share one copy of weights and optimizer states (FSDP)", at_least(1),
           may_change=True),
-    Field("mesh.topology", "", "jaxbooth plan: the TPU slice, such as v3:2x2; training takes the devices there are",
+    Field("mesh.topology", "", "of a plan: the TPU slice, such as v3:2x2; training takes the devices there are",
           may_change=True),
 )  # fmt: skip

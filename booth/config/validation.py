@@ -1,7 +1,6 @@
 """Checks of a whole config before any work is done: each value, how they go together, what a backend has."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,31 +8,34 @@ from ml_collections import ConfigDict
 
 from booth.common.errors import UserError, naming
 from booth.config.concepts import concepts_of
-from booth.config.fields import AUTO, FIELDS, Field
+from booth.config.fields import AUTO, FIELDS, Field, packages
+from booth.config.sources import DATASET, MODEL
 from booth.config.trained import trained_networks, trains_text
 from booth.config.values import flat, flatten, get, is_remote, typed, without_effect
-from booth.data.captions import PLACE
-from booth.data.kohya_folders import repeated_folders
-from booth.models.hub import DATASET, MODEL
 
 
-def validate(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
-    """Raises UserError for the first field that breaks its rule, alone, with others, or on this backend."""
+def validate_settings(config: ConfigDict, backend: str) -> None:
+    """Raise UserError for the first field that breaks its rule, alone, with others, or on this backend.
+
+    `booth.data.input_rules.validate` also checks what the user must name.
+    """
     _validate_values(config)
-    _validate_concepts(config)
-    _validate_effects(config)
+    for concept in concepts_of(config):
+        with naming(concept.name):
+            _validate_values(concept.config)
     validate_updates(config)
-    check_capabilities(config, backend, capabilities)
+    check_backend(config, backend)
+    _validate_effects(config)
 
 
-def validate_plan(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
+def validate_plan(config: ConfigDict, backend: str) -> None:
     """The same for a plan, which needs no photos and prompts."""
     _validate_values(config)
     if not config.model.source.strip():
         raise UserError("model.source is empty; name the model to plan for, with --config.model.source=...")
-    _validate_effects(config)
     validate_updates(config)
-    check_capabilities(config, backend, capabilities)
+    check_backend(config, backend)
+    _validate_effects(config)
 
 
 def _validate_values(config: ConfigDict) -> None:
@@ -48,28 +50,11 @@ def _validate_values(config: ConfigDict) -> None:
             instead = f"; {field.instead}" if field.instead and value == 0 else ""
             raise UserError(f"{field.name}={value!r} must be {field.said_rule}{instead}")
         if field.is_path and is_remote(value):
-            if field.name != "checkpoint.dir":
+            if not field.bucket_backends:
                 ids = field.name in (MODEL.source, DATASET.source)
                 raise UserError(f"{field.name}={value!r} must be a local folder{', or a hub id owner/name' * ids}")
             if not value.startswith("gs://"):
                 raise UserError(f"{field.name}={value!r} must be a folder, or gs://BUCKET/FOLDER")
-
-
-def _validate_concepts(config: ConfigDict) -> None:
-    """What the user must name, of each concept."""
-    concepts = concepts_of(config)
-    for concept in concepts:
-        with naming(concept.name):
-            _validate_values(concept.config)
-            _validate_inputs(concept.config)
-    if braced := [prompt for prompt in config.samples.prompts if PLACE in prompt]:
-        raise UserError(f"samples.prompts has {braced[0]!r}, and previews have no captions to put there; take it out")
-    folders = Counter(concept.config.instance.images for concept in concepts)
-    folder, times = folders.most_common(1)[0]
-    if times > 1:
-        raise UserError(
-            f"instance.images={folder!r} is what {times} concepts have; give each a folder of its own, or make them one"
-        )
 
 
 def _validate_effects(config: ConfigDict) -> None:
@@ -105,76 +90,20 @@ def _idle(where: str, config: ConfigDict, field: Field) -> Idle:
     return Idle(field, f"{where}{field.name}={get(config, field.name)!r}", ", or ".join(wanted))
 
 
-def _has_words(config: ConfigDict) -> bool:
-    """Whether the names of the folders that the photos are in say the prompts."""
-    return bool(repeated_folders(config.instance.images))
-
-
-def _validate_inputs(config: ConfigDict) -> None:
-    """What the user must name."""
-    captioned = config.instance.captions != "none"
-    for name, example in (
-        ("model.source", "models/sd15"),
-        ("instance.images", "photos/"),
-        ("instance.prompt", "a photo of sks dog"),
-    ):
-        if not get(config, name).strip() and not (name == "instance.prompt" and (captioned or _has_words(config))):
-            raise UserError(f"{name} is empty; set it in the config or with --config.{name}='{example}'")
-    if not captioned and PLACE in config.instance.prompt:
-        raise UserError(
-            f"instance.prompt={config.instance.prompt!r} has a {PLACE}, and with instance.captions='none' there is"
-            " nothing to put in it; set instance.captions (text, names or metadata), or take it out"
-        )
-    if PLACE in config.prior.prompt:
-        raise UserError(
-            f"prior.prompt={config.prior.prompt!r} has a {PLACE}, and class images have no captions; take it out"
-        )
-    if captioned and config.instance.prompt.strip() and PLACE not in config.instance.prompt:
-        raise UserError(
-            f"instance.prompt={config.instance.prompt!r} has no {PLACE}, in which instance.captions="
-            f"{config.instance.captions!r} could be put; add it, or leave the prompt empty"
-        )
-    if config.prior.weight > 0 and not config.prior.prompt.strip():
-        raise UserError(
-            f"prior.weight={config.prior.weight} needs prior.prompt, such as 'a photo of dog';"
-            " give it, or set prior.weight=0 to train without prior preservation"
-        )
-    if config.prior.weight > 0 and config.instance.prompt.strip() == config.prior.prompt.strip():
-        raise UserError(
-            f"instance.prompt={config.instance.prompt!r} is prior.prompt too;"
-            " add an identifier, such as 'a photo of sks dog'"
-        )
-
-
-def check_capabilities(config: ConfigDict, backend: str, capabilities: frozenset[str]) -> None:
-    """UserError for a setting that this backend has not, on any machine."""
-    if config.mesh.fsdp > 1 and "sharding" not in capabilities:
-        raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: {backend}booth trains on one device")
-    if is_remote(config.checkpoint.dir) and "bucket checkpoints" not in capabilities:
-        raise UserError(
-            f"checkpoint.dir={config.checkpoint.dir!r} must be a local folder: {backend}booth writes no buckets"
-        )
-    if config.train.precision == "fp16" and "fp16" not in capabilities:
-        raise UserError(f"train.precision='fp16' must be 'bf16' or 'fp32': {backend}booth does not compute in float16")
-    if config.train.optimizer not in ("adamw", "prodigy") and "optimizers" not in capabilities:
-        raise UserError(
-            f"train.optimizer={config.train.optimizer!r} must be 'adamw' or 'prodigy': {backend}booth has no other yet"
-        )
-    if config.train.gradient_checkpointing == "attention" and "attention kernels" not in capabilities:
-        raise UserError(
-            f"train.gradient_checkpointing='attention' must be 'none' or 'block': {backend}booth's attention keeps no"
-            " weights anyway"
-        )
-    kernels = ("plain", "chunked", "splash", "cudnn") if "attention kernels" in capabilities else ("xformers",)
-    if config.train.attention not in ("auto", *kernels):
-        raise UserError(
-            f"train.attention={config.train.attention!r} must be one of {', '.join(('auto', *kernels))} in"
-            f" {backend}booth"
-        )
+def check_backend(config: ConfigDict, backend: str) -> None:
+    """Raise UserError for a setting that this backend has not, on any machine."""
     for field in FIELDS:
         value = get(config, field.name)
-        if field.capability and field.capability not in capabilities and value != field.default:
-            raise UserError(f"{field.name}={value!r} must be {field.default!r}: {backend}booth does without it")
+        if (having := field.backends_with(value)) and backend not in having:
+            raise UserError(
+                f"{field.name}={value!r} must be {field.rule_of(backend).text} with {backend}booth: only"
+                f" {packages(having)} has it"
+            )
+        if field.bucket_backends and backend not in field.bucket_backends and is_remote(value):
+            raise UserError(
+                f"{field.name}={value!r} must be a local folder with {backend}booth: only"
+                f" {packages(field.bucket_backends)} writes to buckets"
+            )
 
 
 def validate_updates(config: ConfigDict) -> None:

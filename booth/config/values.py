@@ -14,9 +14,7 @@ from ml_collections import ConfigDict
 from booth.common.errors import UserError
 from booth.config.fields import AUTO, FIELDS, Field
 from booth.config.names import BY_NAME, field_named, short
-from booth.models import hub
-from booth.models.embedded import EMBEDDED
-from booth.models.hub import DATASET, MODEL, is_id
+from booth.config.sources import DATASET, EMBEDDED, MODEL, is_id, of_page
 
 CONCEPTS = "concepts"  # the one field that is not in a section; `booth.config.concepts` reads it
 WEIGHT = "weight"  # what a concept has beside fields
@@ -68,10 +66,10 @@ def _written_one_way(fields: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(fields)
     for kind in (MODEL, DATASET):
         if isinstance(source := fields.get(kind.source), str):
-            fields[kind.source], revision = hub.of_page(source, kind, str(fields.get(kind.revision, "")))
+            fields[kind.source], revision = of_page(source, kind, str(fields.get(kind.revision, "")))
             fields |= {kind.revision: revision} if revision else {}
     if isinstance(source := fields.get(_MODEL_CONFIG), str):
-        fields[_MODEL_CONFIG], _ = hub.of_page(source, MODEL, None, _MODEL_CONFIG)
+        fields[_MODEL_CONFIG], _ = of_page(source, MODEL, None, _MODEL_CONFIG)
     return {name: _absolute(name, value) for name, value in fields.items()}
 
 
@@ -131,7 +129,7 @@ def typed(name: str, value: Any) -> Any:
         return _typed_list(field, value)
     if type(value) is not field.kind:
         raise _wrong_type(field, value)
-    if field.kind is str:
+    if isinstance(value, str):
         _check_text(field, value)
     return value
 

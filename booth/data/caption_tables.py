@@ -7,10 +7,9 @@ something, a file that is named twice.
 import csv
 import io
 import json
-import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from booth.common.errors import UserError
@@ -36,7 +35,7 @@ def captions_of_table(folder: Path, images: Sequence[Path], column: str) -> dict
         name = _text(path, row, _NAME)
         if not name:
             raise UserError(f"{path}, line {row.line}: no {_NAME}; correct the line")
-        found = lookup.find(name) or lookup.find(posixpath.normpath(name))
+        found = lookup.find(name) or lookup.find(str(PurePosixPath(name)))
         if len(found) > 1:
             which = listed([image.name for image in found])
             raise UserError(f"{path}, line {row.line}: {printable(name)!r} may be {which}; write the one that is meant")

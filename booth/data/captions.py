@@ -8,13 +8,12 @@ from pathlib import Path
 from booth.common import randomness
 from booth.common.errors import UserError
 from booth.common.file_names import FileLookup, listed
+from booth.config.choices import PLACE
 from booth.data.caption_names import captions_from_names
 from booth.data.caption_tables import captions_of_table, read_text
 
 log = logging.getLogger("booth")
 
-SOURCES = ("none", "text", "names", "metadata")
-PLACE = "{caption}"  # in instance.prompt
 _FIELD = "instance.captions"
 
 

@@ -1,7 +1,7 @@
 """The dataset doctor: advice about photos, prompts and settings before a run, in plain words. It never stops one.
 
-Thresholds were set on 37 photos of seven DreamBench subjects (`docs/LOG.md`): sharpness there is 14 to 41, and 2 at
-most after a Gaussian blur of 3 pixels; two photos of a subject differ in 11 bits at least, two drawings in 3.
+Thresholds were set on 37 photos of seven DreamBench subjects (`docs/developers/log.md`): sharpness there is 14 to 41,
+and 2 at most after a Gaussian blur of 3 pixels; two photos of a subject differ in 11 bits at least, two drawings in 3.
 """
 
 import re
@@ -16,6 +16,7 @@ from PIL import Image
 from booth.common.file_names import FileLookup, listed, printable
 from booth.common.progress import progress
 from booth.config.validation import idle_fields
+from booth.data import class_image_files
 from booth.data.caption_tables import TABLES
 from booth.data.captions import text_files
 from booth.data.image_file import load_image
@@ -24,7 +25,6 @@ from booth.data.images import Example, Size
 from booth.data.inputs import Inputs
 from booth.data.views import covering
 from booth.models.tokenizer import Tokenizer
-from booth.train import class_images
 
 FEW, MANY = 3, 30  # photos of one subject under one prompt
 ALIKE = 2  # of 64 bits in which the hashes of two pictures differ
@@ -181,7 +181,7 @@ def _prompts(config: Any, prompt: str, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _class_images(config: Any, small: dict[Example, np.ndarray]) -> Iterator[str]:
-    for path in class_images.own_images(Path(config.prior.images))[:_EXAMINED]:
+    for path in class_image_files.own_images(Path(config.prior.images))[:_EXAMINED]:
         grey = _small(path)
         if alike := [photo for photo, other in small.items() if difference(grey, other) <= ALIKE]:
             yield f"class image {path.name} looks like {_names(alike)}: class images are to show others of the class"

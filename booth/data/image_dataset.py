@@ -19,12 +19,13 @@ import filelock
 from booth.common import disk_space
 from booth.common.errors import UserError
 from booth.common.file_names import listed, printable
+from booth.common.files import publish
 from booth.common.progress import progress
+from booth.config.sources import DATASET, is_id
 from booth.data.caption_tables import TABLES, read_table
 from booth.data.image_file import image_format, reason
 from booth.data.image_folder import IMAGE_SUFFIXES, find_images
 from booth.models import hub
-from booth.train.run_folder import publish
 
 log = logging.getLogger("booth")
 
@@ -48,7 +49,7 @@ def open_photos(source: str, image_column: str, captions: str = "none", revision
     on the hub, at `revision`. `captions` is as in `read_captions`. Raises UserError.
     """
     where, path, origin = f"instance.images={source!r}", Path(source), {}
-    if hub.is_id(source):
+    if is_id(source):
         path, commit = _download(source, revision)
         origin = {"id": source, "commit": commit}
     elif revision:
@@ -74,11 +75,11 @@ def _download(source: str, revision: str) -> tuple[Path, str]:
     """(folder in the hub's usual cache, commit) of a dataset on the hub."""
     from huggingface_hub import snapshot_download  # here: a local folder needs none of it
 
-    commit = hub.commit_of(hub.DATASET, source, source, revision)
+    commit = hub.commit_of(DATASET, source, source, revision)
     suffixes = [*IMAGE_SUFFIXES, *_TABULAR, ".csv", ".jsonl", ".json", ".txt"]
     either = ("".join(f"[{char}{char.upper()}]" if char.isalpha() else char for char in suffix) for suffix in suffixes)
     patterns = ["README.md", *(f"*{suffix}" for suffix in either)]
-    with hub.explained(hub.DATASET, source, source, commit):
+    with hub.explained(DATASET, source, source, commit):
         return Path(snapshot_download(source, repo_type="dataset", revision=commit, allow_patterns=patterns)), commit
 
 

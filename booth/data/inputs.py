@@ -11,8 +11,9 @@ from typing import Any
 from booth.common.errors import UserError, naming
 from booth.common.file_names import listed
 from booth.config.concepts import Concept, concepts_of, has_prior
+from booth.config.sources import DATASET, MODEL, Kind
 from booth.config.values import default_of, get
-from booth.data import images
+from booth.data import class_image_files, images
 from booth.data.image_dataset import Photos, cache_folder, open_photos
 from booth.data.image_file import load_image
 from booth.data.image_folder import log_passed_over
@@ -23,11 +24,9 @@ from booth.data.views import AUTO, Size, bucket_sizes, nearest
 from booth.diffusion.sampling import Sampler, latent_shape, sampling_table, side_multiple
 from booth.diffusion.schedule import noise_schedule, zero_terminal_snr
 from booth.diffusion.solvers import is_guided
-from booth.models import hub
 from booth.models.new_tokens import initial_rows, new_tokens
 from booth.models.pipeline import PipelineDir, open_pipeline
 from booth.models.tokenizer import Tokenizer
-from booth.train import class_images
 
 log = logging.getLogger("booth")
 
@@ -75,10 +74,10 @@ class Inputs:
             }
         )
 
-    def origins(self, config: Any) -> dict[hub.Kind, dict[str, str]]:
+    def origins(self, config: Any) -> dict[Kind, dict[str, str]]:
         """Where model and photos came from, if from the hub; {} for a local folder."""
         model = self.pipeline.model
-        found = {hub.MODEL: {"id": model.id, "commit": model.commit} if model else {}, hub.DATASET: self.dataset}
+        found = {MODEL: {"id": model.id, "commit": model.commit} if model else {}, DATASET: self.dataset}
         return {
             kind: {"source": get(config, kind.source), "revision": get(config, kind.revision), **origin}
             if origin else {} for kind, origin in found.items()
@@ -220,8 +219,8 @@ def _check_prior(config: Any, pipeline: PipelineDir, photos: Sequence[str]) -> N
     _check_sampling(config, "prior", pipeline)
     if folder := config.prior.images:
         _check_apart(photos, folder)
-        log_passed_over(folder, "prior.images", [sub.path for sub in class_images.class_folders(Path(folder))])
-        images.read_examples(class_images.own_images(Path(folder)), config.prior.prompt, "prior", "prior.images")
+        log_passed_over(folder, "prior.images", [sub.path for sub in class_image_files.class_folders(Path(folder))])
+        images.read_examples(class_image_files.own_images(Path(folder)), config.prior.prompt, "prior", "prior.images")
 
 
 def check_class_images(inputs: Inputs) -> None:
@@ -231,11 +230,11 @@ def check_class_images(inputs: Inputs) -> None:
         if not concept.has_prior:
             continue
         settings = concept.config.prior
-        own = class_images.own_images(Path(settings.images)) if settings.images else []
+        own = class_image_files.own_images(Path(settings.images)) if settings.images else []
         with naming(concept.name):
-            class_images.to_make(settings.count, inputs.used_sizes, [load_image(path).size for path in own])
+            class_image_files.to_make(settings.count, inputs.used_sizes, [load_image(path).size for path in own])
         other = folders.setdefault(settings.images, concept) if settings.images else concept
-        if any(get(other.config, name) != get(concept.config, name) for name in class_images.RECIPE):
+        if any(get(other.config, name) != get(concept.config, name) for name in class_image_files.RECIPE):
             raise UserError(
                 f"{concept.name}: prior.images={settings.images!r} is that of {other.name} too, whose class images are"
                 " made another way (prompt, seed or solver); give each a folder of its own, or none"
@@ -252,7 +251,7 @@ def _check_sampling(config: Any, section: str, pipeline: PipelineDir) -> None:
 
 def _check_apart(photos: Sequence[str], of_class: str) -> None:
     """UserError if class images would lie among photos; other subfolders are not looked into, so they may be nested."""
-    class_paths = _looked_into(of_class, class_images.class_folders(Path(of_class)))
+    class_paths = _looked_into(of_class, class_image_files.class_folders(Path(of_class)))
     of_photos = [path for folder in photos for path in _looked_into(folder, repeated_folders(folder))]
     if shared := [path for path in class_paths if path in of_photos]:
         which = listed([path.name for path in shared])

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from booth.common.files import write_bytes
 from booth.data.image_file import load_image
-from booth.train.run_folder import write_bytes
 
 _GAP = 8
 _LINE = 20  # pixels, of text

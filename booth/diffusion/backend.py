@@ -9,16 +9,14 @@ import importlib
 from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from booth.common.errors import UserError
+from booth.common.hosts import Hosts
 from booth.diffusion.solvers import SamplingTable
 from booth.models.pipeline import PipelineDir
-
-if TYPE_CHECKING:
-    from booth.train.hosts import Hosts
 
 Array = Any  # NumPy's, as the core makes it; the framework's own once a backend has placed a batch
 
@@ -74,7 +72,7 @@ class Backend(Protocol[Models, State]):
     """One instance is made for a run from its config; it owns the devices it computes on."""
 
     name: str  # "jax" or "torch"
-    capabilities: frozenset[str]
+    survives_out_of_memory: bool  # whether it raises OutOfMemory where memory runs out, and can then go on
 
     def __init__(self, config: Any) -> None: ...
 
@@ -92,7 +90,7 @@ class Backend(Protocol[Models, State]):
         ...
 
     @staticmethod
-    def hosts() -> "Hosts | None":
+    def hosts() -> Hosts | None:
         """Joins the processes that were started together for one run; None where there is one.
 
         Called before anything else of the backend. UserError if they do not find each other.
@@ -193,4 +191,17 @@ def load_backend(package: str) -> type[Backend[Any, Any]]:
         extra = package.removesuffix("booth")
         raise UserError(
             f"{package} cannot be loaded ({error}); install this project with its [{extra}] extra"
+        ) from error
+
+
+def load_vision(package: str) -> Any:
+    """Return the backend's module of the networks that describe pictures, with the classes `Dino` and `Clip`.
+
+    UserError if PyTorch, which computes them for both backends, is not installed.
+    """
+    try:
+        return importlib.import_module(f"{package}.vision")
+    except ImportError as error:
+        raise UserError(
+            f"--dino and --clip need PyTorch ({error}); install it beside JAX: pip install torch"
         ) from error

@@ -8,8 +8,6 @@ and `mean`/`sum` are used.
 
 from typing import Any
 
-LOSSES = ("mse", "huber", "smooth_l1")
-
 
 def noisy_latents(batch: Any) -> Any:
     """z_t = alpha_t z + sigma_t eps, [rows, h, w, c]."""

@@ -25,7 +25,6 @@ from booth.common.errors import UserError
 from booth.diffusion.schedule import noise_schedule
 from booth.diffusion.solver_methods import METHODS
 
-SOLVERS = ("dpm++", "ddim", "euler", "euler_a", "pndm")
 HISTORY = 4  # earlier estimates that a step may use
 _EULER = ("euler", "euler_a")
 _SPACINGS = ("leading", "trailing", "linspace")

@@ -1,17 +1,17 @@
 """What looks at the pictures of an evaluation: the yardstick of the drawn world, or networks that the user has."""
 
 import hashlib
-import importlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from booth.common.errors import UserError
+from booth.config.sources import EMBEDDED
+from booth.diffusion.backend import load_vision
 from booth.evaluate import yardstick
 from booth.evaluate.prompts import WORLD
 from booth.evaluate.scores import Seen
-from booth.models.embedded import EMBEDDED
 
 DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"  # hub ids of what DreamBench measures with
 
@@ -73,8 +73,8 @@ class Networks:
         return self._clip.read(texts) if self._clip else None
 
 
-def judge_of(dino: str, clip: str, source: str = "") -> Judge:
-    """The judge that --dino and --clip name; without them the yardstick, if `source` is the embedded base.
+def judge_of(package: str, dino: str, clip: str, source: str = "") -> Judge:
+    """Return the judge that --dino and --clip name; without them the yardstick, if `source` is the embedded base.
 
     UserError if there is none, and for networks that cannot be loaded.
     """
@@ -85,10 +85,5 @@ def judge_of(dino: str, clip: str, source: str = "") -> Judge:
             f"--dino or --clip is missing: give a folder or hub id of DINO weights ({DINO}), of CLIP weights ({CLIP}),"
             " or both; what comes with booth knows its drawn world only"
         )
-    try:
-        vision = importlib.import_module("torchbooth.vision")
-    except ImportError as error:
-        raise UserError(
-            f"--dino and --clip need PyTorch ({error}); install it beside JAX: pip install torch"
-        ) from error
+    vision = load_vision(package)
     return Networks(vision.Dino(dino) if dino else None, vision.Clip(clip) if clip else None)

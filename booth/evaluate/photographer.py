@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from booth.commands.options import Trained
 from booth.common.errors import OutOfMemory, UserError
 from booth.common.progress import progress
 from booth.data import pictures
@@ -20,9 +19,10 @@ from booth.data.inputs import Inputs
 from booth.diffusion.backend import Backend
 from booth.diffusion.sampling import ImageRequest
 from booth.evaluate import results
-from booth.evaluate.prompts import Asked
+from booth.evaluate.prompts import EvaluationPrompts
 from booth.evaluate.results import Evaluation
-from booth.evaluate.scores import Album, Seen
+from booth.evaluate.scores import Seen, SeenModel
+from booth.train.trained_run import Trained
 
 FIRST_SEED = 1000  # others than those of previews and class images
 _SHOWN = (2, 4, 2)  # in a row of the picture: instance prompt, settings, class prompt
@@ -32,26 +32,27 @@ _SHOWN = (2, 4, 2)  # in a row of the picture: instance prompt, settings, class 
 class Shots:
     """The pictures that are made of each model, one seed each: by the instance prompt, in settings, of the class."""
 
-    asked: Asked
+    prompts: EvaluationPrompts
     instance: int
     setting: int  # of each
     of_class: int
 
     @property
     def requests(self) -> list[ImageRequest]:
-        prompts = [self.asked.instance] * self.instance
-        prompts += [setting for setting in self.asked.settings for _ in range(self.setting)]
-        prompts += [self.asked.of_class] * self.of_class
-        return [ImageRequest(prompt, FIRST_SEED + place) for place, prompt in enumerate(prompts)]
+        texts = [self.prompts.instance] * self.instance
+        texts += [setting for setting in self.prompts.settings for _ in range(self.setting)]
+        texts += [self.prompts.of_class] * self.of_class
+        return [ImageRequest(text, FIRST_SEED + place) for place, text in enumerate(texts)]
 
     @property
     def texts(self) -> list[str]:
         """What each picture in a setting is compared with."""
-        return [text for text in self.asked.texts for _ in range(self.setting)]
+        return [text for text in self.prompts.texts for _ in range(self.setting)]
 
-    def album(self, seen: Seen) -> Album:
+    def by_prompt(self, seen: Seen) -> SeenModel:
+        """Return what is seen in the pictures, by what they were to show."""
         end = len(self.requests) - self.of_class
-        return Album(seen[: self.instance], seen[self.instance : end], seen[end:])
+        return SeenModel(seen[: self.instance], seen[self.instance : end], seen[end:])
 
     @property
     def shown(self) -> list[int]:

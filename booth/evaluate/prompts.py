@@ -75,8 +75,8 @@ painting origami lego wooden ceramic porcelain
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the pictures of one model are to show. `settings` go to the model, `texts` say the same about the class."""
+class EvaluationPrompts:
+    """The prompts of one model's pictures. `settings` go to the model, `texts` say the same about the class."""
 
     instance: str
     of_class: str
@@ -84,12 +84,15 @@ class Asked:
     texts: tuple[str, ...]
 
 
-def asked(instance: str, of_class: str, templates: tuple[str, ...]) -> Asked:
-    """Both prompts, and the templates with their subjects: "a photo of sks dog" and "a photo of dog" give "a sks dog in
-    the jungle", and the text "a dog in the jungle", as CLIP does not know what sks is."""
+def evaluation_prompts(instance: str, of_class: str, templates: tuple[str, ...]) -> EvaluationPrompts:
+    """Return both prompts, and the templates with their subjects.
+
+    "a photo of sks dog" and "a photo of dog" give "a sks dog in the jungle", and the text "a dog in the jungle", as
+    CLIP does not know what sks is.
+    """
     settings, texts = ([template.replace("{}", subject_of(prompt)) for template in templates]
                        for prompt in (instance, of_class))  # fmt: skip
-    return Asked(instance, of_class, tuple(settings), tuple(texts))
+    return EvaluationPrompts(instance, of_class, tuple(settings), tuple(texts))
 
 
 def subject_of(prompt: str) -> str:

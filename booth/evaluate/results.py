@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from booth.common.errors import UserError
+from booth.common.files import write_text
 from booth.evaluate import scores
 from booth.evaluate.scores import SHARES, Measures
-from booth.train.run_folder import write_text
 
 FOLDER, FILE, SHEET, PICTURES = "evaluation", "scores.json", "scores.png", "pictures"
 

@@ -1,8 +1,10 @@
-"""How good a checkpoint is, and which is the best: measures on what a judge sees in pictures.
+"""The measures of a model: is it the subject, as asked, and is the class still what it was? And which model is best?
 
 Subject fidelity, prompt fidelity and PRES are those of the DreamBooth paper (arXiv 2208.12242, section 4): mean cosines
-between unit vectors. What a mean cosine is worth depends on the network, so the score is made of shares between two
-anchors that the base model and the subject's own photos give.
+between the unit vectors in which a judge (`booth.evaluate.judges`) describes pictures and texts. Diversity is ours: how
+many different individuals the class prompt still gives (the paper's DIV compares pictures of one subject). What a mean
+cosine is worth depends on the judge, so the score is made of shares between two anchors that the base model and the
+subject's own photos give.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,8 +36,8 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Album:
-    """One model's pictures, as seen: the subject asked for by its prompt and in settings, and the class."""
+class SeenModel:
+    """What a judge sees in one model's pictures: of the instance prompt, of the subject in settings, of the class."""
 
     instance: Seen
     settings: Seen
@@ -55,6 +57,11 @@ def likeness(vectors: np.ndarray) -> float:
     return float((vectors @ vectors.T)[np.triu_indices(len(vectors), k=1)].mean())
 
 
+def diversity(vectors: np.ndarray) -> float:
+    """1 - likeness: 0 where all pictures show one and the same. Unit vectors [n, d]."""
+    return 1 - likeness(vectors)
+
+
 def prompt_fidelity(pictures: np.ndarray, texts: np.ndarray) -> float:
     """The mean cosine between each picture and its own text: CLIP-T of the paper. Unit vectors [n, e] both."""
     return float((pictures * texts).sum(axis=1).mean())
@@ -69,7 +76,9 @@ def of_photos(photos: Seen, texts: np.ndarray | None, prompt_measure: str) -> Me
     return found
 
 
-def of_model(album: Album, photos: Seen, texts: np.ndarray | None, prompt_measure: str, base: Album) -> Measures:
+def of_model(
+    model: SeenModel, photos: Seen, texts: np.ndarray | None, prompt_measure: str, base: SeenModel
+) -> Measures:
     """The measures of one model, `base` being the untouched one at the same seeds.
 
     Of the subject: the first of `photos.identity` and its like, over all pictures asked to show it; `prompt_measure`,
@@ -78,15 +87,25 @@ def of_model(album: Album, photos: Seen, texts: np.ndarray | None, prompt_measur
     """
     found = {}
     for name, real in photos.identity.items():
-        shown = np.concatenate([album.instance.identity[name], album.settings.identity[name]])
+        shown = np.concatenate([model.instance.identity[name], model.settings.identity[name]])
         found[name] = fidelity(shown, real)
-    if album.settings.content is not None and texts is not None:
-        found[prompt_measure] = prompt_fidelity(album.settings.content, texts)
-    of_class = album.of_class.deciding
+    if model.settings.content is not None and texts is not None:
+        found[prompt_measure] = prompt_fidelity(model.settings.content, texts)
+    of_class = model.of_class.deciding
     found["pres"] = fidelity(of_class, photos.deciding)
     found["like_base"] = prompt_fidelity(of_class, base.of_class.deciding)
-    found["diversity"] = 1 - likeness(of_class)
+    found["diversity"] = diversity(of_class)
     return found
+
+
+def share(value: float, nothing: float, everything: float) -> float | None:
+    """Return how far a value is on the way from `nothing` to `everything`, cut to [0, 1].
+
+    None if `everything` is not above `nothing`: then the value says nothing.
+    """
+    if everything - nothing < 1e-6:
+        return None
+    return float(np.clip((value - nothing) / (everything - nothing), 0, 1))
 
 
 SHARES = ("subject", "prompt", "prior")
@@ -104,14 +123,14 @@ def shares(model: Measures, base: Measures, photos: Measures, subject_measure: s
     """
     found = {}
     real, start = photos[subject_measure], base[subject_measure]
-    if (learned := _share(model[subject_measure], start, real)) is not None:
+    if (learned := share(model[subject_measure], start, real)) is not None:
         found["subject"] = learned
     if prompt_measure in model:
-        followed = _share(model[prompt_measure], photos[prompt_measure], base[prompt_measure])
+        followed = share(model[prompt_measure], photos[prompt_measure], base[prompt_measure])
         if followed is not None:
             found["prompt"] = followed
-    drift = _share(model["pres"], base["pres"], real) or 0.0
-    variety = _share(model["diversity"], 0.0, base["diversity"])
+    drift = share(model["pres"], base["pres"], real) or 0.0
+    variety = share(model["diversity"], 0.0, base["diversity"])
     found["prior"] = (1.0 if variety is None else variety) * (1 - drift)
     if "subject" in found:
         found["score"] = float(np.prod(list(found.values())) ** (1 / len(found)))
@@ -123,10 +142,3 @@ def best(scored: Iterable[tuple[int, Measures]]) -> int | None:
     found = [(measures.get("score", 0.0), -step) for step, measures in scored]
     score, step = max(found, default=(0.0, 0))
     return -step if score > 0 else None
-
-
-def _share(value: float, nothing: float, everything: float) -> float | None:
-    """Where a value is between two anchors, cut to [0, 1]; None if they are not apart."""
-    if everything - nothing < 1e-6:
-        return None
-    return float(np.clip((value - nothing) / (everything - nothing), 0, 1))

@@ -1,8 +1,8 @@
-"""THE yardstick's eye: a small convolutional network in NumPy that looks at pictures of the picture world.
+"""The yardstick: a small convolutional network in NumPy that looks at pictures of the picture world.
 
 It tells a picture's class and setting, and describes which individual it shows, by a vector that is the same for all
 pictures of one individual, whatever the setting, side and scale. Trained by `scripts/train_yardstick.py` on renderings
-whose truth is known; what the numbers are good for is measured in `tests/booth/test_evaluate.py`.
+whose truth is known; what the numbers are good for is measured in `tests/booth/test_yardstick.py`.
 """
 
 import json
@@ -36,14 +36,6 @@ class Looks:
     identity: np.ndarray
     classes: tuple[str, ...]
     settings: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.identity)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> "Looks":
-        return Looks(
-            self.class_scores[rows], self.setting_scores[rows], self.identity[rows], self.classes, self.settings
-        )
 
     @property
     def class_names(self) -> list[str]:

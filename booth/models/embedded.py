@@ -10,8 +10,8 @@
 from pathlib import Path
 
 from booth.common.errors import UserError
+from booth.config.sources import EMBEDDED
 
-EMBEDDED = "embedded"
 BASE = Path(__file__).parents[1] / "embedded_base"
 SUBJECTS = Path(__file__).parents[1] / "example_subjects"
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from booth.common import disk_space, host_memory
 from booth.common.errors import UserError
+from booth.common.files import write_bytes, write_text
 from booth.models import lora_metadata
 from booth.models.adapters import Adapter, LowRank
 from booth.models.export_folder import RECORD
@@ -25,7 +26,6 @@ from booth.models.lora_layouts import kohya_key, parsed, peft_key
 from booth.models.pipeline import read_json, read_specs
 from booth.models.safetensors_file import CODES, DTYPES, Precision, as_type, packed
 from booth.models.safetensors_reader import opened
-from booth.train.run_folder import write_bytes, write_text
 
 FILE = "pytorch_lora_weights.safetensors"
 SUFFIX = ".safetensors"

@@ -14,9 +14,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from booth.common.errors import UserError
-from booth.config.concepts import instance_prompts
+from booth.common.files import write_bytes
 from booth.models.pipeline import PipelineDir
-from booth.train.run_folder import write_bytes
 
 # Of a textual-inversion file: (key, array) of a token and its row. `pipe.load_textual_inversion` takes the first's key
 # for the word, of the second it must be told; WebUIs take the only tensor of a file, and the file's name for the word.
@@ -114,11 +113,6 @@ def write_embeddings(
 def files_beside(out: Path, tokens: Sequence[str]) -> list[Path]:
     """NAME-saya_token.safetensors for <saya_token>, beside the exported file NAME.safetensors."""
     return [out.with_name(f"{out.stem}-{file}") for file in file_names(tokens)]
-
-
-def spoken_prompt(config: Any, prefix: str = "") -> str:
-    """The prompts of a run as one says them to a WebUI: without captions, and with the names of new tokens' files."""
-    return spoken(", ".join(instance_prompts(config)), new_tokens(config), prefix).strip(" ,")
 
 
 def spoken(text: str, tokens: Sequence[str], prefix: str = "") -> str:

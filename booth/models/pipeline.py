@@ -23,6 +23,7 @@ import numpy as np
 
 from booth.common import host_memory
 from booth.common.errors import UserError
+from booth.config.sources import EMBEDDED, MODEL, is_id, of_page
 from booth.models import embedded, hub
 from booth.models.component_rules import check_values
 from booth.models.family import Family, detect_family
@@ -222,10 +223,10 @@ def open_pipeline(
     model. Without `weights` only the configs need be there. Raises UserError.
     """
     if isinstance(source, str):
-        source, revision = hub.of_page(source, hub.MODEL, revision)
+        source, revision = of_page(source, MODEL, revision)
     where = f"model.source={source}"
     named_file = str(source).endswith((".safetensors", *PICKLES))
-    model = hub.find(str(source), revision) if hub.is_id(str(source)) and not named_file else None
+    model = hub.find(str(source), revision) if is_id(str(source)) and not named_file else None
     path = model.path if model else _local_path(source)
     if path.is_file():
         for field, value in (("model.variant", variant), ("model.revision", revision)):
@@ -266,7 +267,7 @@ def open_pipeline(
 
 
 def _local_path(source: str | Path) -> Path:
-    return embedded.base_path() if source == embedded.EMBEDDED else Path(source).expanduser()
+    return embedded.base_path() if source == EMBEDDED else Path(source).expanduser()
 
 
 def components(model_index: Mapping[str, Any]) -> list[str]:

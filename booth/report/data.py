@@ -17,13 +17,13 @@ import numpy as np
 from booth.common.errors import UserError
 from booth.config import values as settings
 from booth.config.changes import changes
+from booth.config.choices import PLACE
 from booth.config.concepts import Concept, class_folder, concepts_of, has_prior
-from booth.data.captions import PLACE
+from booth.config.sources import EMBEDDED
 from booth.data.image_dataset import cache_folder
 from booth.evaluate import results
 from booth.evaluate.judges import CLIP, DINO
 from booth.evaluate.results import Evaluation
-from booth.models.embedded import EMBEDDED
 from booth.train.checkpoints import Checkpoints
 from booth.train.metrics import read_metrics
 from booth.train.run_folder import checkpoint_folder

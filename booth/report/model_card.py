@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from booth.config.concepts import concepts_of, instance_prompts
+from booth.config.concepts import concepts_of
 from booth.config.fields import FIELDS
+from booth.config.sources import EMBEDDED
+from booth.data.prompts import instance_prompts
 from booth.models import lora_file
-from booth.models.embedded import EMBEDDED
 from booth.report.data import Report
 
 _ALWAYS = ("train.steps", "train.batch_size", "train.learning_rate", "data.resolution")

@@ -6,9 +6,9 @@ It is written at each checkpoint and preview and at the end, and by the command 
 import logging
 from pathlib import Path
 
+from booth.common.files import write_text
 from booth.report.data import gather
 from booth.report.page import page
-from booth.train.run_folder import write_text
 
 log = logging.getLogger("booth")
 

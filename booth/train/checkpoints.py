@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from booth.common import disk_space
 from booth.common.disk_space import readable
 from booth.common.errors import ENDS, UserError, reading, said_by
+from booth.common.files import STAGING_PREFIX, publish, remove, rename
 from booth.config.trained import trained_networks
 from booth.config.values import is_remote
 from booth.diffusion.backend import Backend
 from booth.models.adapters import adapter_of
 from booth.models.pipeline import PipelineDir
-from booth.train.run_folder import STAGING_PREFIX, publish, remove, rename
 
 log = logging.getLogger("booth")
 

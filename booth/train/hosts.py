@@ -11,11 +11,13 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from booth.common.errors import UserError
+from booth.common.files import STAGING_PREFIX
+from booth.common.hosts import Hosts
 from booth.common.signals import Stopped, StopRequest
 from booth.config.values import is_remote
 from booth.diffusion.backend import Backend, Batch, Metrics
@@ -23,45 +25,8 @@ from booth.diffusion.solvers import SamplingTable
 from booth.models.pipeline import PipelineDir, open_pipeline
 from booth.train.batches import Batches, made_ahead
 from booth.train.learning_rate import learning_rates
-from booth.train.run_folder import STAGING_PREFIX
 
 log = logging.getLogger("booth")
-
-
-class Hosts(Protocol):
-    """The processes of a run, seen from one of them. Messages are anything that can be pickled."""
-
-    index: int  # 0 leads
-    count: int
-
-    def send(self, message: Any) -> None:
-        """From the leader to all others; does not wait."""
-        ...
-
-    def receive(self) -> Any:
-        """The leader's next message; waits for it as long as the leader lives."""
-        ...
-
-    def confirm(self, failure: str) -> None:
-        """To the leader: what the last message asked for is done, or why not."""
-        ...
-
-    def confirmed(self) -> list[str]:
-        """Waits for every other host to confirm the last message; the failure of each, "" where there is none."""
-        ...
-
-    def fail(self, reason: str, code: int) -> None:
-        """This host has failed. Who has not come to an `end` a little later, since it waits in a collective for
-        one that will not come, is ended with this reason and exit code."""
-        ...
-
-    def pass_on(self, request: StopRequest) -> None:
-        """From now on, what one of the others is asked to do, stop, the leader is asked to do too."""
-        ...
-
-    def end(self) -> None:
-        """The run is over here; the leader gives the others a little time to confirm its last message."""
-        ...
 
 
 def feed(backend: Backend, config: Any, batches: Batches, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
@@ -107,7 +72,7 @@ class Leader:
     def __init__(self, backend: Backend, hosts: Hosts, config: Any, checkpoints: Path) -> None:
         """UserError if the others do not see the checkpoint folder, which all write to."""
         self._backend, self._hosts = backend, hosts
-        self.name, self.capabilities = backend.name, backend.capabilities
+        self.name, self.survives_out_of_memory = backend.name, backend.survives_out_of_memory
         checkpoints.mkdir(parents=True, exist_ok=True)
         probe = checkpoints / f"{STAGING_PREFIX}{uuid.uuid4().hex}"
         if not is_remote(str(probe)):

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from booth.common.errors import UserError
+from booth.common.files import write_bytes
 from booth.common.progress import progress
 from booth.data.views import View, pixels
 from booth.diffusion.backend import Backend
-from booth.train.run_folder import write_bytes
 
 
 def moments(

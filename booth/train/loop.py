@@ -1,43 +1,33 @@
-"""THE training loop: from photos to a pipeline, the same lines for both backends."""
+"""The training loop: check, prepare, train, publish. The same lines run for both backends."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from booth.commands.push import Destination
-from booth.common import disk_space
-from booth.common.disk_space import Need
 from booth.common.errors import UserError
+from booth.common.hosts import Hosts
 from booth.common.signals import Stopped, StopRequest
-from booth.config.auto import with_numbers
-from booth.config.concepts import concepts_of
-from booth.config.trained import trained_networks
-from booth.config.validation import validate, validate_updates
-from booth.config.values import is_remote, resolved
+from booth.config.values import resolved
 from booth.data.doctor import advice
-from booth.data.inputs import Inputs, as_trained, check_class_images, check_inputs
+from booth.data.inputs import Inputs
 from booth.diffusion.backend import Backend
-from booth.models import lora_file
 from booth.models.adapters import Adapter, adapter_of, as_begun, said_of_unusual
-from booth.models.export_folder import check_target, export, export_size, finish_interrupted
-from booth.models.hub import DATASET, MODEL
-from booth.models.lora_file import write_lora
-from booth.models.new_tokens import enlarged, keep_embeddings, new_tokens
-from booth.report import write
+from booth.models.export_folder import check_target, finish_interrupted
+from booth.train.batches import Batches
 from booth.train.checkpoints import Checkpoints, checkpoint_size
-from booth.train.hosts import Hosts, Leader, feed, follow, leading
+from booth.train.checks import checked, require_space
+from booth.train.hosts import Leader, feed, follow, leading
 from booth.train.metrics import Recorder, read_metrics
-from booth.train.preparation import needed_space, prepare
+from booth.train.preparation import prepare
 from booth.train.previews import Previews
-from booth.train.resume import find_start
+from booth.train.result import result_folder, write_result
+from booth.train.resume import Start, find_start
 from booth.train.run_folder import RunDir
-from booth.train.run_record import pinned_revision, recorded_config
 
 log = logging.getLogger("booth")
 
@@ -51,32 +41,46 @@ class Run:
     metrics: list[dict[str, Any]]  # one dict a step, as in metrics.jsonl; numbers, or None where none is finite
 
 
+class Publisher(Protocol):
+    """Where a finished run goes."""
+
+    def check(self) -> None:
+        """Raise UserError if it would not be taken."""
+        ...
+
+    def push_finished(self, run: Path) -> None:
+        """Push the run in a folder. Raise UserError for whatever goes wrong."""
+        ...
+
+
 def train(
     backend_class: type[Backend],
     config: Any,
     workdir: str | Path,
     from_step: int | None = None,
     meant: Collection[str] | None = None,
-    push_to: Destination | None = None,
+    *,
+    publisher: Publisher | None = None,
+    refresh: Callable[[Path], object] = lambda run: None,
 ) -> Run:
-    """Runs or resumes the whole job in `workdir`; called again on a finished run it trains no further step.
+    """Run or resume the whole job in `workdir`; called again on a finished run, train no further step.
 
-    `from_step` continues from that checkpoint instead of the newest; `meant` is as in `RunDir.open`.
-    With `push_to` the finished run goes to the hub, which is asked first whether it would take it. Where processes on
-    several hosts were started together, the first of them leads and has all files; the others have no metrics. Raises
-    UserError for what the user can mend, and Stopped, a KeyboardInterrupt, where a signal asked it to stop while it
-    trained.
+    `from_step` continues from that checkpoint instead of the newest; `meant` is as in `RunDir.open`. `refresh` is
+    called with the run folder whenever there is more to look at. The `publisher` is asked first whether it would take
+    the finished run. Where processes on several hosts were started together, the first of them leads and has all
+    files; the others have no metrics. Raise UserError for what the user can mend, and Stopped, a KeyboardInterrupt,
+    where a signal asked it to stop while it trained.
     """
     hosts = backend_class.hosts()
     if hosts and hosts.index:
         follow(backend_class, hosts)
         return Run(Path(workdir), Path(workdir) / "pipeline", [])
     with leading(hosts):
-        if push_to:
-            push_to.check()
-        run = _train(backend_class, hosts, config, workdir, from_step, meant)
-        if push_to:
-            push_to.push_finished(run.path)
+        if publisher:
+            publisher.check()
+        run = _train(backend_class, hosts, config, workdir, from_step, meant, refresh)
+        if publisher:
+            publisher.push_finished(run.path)
         return run
 
 
@@ -87,136 +91,158 @@ def _train(
     workdir: str | Path,
     from_step: int | None,
     meant: Collection[str] | None,
+    refresh: Callable[[Path], object],
 ) -> Run:
     began = time.perf_counter()
     config, inputs = checked(backend_class, resolved(config), workdir)
     for line in advice(config, inputs):
         log.info("advice: %s", line)
-    adapter = adapter_of(config, inputs.pipeline)
     with RunDir.open(workdir, backend_class.name, config, meant) as run:
-        finish_interrupted(run.pipeline)
-        checkpoints = Checkpoints(run.checkpoints, run.id, checkpoint_size(config, inputs.pipeline))
-        exported = run.lora if adapter else run.pipeline
-        begin = find_start(run, checkpoints, exported, config, from_step)
-        start = begin.step
-        if not adapter:
-            check_target(inputs.pipeline, exported)
-        log.info("%d photos, model %s: reading and hashing its weights", len(inputs.instances), config.model.source)
-        run.check_manifest(inputs.fingerprint())
-        for kind, origin in inputs.origins(config).items():
-            run.record_origin(kind, origin)
-        if begin.finished:
+        job = _begin(backend_class, config, inputs, run, from_step)
+        if job.start.finished:
             run.record_changes()
-            log.info("already at step %d of %d: nothing left to do", begin.exported, config.train.steps)
-            return Run(run.path, exported, read_metrics(run.metrics))
+            log.info("already at step %d of %d: nothing left to do", job.start.exported, config.train.steps)
+            return job.left()
 
-        if start:
-            config = as_begun(config, lambda: checkpoints.names(backend_class, start))
-            adapter, checkpoints.size = adapter_of(config, inputs.pipeline), checkpoint_size(config, inputs.pipeline)
-        if adapter and (line := said_of_unusual(adapter.shapes)):
-            log.info(line)
-        _require_space(config, inputs, run, checkpoints, start, adapter)
-        run.record_changes()
-        backend: Backend = backend_class(config)
-        if hosts:
-            backend = Leader(backend, hosts, config, run.checkpoints)
-        models = backend.load(inputs.pipeline)
-        # Before init: the optimizer is not in memory yet, and these images must come from the untouched base.
-        batches = prepare(config, inputs, run, backend, models)
-        previews = Previews(config, inputs, backend, run)
-        base_images = previews.base_images(models) if config.samples.before_after else []
-        state = backend.init(models)
-        del models  # the state owns the weights from here on
-        if start:
-            state = checkpoints.restore(backend, state, start)
-            checkpoints.set_aside_after(start)
-            log.info("resumed from step %d", start)
-            if _due(start, config.samples.every_steps) and not previews.grid_file(start).exists():
-                previews.write_grid(backend.models(state), start)  # it was saved, and then ended in the middle of them
-        run.record_saved(start)
-        if begin.exported is not None and begin.exported > max(start, config.train.steps):
-            log.warning("%s is of step %d; in the end that of step %d takes its place", exported, begin.exported,
-                        max(start, config.train.steps))  # fmt: skip
-
-        def save_checkpoint(state: Any, done: int) -> None:
-            checkpoints.save(backend, state, done, config.checkpoint.keep)
-            run.record_saved(done)
-
-        stop = config.train.steps
-        with Recorder(run, start, stop, batches.rows, config.log.every_steps) as recorder, StopRequest() as request:
-            for step, batch in feed(backend, config, batches, start, stop):
-                state, metrics = backend.train_step(state, batch)
-                done = step + 1
-                recorder.record(done, batch.learning_rate, metrics)
-                if step == start:
-                    request.arm()
-                    if hosts:
-                        hosts.pass_on(request)
-                    log.info("first step finished %.1f s after the start", time.perf_counter() - began)
-                save = partial(save_checkpoint, state, done)
-                # Where one of several hosts cannot make its pictures, none can save any more.
-                previewed = _due(done, config.samples.every_steps) and hosts is not None
-                asked = request.number
-                saved = _due(done, config.checkpoint.every_steps) or done == stop or previewed or asked > 0
-                if saved:
-                    with recorder.paused():
-                        save()
-                        write.refresh(run.path)
-                if asked:
-                    raise Stopped(done, asked)
-                if _due(done, config.samples.every_steps):
-                    pictures = nullcontext() if hosts else request.at_once()  # of several hosts all finish them
-                    with recorder.paused():
-                        with _keeping(None if saved else save, done, request), pictures:
-                            previews.write_grid(backend.models(state), done)
-                        write.refresh(run.path)
-
-        if config.samples.before_after:
-            previews.write_before_after(
-                backend.models(state), base_images, [image.views for image in batches.images["instance"]]
-            )
-        last, precision = max(start, config.train.steps), config.export.precision
-        tensors, added = backend.tensors(state), new_tokens(config)
-        if added:
-            tensors = keep_embeddings(run.tokens, added, tensors)
-        if adapter:
-            write_lora(exported, adapter, tensors, precision, last)
-            log.info(
-                "LoRA written to %s, for diffusers; WebUIs (ComfyUI would load half of this one) get theirs by"
-                " `export --format kohya`, and `export` makes a pipeline with it",
-                exported / lora_file.FILE,
-            )
-            if config.train.zero_terminal_snr:
-                log.info(lora_file.ZERO_SNR)
-        else:
-            tensors = enlarged(inputs.pipeline, tensors) if added else tensors
-            export(as_trained(inputs.pipeline, config), exported, tensors, precision, last, added)
-            log.info("pipeline written to %s", exported)
-        write.refresh(run.path)
-        log.info("to look at: %s", run.path / write.FILE)
-        return Run(run.path, exported, read_metrics(run.metrics))
+        ready = _prepare(backend_class, job, hosts)
+        state = _update(job, ready, hosts, refresh, began)
+        if job.config.samples.before_after:
+            instances = [image.views for image in ready.batches.images["instance"]]
+            ready.previews.write_before_after(ready.backend.models(state), ready.base_images, instances)
+        write_result(job.config, inputs, run, job.adapter, ready.backend, state, job.last_step)
+        refresh(run.path)
+        return job.left()
 
 
-def checked(backend_class: type[Backend], config: Any, workdir: str | Path | None) -> tuple[Any, Inputs]:
-    """The resolved config with all that is chosen for the run in `workdir`, and what that is made from.
+@dataclass
+class _Job:
+    """What a run is asked for, and what of it is there already."""
 
-    Starts no device and writes nothing. UserError for all that can be refused by then.
-    """
-    validate(config, backend_class.name, backend_class.capabilities)
-    backend_class.check(config)
-    kept = [pinned_revision(workdir, config, kind) for kind in (MODEL, DATASET)] if workdir else []
-    inputs = check_inputs(config, *kept)
-    config = with_numbers(config, len(inputs.instances))
-    validate_updates(config)
-    config = backend_class.fit(config, inputs.pipeline, recorded_config(workdir) if workdir else None)
-    inputs = replace(inputs, concepts=concepts_of(config))  # with what was chosen
-    check_class_images(inputs)
-    return config, inputs
+    config: Any
+    inputs: Inputs
+    run: RunDir
+    checkpoints: Checkpoints
+    adapter: Adapter | None
+    start: Start
+
+    @property
+    def last_step(self) -> int:
+        return max(self.start.step, self.config.train.steps)
+
+    @property
+    def result(self) -> Path:
+        return result_folder(self.run, self.adapter)
+
+    def left(self) -> Run:
+        return Run(self.run.path, self.result, read_metrics(self.run.metrics))
+
+
+def _begin(backend_class: type[Backend], config: Any, inputs: Inputs, run: RunDir, from_step: int | None) -> _Job:
+    """Compare what is asked for with what the run folder has. Raise UserError if the two do not go together."""
+    adapter = adapter_of(config, inputs.pipeline)
+    finish_interrupted(run.pipeline)
+    checkpoints = Checkpoints(run.checkpoints, run.id, checkpoint_size(config, inputs.pipeline))
+    start = find_start(run, checkpoints, result_folder(run, adapter), config, from_step)
+    if not adapter:
+        check_target(inputs.pipeline, run.pipeline)
+    log.info("%d photos, model %s: reading and hashing its weights", len(inputs.instances), config.model.source)
+    run.check_manifest(inputs.fingerprint())
+    for kind, origin in inputs.origins(config).items():
+        run.record_origin(kind, origin)
+    if start.finished:
+        return _Job(config, inputs, run, checkpoints, adapter, start)
+
+    if start.step:
+        config = as_begun(config, lambda: checkpoints.names(backend_class, start.step))
+        adapter, checkpoints.size = adapter_of(config, inputs.pipeline), checkpoint_size(config, inputs.pipeline)
+    if adapter and (line := said_of_unusual(adapter.shapes)):
+        log.info(line)
+    require_space(config, inputs, run, checkpoints, start.step, adapter)
+    run.record_changes()
+    return _Job(config, inputs, run, checkpoints, adapter, start)
+
+
+@dataclass
+class _Ready:
+    """What training works with, on the device and beside it."""
+
+    backend: Backend
+    state: Any
+    batches: Batches
+    previews: Previews
+    base_images: list[Any]  # of the untouched base, for before and after
+
+
+def _prepare(backend_class: type[Backend], job: _Job, hosts: Hosts | None) -> _Ready:
+    """Load the model, make what training reads, and restore the checkpoint that the run goes on from."""
+    config, start = job.config, job.start.step
+    backend: Backend = backend_class(config)
+    if hosts:
+        backend = Leader(backend, hosts, config, job.run.checkpoints)
+    models = backend.load(job.inputs.pipeline)
+    # Before init: the optimizer is not in memory yet, and these images must come from the untouched base.
+    batches = prepare(config, job.inputs, job.run, backend, models)
+    previews = Previews(config, job.inputs, backend, job.run)
+    base_images = previews.base_images(models) if config.samples.before_after else []
+    state = backend.init(models)
+    del models  # the state owns the weights from here on
+    if start:
+        state = job.checkpoints.restore(backend, state, start)
+        job.checkpoints.set_aside_after(start)
+        log.info("resumed from step %d", start)
+        if _due(start, config.samples.every_steps) and not previews.grid_file(start).exists():
+            previews.write_grid(backend.models(state), start)  # it was saved, and then ended in the middle of them
+    job.run.record_saved(start)
+    if job.start.exported is not None and job.start.exported > job.last_step:
+        log.warning("%s is of step %d; in the end that of step %d takes its place", job.result, job.start.exported,
+                    job.last_step)  # fmt: skip
+    return _Ready(backend, state, batches, previews, base_images)
+
+
+def _update(job: _Job, ready: _Ready, hosts: Hosts | None, refresh: Callable[[Path], object], began: float) -> Any:
+    """Train up to the last step, saving and showing on the way, and return the state. Raise Stopped when asked to."""
+    config, run, backend, state = job.config, job.run, ready.backend, ready.state
+    ready.state = None  # an update consumes it
+    start, stop = job.start.step, config.train.steps
+
+    def save_checkpoint(state: Any, done: int) -> None:
+        job.checkpoints.save(backend, state, done, config.checkpoint.keep)
+        run.record_saved(done)
+
+    with Recorder(run, start, stop, ready.batches.rows, config.log.every_steps) as recorder, StopRequest() as request:
+        for step, batch in feed(backend, config, ready.batches, start, stop):
+            state, metrics = backend.train_step(state, batch)
+            done = step + 1
+            recorder.record(done, batch.learning_rate, metrics)
+            if step == start:
+                request.arm()
+                if hosts:
+                    hosts.pass_on(request)
+                log.info("first step finished %.1f s after the start", time.perf_counter() - began)
+            save = partial(save_checkpoint, state, done)
+            previewed = _due(done, config.samples.every_steps)
+            asked = request.number
+            # Where one of several hosts cannot make its pictures, none can save any more.
+            before_pictures = previewed and hosts is not None
+            saved = _due(done, config.checkpoint.every_steps) or done == stop or before_pictures or asked > 0
+            if saved:
+                with recorder.paused():
+                    save()
+                    refresh(run.path)
+            if asked:
+                raise Stopped(done, asked)
+            if previewed:
+                pictures = nullcontext() if hosts else request.at_once()  # of several hosts all finish them
+                with recorder.paused():
+                    with _keeping(None if saved else save, done, request), pictures:
+                        ready.previews.write_grid(backend.models(state), done)
+                    refresh(run.path)
+    return state
 
 
 @contextmanager
 def _keeping(save: Callable[[], None] | None, done: int, request: StopRequest) -> Iterator[None]:
-    """Loses no update if pictures cannot be made, such as for want of memory, or are not waited for."""
+    """Lose no update if pictures cannot be made, such as for want of memory, or are not waited for."""
     try:
         yield
     except (UserError, KeyboardInterrupt) as error:
@@ -225,24 +251,6 @@ def _keeping(save: Callable[[], None] | None, done: int, request: StopRequest) -
         if isinstance(error, KeyboardInterrupt) and request.number:
             raise Stopped(done, request.number) from None
         raise
-
-
-def _require_space(
-    config: Any, inputs: Inputs, run: RunDir, checkpoints: Checkpoints, start: int, adapter: Adapter | None
-) -> None:
-    """UserError if what the run has yet to write does not fit on its disks."""
-    exported = export_size(inputs.pipeline, config.export.precision, trained_networks(config))
-    if adapter:
-        exported = 4 * sum(map(math.prod, adapter.tensor_shapes().values()))
-    needs = [*needed_space(config, inputs, run), Need("the LoRA" if adapter else "the pipeline", run.path, exported)]
-    if not is_remote(str(run.checkpoints)) and start < config.train.steps:
-        every = config.checkpoint.every_steps
-        more = 1 + ((config.train.steps - start - 1) // every if every else 0)
-        there = len(checkpoints.steps())
-        # One more than are kept: the oldest is deleted when the newest is complete.
-        most = max(1, min(there + more, config.checkpoint.keep + 1) - there)
-        needs.append(Need(f"{most} checkpoints", run.checkpoints, most * checkpoints.size))
-    disk_space.require(needs, "make room, lower checkpoint.keep, or choose another --workdir or checkpoint.dir")
 
 
 def _due(done: int, every: int) -> bool:

@@ -14,8 +14,9 @@ from typing import Any
 
 from booth.common import disk_space
 from booth.common.errors import UserError
+from booth.common.files import write_text
 from booth.common.progress import progress
-from booth.train.run_folder import RunDir, write_text
+from booth.train.run_folder import RunDir
 
 log = logging.getLogger("booth")
 

@@ -12,7 +12,7 @@ from booth.common.file_names import printable
 from booth.common.progress import progress
 from booth.config.concepts import class_folder
 from booth.config.trained import trains_text
-from booth.data import images
+from booth.data import class_image_files, images
 from booth.data.captions import variants
 from booth.data.image_folder import find_images
 from booth.data.images import Example
@@ -97,7 +97,9 @@ def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
     }  # fmt: skip
     needs = []
     for folder, count in counts.items():
-        there = len({*find_images(folder, "prior.images"), *class_images.own_images(folder)}) if folder.is_dir() else 0
+        there = (
+            len({*find_images(folder, "prior.images"), *class_image_files.own_images(folder)}) if folder.is_dir() else 0
+        )
         needs.append(Need("class images", folder, max(0, count - there) * 3 * pixels))
         images += count
     largest = max(math.prod(latent_shape(inputs.pipeline, *size)) for size in inputs.used_sizes)

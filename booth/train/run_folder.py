@@ -18,12 +18,9 @@ Whatever exists under its final name is complete: files are staged beside it, sy
 import importlib.metadata
 import json
 import logging
-import os
 import platform
-import shutil
-import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +28,11 @@ from typing import Any
 
 import filelock
 
-from booth.common import disk_space
 from booth.common.errors import UserError
+from booth.common.files import STAGING_PREFIX, remove, write_text
 from booth.config import values as settings
 from booth.config.changes import changes
-from booth.models import hub
+from booth.config.sources import Kind
 from booth.train.run_record import (
     CONFIG,
     MANIFEST,
@@ -51,75 +48,8 @@ from booth.train.run_record import (
 
 log = logging.getLogger("booth")
 
-WINDOWS = os.name == "nt"
-STAGING_PREFIX = ".staging-"
 _JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # what desktops put into a folder that is only looked at
 _CLAIM = ".run-id"
-
-
-@contextmanager
-def publish(path: Path) -> Iterator[Path]:
-    """Yields a staging path beside `path`; what was written there gets its final name only if the block succeeds.
-
-    The block makes a file or a folder at the staging path. An existing file is replaced, an existing folder an error.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(STAGING_PREFIX + path.name)
-    remove(staging)
-    try:
-        yield staging
-        for file in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
-            _sync(file)
-        rename(staging, path)
-        _sync(path.parent)
-    except BaseException:
-        remove(staging)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content atomically, in UTF-8; UserError if the disk is full."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file's content atomically; UserError if the disk is full."""
-    with disk_space.explained(path, len(content)), publish(path) as staging:
-        staging.write_bytes(content)
-
-
-def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        _patiently(lambda: shutil.rmtree(path))
-    else:
-        _patiently(lambda: path.unlink(missing_ok=True))
-
-
-def rename(old: Path, new: Path) -> None:
-    """Gives a file or a folder another name; a file that has it is replaced."""
-    _patiently(lambda: old.replace(new))
-
-
-def _patiently(act: Callable[[], object]) -> None:
-    """Windows renames and removes nothing that is open, and virus scanners open what has just been written."""
-    for pause in (0.1, 0.3, 1.0, 3.0) if WINDOWS else ():
-        try:
-            act()
-            return
-        except PermissionError:
-            time.sleep(pause)
-    act()
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and WINDOWS:  # where folders cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -279,7 +209,7 @@ class RunDir:
         """What `check_manifest` has recorded under a name, if anything."""
         return self._manifest().get(name, {})
 
-    def record_origin(self, kind: hub.Kind, origin: Mapping[str, str]) -> None:
+    def record_origin(self, kind: Kind, origin: Mapping[str, str]) -> None:
         """Notes where a hub model or dataset came from ({}: it is none) in manifest.json.
 
         Unlike what `check_manifest` holds it may change: what must stay the same is in the content's hashes.

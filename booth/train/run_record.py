@@ -13,11 +13,11 @@ from typing import Any
 from booth.common.errors import UserError
 from booth.config import values as settings
 from booth.config.changes import of_record
-from booth.models import hub
+from booth.config.sources import DATASET, MODEL, Kind
 
 CONFIG, MANIFEST = "config.json", "manifest.json"
 RUN, SETTINGS = "run", "config"  # entries of the manifest: whose it is, and its flat config
-ORIGINS = {hub.MODEL: "model from the hub", hub.DATASET: "images from the hub"}  # further ones
+ORIGINS = {MODEL: "model from the hub", DATASET: "images from the hub"}  # further ones
 
 Manifest = dict[str, dict[str, Any]]
 
@@ -101,7 +101,7 @@ def _damaged(path: Path) -> UserError:
     )
 
 
-def pinned_revision(workdir: str | Path, config: Any, kind: hub.Kind = hub.MODEL) -> str:
+def pinned_revision(workdir: str | Path, config: Any, kind: Kind = MODEL) -> str:
     """The commit that the run in a folder took its model or dataset from, while source and revision in the config are
     the same; else that revision. So a run keeps what it began with when a branch moves on."""
     path = Path(workdir).expanduser() / MANIFEST

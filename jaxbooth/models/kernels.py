@@ -8,7 +8,7 @@
     cudnn    cuDNN's flash attention                                 NVIDIA GPUs from Ampere on, bfloat16
 
 The softmax is in float32 in all of them. What "auto" takes on TPUs was chosen by the compiler's estimates
-(docs/LOG.md); on GPUs nothing has been measured.
+(docs/developers/log.md); on GPUs nothing has been measured.
 
 Shape suffixes: b batch, t queries, s keys, n heads, d features of a head.
 """
@@ -25,7 +25,6 @@ from jax.typing import DTypeLike
 
 from booth.common.errors import UserError
 
-KINDS = ("plain", "chunked", "splash", "cudnn")
 LONG = 1024  # keys from which another way than plain is worth it; SD1's 16x16 level and its 77 tokens have fewer
 CHUNK = 512  # queries: their logits take 64 MiB a row at 64x64 latents and 8 heads
 LANES = 128  # lengths that splash takes are multiples of it

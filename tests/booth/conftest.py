@@ -20,8 +20,9 @@ def finished(make_tiny_config, tmp_path_factory):
     """A run with previews and before and after; tests must not write into it."""
     from fake_backend import FakeBackend
 
+    from booth.report import write
     from booth.train import loop
 
     config = make_tiny_config()
     config.samples.inference_steps, config.samples.every_steps, config.samples.before_after = 2, 2, True
-    return loop.train(FakeBackend, config, tmp_path_factory.mktemp("finished") / "run").path
+    return loop.train(FakeBackend, config, tmp_path_factory.mktemp("finished") / "run", refresh=write.refresh).path

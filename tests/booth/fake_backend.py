@@ -32,7 +32,7 @@ class State:
 
 class FakeBackend:
     name = "numpy"
-    capabilities = frozenset()
+    survives_out_of_memory = False
 
     def __init__(self, config):
         self.config = config

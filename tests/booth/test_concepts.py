@@ -14,11 +14,11 @@ from booth.common.errors import UserError
 from booth.config import auto
 from booth.config.concepts import concepts_of
 from booth.config.loading import load_config
-from booth.config.validation import validate
 from booth.config.values import flatten, resolved, set_field
+from booth.data.class_image_files import to_make
+from booth.data.input_rules import validate
 from booth.data.inputs import check_inputs
 from booth.train import loop
-from booth.train.class_images import to_make
 from booth.train.preparation import prepare
 from booth.train.run_folder import RunDir
 

@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from ml_collections import ConfigDict
 
+from booth.commands import fields
 from booth.common.errors import UserError
 from booth.config import data_file
 from booth.config import values as settings
@@ -15,8 +17,9 @@ from booth.config.changes import changes, of_record
 from booth.config.fields import memory_size
 from booth.config.loading import load_config
 from booth.config.texts import parse_text
-from booth.config.validation import idle_fields, validate, validate_plan
+from booth.config.validation import idle_fields, validate_plan
 from booth.config.values import default_config, flatten, resolved, set_field
+from booth.data.input_rules import validate
 
 FIELDS = """
 model.source model.revision model.variant
@@ -52,11 +55,8 @@ def write(tmp_path):
     return write
 
 
-def check(config, capabilities=frozenset({"sharding"})):
-    validate(config, "jax", capabilities)
-
-
-TORCH = frozenset({"fp16", "optimizers", "memory techniques"})
+def check(config, backend="jax"):
+    validate(config, backend)
 
 
 def refusal(call, *arguments):
@@ -71,7 +71,7 @@ def refusal(call, *arguments):
 @pytest.mark.parametrize("name", FIELDS)
 def test_field_exists(name):
     assert name in flatten(default_config())
-    assert name in settings.describe()
+    assert name in fields.table()
 
 
 def test_defaults_are_valid_once_the_required_fields_are_set(valid):
@@ -95,7 +95,7 @@ def test_a_prior_needs_its_prompt(valid):
 @pytest.mark.parametrize("name", [field.name for field in settings.FIELDS if field.is_path])
 def test_remote_folders_are_refused(valid, name):
     set_field(valid, name, "gs://bucket/folder")
-    said = refusal(check, resolved(valid))
+    said = refusal(validate, resolved(valid), "torch")
     assert said.startswith(f"{name}='gs://bucket/folder' must be a local folder")
 
 
@@ -265,14 +265,14 @@ def test_every_field_that_needs_others_is_tried_here():
 def test_a_setting_without_effect_is_refused(valid, name, value, switch):
     set_field(valid, name, value)
     for checked in (validate, validate_plan):
-        said = refusal(checked, valid, "torch", TORCH)
+        said = refusal(checked, valid, "torch")
         other = next(iter(switch))
         now = settings.get(valid, other)
         assert said.startswith(f"{name}={value!r} has no effect: {other} must be ") and f", and is {now!r}; " in said
         assert said.endswith(f"; set that too, or leave {name} out")
     for other, on in switch.items():
         set_field(valid, other, on)
-    validate(valid, "torch", TORCH)
+    validate(valid, "torch")
     assert not list(idle_fields(valid))
 
 
@@ -280,12 +280,12 @@ def test_a_setting_without_effect_is_refused(valid, name, value, switch):
 def test_a_setting_that_is_switched_off_is_said(valid, name, value, off, on):
     for field, given in {name: value, **off}.items():
         set_field(valid, field, given)
-    validate(valid, "torch", TORCH)
+    validate(valid, "torch")
     (idle,) = idle_fields(valid)
     assert (idle.field.name, idle.setting) == (name, f"{name}={value!r}") and " must be " in idle.why
     for other, given in on.items():
         set_field(valid, other, given)
-    validate(valid, "torch", TORCH)
+    validate(valid, "torch")
     assert not list(idle_fields(valid))
 
 
@@ -360,36 +360,44 @@ def test_bounds_that_belong_to_the_range(valid, name, value):
     check(valid)
 
 
-def test_sharding_only_where_the_backend_can(valid):
-    valid.mesh.fsdp = 2
-    check(valid)
-    with pytest.raises(UserError, match="must be 1: torchbooth trains on one device"):
-        validate(valid, "torch", frozenset())
+@pytest.mark.parametrize(("name", "value", "said"), [
+    ("train.precision", "fp16", "train.precision='fp16' must be one of 'fp32', 'bf16'"),
+    ("train.optimizer", "adamw8bit", "train.optimizer='adamw8bit' must be one of 'adamw', 'prodigy'"),
+    ("memory.fused_backward", True, "memory.fused_backward=True must be False"),
+    ("memory.fit", "8GB", "memory.fit='8GB' must be ''"),
+    ("train.attention", "xformers", "train.attention='xformers' must be one of 'auto', 'plain', 'chunked', 'splash',"
+     " 'cudnn'"),
+])  # fmt: skip
+def test_what_only_torchbooth_has(valid, name, value, said):
+    set_field(valid, name, value)
+    assert refusal(validate, valid, "jax") == f"{said} with jaxbooth: only torchbooth has it"
+    validate(valid, "torch")
 
 
 @pytest.mark.parametrize(("name", "value", "said"), [
-    ("train.precision", "fp16",
-     "train.precision='fp16' must be 'bf16' or 'fp32': jaxbooth does not compute in float16"),
-    ("train.optimizer", "adamw8bit",
-     "train.optimizer='adamw8bit' must be 'adamw' or 'prodigy': jaxbooth has no other yet"),
-    ("memory.fused_backward", True, "memory.fused_backward=True must be False: jaxbooth does without it"),
-    ("memory.fit", "8GB", "memory.fit='8GB' must be '': jaxbooth does without it"),
+    ("train.gradient_checkpointing", "attention",
+     "must be one of 'none', 'block' with torchbooth: only jaxbooth has it"),
+    ("train.attention", "splash", "must be one of 'auto', 'xformers' with torchbooth: only jaxbooth has it"),
+    ("checkpoint.dir", "gs://bucket/dog", "must be a local folder with torchbooth: only jaxbooth writes to buckets"),
 ])  # fmt: skip
-def test_what_only_the_other_backend_can(valid, name, value, said):
+def test_what_only_jaxbooth_has(valid, name, value, said):
     set_field(valid, name, value)
-    assert refusal(check, valid) == said
-    validate(valid, "torch", TORCH)
+    assert refusal(validate, valid, "torch") == f"{name}={value!r} {said}"
+    validate(valid, "jax")
 
 
-def test_each_backend_has_its_own_attention(valid):
-    kernels = frozenset({"attention kernels"})
-    valid.train.attention = "xformers"
-    validate(valid, "torch", TORCH)
-    said = refusal(validate, valid, "jax", kernels)
-    assert said == "train.attention='xformers' must be one of auto, plain, chunked, splash, cudnn in jaxbooth"
-    valid.train.attention = "splash"
-    validate(valid, "jax", kernels)
-    assert refusal(validate, valid, "torch", TORCH).endswith("must be one of auto, xformers in torchbooth")
+def test_the_meaning_of_a_field_says_which_backends_have_it():
+    meanings = {field.name: field.meaning for field in settings.FIELDS}
+    assert meanings["train.tf32"].startswith("torchbooth: float32 products in TF32")
+    assert meanings["train.precision"].endswith("with loss scaling; only torchbooth: fp16")
+    assert meanings["train.attention"].endswith(
+        "; only jaxbooth: plain, chunked, splash, cudnn; only torchbooth: xformers"
+    )
+    assert meanings["checkpoint.dir"].endswith("; only jaxbooth: also gs://BUCKET/FOLDER")
+    assert meanings["train.seed"] == "seed of everything else that is random"
+    for field in settings.FIELDS:
+        assert set(field.value_backends) <= set(field.rule.choices) and field.default not in field.value_backends
+        assert not re.search("(jax|torch)booth", field.about), "the row says it"
 
 
 @pytest.mark.parametrize(("fields", "said"), [
@@ -410,7 +418,7 @@ def test_each_backend_has_its_own_attention(valid):
 def test_memory_techniques_that_do_not_go_together(valid, fields, said):
     for name, value in fields.items():
         set_field(valid, name, value)
-    assert refusal(validate, valid, "torch", TORCH).startswith(said)
+    assert refusal(validate, valid, "torch").startswith(said)
 
 
 @pytest.mark.parametrize(("text", "gib"), [("8GB", 8), ("6 GiB", 6), ("11.5g", 11.5), ("8", None), ("0GB", None)])
@@ -427,10 +435,10 @@ def test_a_cards_memory(text, gib):
 ])  # fmt: skip
 def test_what_cannot_be_pulled(valid, fields, said):
     valid.train.pull = 1.0
-    validate(valid, "torch", TORCH)
+    validate(valid, "torch")
     for name, value in fields.items():
         set_field(valid, name, value)
-    assert refusal(validate, valid, "torch", TORCH).startswith(said)
+    assert refusal(validate, valid, "torch").startswith(said)
 
 
 def test_accumulation_splits_the_batch_of_an_update(valid):
@@ -652,10 +660,10 @@ def test_a_broken_list_is_no_prompt():
 
 
 def test_help_says_the_rules():
-    lines = {line.split()[0]: line for line in settings.describe().splitlines()}
+    lines = {line.split()[0]: line for line in fields.table().splitlines()}
     assert lines["data.crop"].endswith("(one of 'center', 'random', 'focal')")
     assert lines["train.steps"].endswith("(at least 1, or 'auto')")
-    assert "anything" not in settings.describe()
+    assert "anything" not in fields.table()
 
 
 def test_overrides_come_after_the_file_and_the_last_one_counts(write):
@@ -702,9 +710,10 @@ def test_shipped_configs_are_valid(path, tmp_path):
     for field, value in (("model.source", "m"), ("instance.images", "i"), ("instance.prompt", "a sks dog"),
                          ("prior.prompt", "a dog")):  # fmt: skip
         set_field(config, field, settings.get(config, field) or value)
-    check(config, TORCH | {"sharding"})
+    backend = "torch" if path.name.startswith("gpu_") else "jax"
+    check(config, backend)
     record = {"backend": "jax", "run_id": "x", "config": flatten(config)}
     shared = tmp_path / "config.json"
     shared.write_text(json.dumps(record), encoding="utf-8")
     for off in ("prior.weight=0", "samples.every_steps=0"):
-        check(load_config(shared, [tuple(off.split("="))]), TORCH | {"sharding"})
+        check(load_config(shared, [tuple(off.split("="))]), backend)

@@ -26,9 +26,9 @@ from booth.common.errors import UserError
 from booth.config.fields import FIELDS
 from booth.config.loading import load_config
 from booth.config.texts import parse_text
-from booth.config.validation import validate
 from booth.config.values import flatten, resolved, set_field
 from booth.data.images import read_examples
+from booth.data.input_rules import validate
 from booth.data.views import pixels, views
 from booth.models import ldm_layout
 from booth.models.pipeline import Weights, canonical_name, open_pipeline, read_specs

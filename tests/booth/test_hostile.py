@@ -23,8 +23,8 @@ from booth.commands import cli
 from booth.common.errors import UserError
 from booth.config.fields import FIELDS, memory_size
 from booth.config.loading import load_config
-from booth.config.validation import validate
 from booth.data.images import read_examples
+from booth.data.input_rules import validate
 from booth.data.views import View
 from booth.models.export_folder import export
 from booth.models.pipeline import open_pipeline

@@ -16,6 +16,7 @@ from hub_server import files_of
 from huggingface_hub import constants
 
 from booth.common.errors import UserError
+from booth.config import sources
 from booth.config.values import resolved
 from booth.models import hub as hub_module
 from booth.models.export_folder import export
@@ -72,13 +73,13 @@ def same_tensors(pipeline, folder):
 
 @pytest.mark.parametrize("source", ["owner/name", "stable-diffusion-v1-5/stable-diffusion-v1-5", "a/b.c_d-1"])
 def test_ids(source):
-    assert hub_module.is_id(source)
+    assert sources.is_id(source)
 
 
 @pytest.mark.parametrize("source", ["./owner/name", "/owner/name", "~/name", "owner/name/", "a/b/c", "name", "../name",
                                     "owner\\name", "gs://owner/name", "", "o/näme"])  # fmt: skip
 def test_what_is_always_a_folder(source):
-    assert not hub_module.is_id(source)
+    assert not sources.is_id(source)
 
 
 ADDRESS = "https://huggingface.co/owner/name"
@@ -93,22 +94,22 @@ ADDRESS = "https://huggingface.co/owner/name"
      (ADDRESS + "/tree/refs%2Fpr%2F1/", "refs/pr/1"), (ADDRESS + "/commit/" + "ab" * 20, "ab" * 20)],
 )  # fmt: skip
 def test_pages_of_models_are_their_ids(source, revision):
-    assert hub_module.of_page(source, hub_module.MODEL, "") == ("owner/name", revision)
+    assert sources.of_page(source, sources.MODEL, "") == ("owner/name", revision)
     page = source.replace(".co/", ".co/datasets/", 1)
     if page != source:
-        assert hub_module.of_page(page, hub_module.DATASET, "") == ("owner/name", revision)
+        assert sources.of_page(page, sources.DATASET, "") == ("owner/name", revision)
 
 
 @pytest.mark.parametrize("source", ["", "photos", "photos/", "/a/b/", "a/b/c/", "~/models/sd15/", "embedded", "..",
                                     "https://civitai.com/models/1", "https://x.org/huggingface.co/a/b"])  # fmt: skip
 def test_what_is_no_page_stays(source):
-    assert hub_module.of_page(source, hub_module.MODEL, "x") == (source, "x")
+    assert sources.of_page(source, sources.MODEL, "x") == (source, "x")
 
 
 def test_a_folder_with_a_slash_behind_it_is_no_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
-    assert hub_module.of_page("owner/name/", hub_module.MODEL, "") == ("owner/name/", "")
+    assert sources.of_page("owner/name/", sources.MODEL, "") == ("owner/name/", "")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_a_folder_with_a_slash_behind_it_is_no_id(tmp_path, monkeypatch):
      (ADDRESS + "/tree/fp16", None, " names a revision, which cannot be chosen here; give owner/name")],
 )  # fmt: skip
 def test_pages_of_something_else(source, revision, said):
-    assert refusal(hub_module.of_page, source, hub_module.MODEL, revision).startswith(f"model.source={source}{said}")
+    assert refusal(sources.of_page, source, sources.MODEL, revision).startswith(f"model.source={source}{said}")
 
 
 def test_pages_in_configs(hub, repository, tiny_config):

@@ -10,7 +10,6 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from booth.commands.cli import main
-from booth.commands.options import find_trained
 from booth.common.errors import UserError
 from booth.config.loading import load_config
 from booth.report.data import gather
@@ -18,6 +17,7 @@ from booth.train import loop
 from booth.train.metrics import read_metrics
 from booth.train.run_folder import RunDir
 from booth.train.run_record import read_record
+from booth.train.trained_run import find_trained
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

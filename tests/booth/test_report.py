@@ -179,7 +179,7 @@ def test_texts_are_shown_and_not_run(config, photos, tmp_path):
         (folder / f"{name}.txt").write_text(f"{number} <i>caption</i> &amp;")
     config.instance.images, config.instance.prompt = str(folder), ""
     config.instance.captions, config.prior.prompt = "text", EVIL
-    run = loop.train(FakeBackend, config, tmp_path / "<h1>run & 'co'").path
+    run = loop.train(FakeBackend, config, tmp_path / "<h1>run & 'co'", refresh=write.refresh).path
     page = page_of(run)
     assert len(page.of("script")) == 1 and len(page.of("h1")) == 1 and not page.of("b onclick", "i caption")
     assert not any("onerror" in attributes or "onclick" in attributes for _, attributes in page.elements)
@@ -197,7 +197,7 @@ def test_each_concept_has_its_pictures(config, photos, tmp_path):
         {"instance.images": str(tmp_path / "dog"), "instance.prompt": "a sks dog", "prior.prompt": "a dog"},
         {"instance.images": str(tmp_path / "cat"), "instance.prompt": "a zwx cat", "prior.prompt": "a cat"},
     )
-    run = loop.train(FakeBackend, config, tmp_path / "run").path
+    run = loop.train(FakeBackend, config, tmp_path / "run", refresh=write.refresh).path
     page = page_of(run)
     counts = Counter(image["alt"].partition(":")[0] for image in page.of("img"))
     assert counts == {
@@ -217,12 +217,12 @@ def test_it_is_there_while_a_run_trains(config, tmp_path):
             seen.append(re.findall(r"<dd>(\d of 6)</dd>", path.read_text())[0] if path.exists() else "")
             return super().train_step(state, batch)
 
-    run = loop.train(Looking, config, tmp_path / "run").path
+    run = loop.train(Looking, config, tmp_path / "run", refresh=write.refresh).path
     assert seen == ["", "", "2 of 6", "3 of 6", "4 of 6", "4 of 6"]
     assert "6 of 6" in page_of(run).text("dd")
     config.train.steps = 9
     with pytest.raises(KeyboardInterrupt):
-        loop.train(watched(("train_step", 3)), config, run)
+        loop.train(watched(("train_step", 3)), config, run, refresh=write.refresh)
     page = page_of(run)
     assert "8 of 9" in page.text("dd") and "not finished" in page.text("p") and "Resume" in page.text("h3")
 
@@ -233,7 +233,7 @@ def test_a_run_goes_on_without_it(config, tmp_path, monkeypatch, caplog, error):
         raise error
 
     monkeypatch.setattr(write, "write_text", fails)
-    run = loop.train(FakeBackend, config, tmp_path / "run")
+    run = loop.train(FakeBackend, config, tmp_path / "run", refresh=write.refresh)
     assert len(run.metrics) == 4 and (run.pipeline / "model_index.json").is_file()
     assert not (run.path / "report.html").exists()
     assert any("report.html is not up to date" in message for message in caplog.messages)
@@ -383,11 +383,16 @@ def test_a_chart_holds_its_curves(count):
 def test_a_runs_own_config_resumes_it(config, tmp_path):
     config.train.steps, config.samples.prompts = 2, ("one", "two")
     config.concepts = ({"instance.prompt": "a sks robot", "weight": 2.0},)
-    run = loop.train(FakeBackend, config, tmp_path / "run")
+    run = loop.train(FakeBackend, config, tmp_path / "run", refresh=write.refresh)
     again = load_config(run.path / "config.json", [("train.steps", "4")])
     config.train.steps = 4
     assert again == resolved(config)
-    assert [line["step"] for line in loop.train(FakeBackend, again, run.path).metrics] == [1, 2, 3, 4]
+    assert [line["step"] for line in loop.train(FakeBackend, again, run.path, refresh=write.refresh).metrics] == [
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_commands_fit_the_run(copied):
@@ -425,7 +430,7 @@ def test_pictures_are_made_small_once(config, tmp_path, monkeypatch):
         lambda path, *limits: (made.append(Path(path).name), real(path, *limits))[1],
     )
     config.checkpoint.every_steps, config.samples.every_steps = 1, 2
-    loop.train(FakeBackend, config, tmp_path / "run")
+    loop.train(FakeBackend, config, tmp_path / "run", refresh=write.refresh)
     counts = Counter(made)
     assert counts["step-000002.png"] == counts["step-000004.png"] == counts["class-00000.png"] == 1
 

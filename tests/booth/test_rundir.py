@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from booth.common.errors import UserError
+from booth.common.files import publish, write_text
 from booth.config.values import default_config
-from booth.train.run_folder import RunDir, publish, write_text
+from booth.train.run_folder import RunDir
 from booth.train.run_record import read_record
 
 HOLD_LOCK = """

@@ -24,7 +24,7 @@ RECIPE = Recipe("a photo of sks dog", "", 42, "dpm++", 25, 7.5)
 class Scarce(FakeBackend):
     """Has memory for two images at once."""
 
-    capabilities = frozenset({"memory techniques"})
+    survives_out_of_memory = True
     most = 2
     batches: list[int] = []  # noqa: RUF012 (one list for all instances is what is wanted)
 
@@ -240,7 +240,7 @@ def test_axes_that_cannot_be(sample, axes, said, tmp_path):
 
 def test_many_images_are_said_and_made(sample, caplog, monkeypatch):
     monkeypatch.setattr(xy_grid, "MANY", 3)
-    monkeypatch.setattr("booth.commands.sample.MANY", 3)
+    monkeypatch.setattr("booth.commands.sample_options.MANY", 3)
     sample("--prompt", "a", "--x", "guidance=2,3", "--y", "seed=0,1")
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "--x and --y ask for 4 images"

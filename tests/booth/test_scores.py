@@ -7,8 +7,8 @@ from picture_world.settings import SETTINGS
 from booth.common.errors import UserError
 from booth.evaluate import scores
 from booth.evaluate.judges import Yardstick
-from booth.evaluate.prompts import LIVE_SUBJECTS, OBJECTS, WORLD, asked, is_alive, subject_of, templates_of
-from booth.evaluate.scores import Album, Seen
+from booth.evaluate.prompts import LIVE_SUBJECTS, OBJECTS, WORLD, evaluation_prompts, is_alive, subject_of, templates_of
+from booth.evaluate.scores import Seen, SeenModel
 
 RIGHT, UP, HALF = (1.0, 0.0), (0.0, 1.0), (0.8, 0.6)
 
@@ -23,13 +23,15 @@ def test_fidelity_is_over_all_pairs():
     assert scores.fidelity(np.array([(-1.0, 0.0)]), real[:1]) == -1, "as in the paper: negative cosines count"
     assert scores.likeness(np.array([RIGHT, HALF, UP])) == pytest.approx((0.8 + 0.6 + 0) / 3)
     assert scores.likeness(np.array([RIGHT])) == 1
+    assert scores.diversity(np.array([RIGHT, RIGHT])) == 0
+    assert scores.diversity(np.array([RIGHT, HALF, UP])) == pytest.approx(1 - (0.8 + 0.6 + 0) / 3)
     assert scores.prompt_fidelity(np.array([RIGHT, UP]), np.array([RIGHT, HALF])) == pytest.approx((1 + 0.6) / 2)
 
 
 def test_the_measures_of_a_model():
     photos, texts = seen(RIGHT, HALF, content=[RIGHT, UP]), np.array([UP, RIGHT])
-    base = Album(seen(UP), seen(UP, UP, content=[UP, RIGHT]), seen(UP, RIGHT))
-    tuned = Album(seen(RIGHT), seen(HALF, UP, content=[RIGHT, HALF]), seen(UP, HALF))
+    base = SeenModel(seen(UP), seen(UP, UP, content=[UP, RIGHT]), seen(UP, RIGHT))
+    tuned = SeenModel(seen(RIGHT), seen(HALF, UP, content=[RIGHT, HALF]), seen(UP, HALF))
     found = scores.of_model(tuned, photos, texts, "clip_t", base)
     assert found == pytest.approx({
         "dino": (1 + 0.8 + 0.8 + 1 + 0 + 0.6) / 6, "clip_t": (0 + 0.8) / 2,
@@ -38,7 +40,7 @@ def test_the_measures_of_a_model():
     assert list(found) == ["dino", "clip_t", "pres", "like_base", "diversity"]
     assert scores.of_model(base, photos, texts, "clip_t", base)["like_base"] == 1
     assert scores.of_photos(photos, texts, "clip_t") == pytest.approx({"dino": 0.8, "clip_t": 0.5})
-    silent = Album(seen(UP), seen(UP), seen(UP, RIGHT))
+    silent = SeenModel(seen(UP), seen(UP), seen(UP, RIGHT))
     assert "" not in scores.of_model(silent, seen(RIGHT), None, "", silent)
 
 
@@ -56,6 +58,28 @@ def test_shares_lie_between_their_anchors():
     assert found == pytest.approx({"subject": 0.5, "prompt": 0.75, "prior": 0.5 * 0.8, "score": 0.15 ** (1 / 3)})
     assert shares(dino=0.9, clip_t=0.4, pres=0.1, diversity=0.6)["score"] == 1, "cut: no more than all"
     assert shares(dino=0.8, clip_t=0.05)["score"] == 0, "the photos again and again"
+
+
+def test_a_share_is_the_way_between_two_anchors():
+    assert scores.share(0.78, 0.3, 0.8) == pytest.approx((0.78 - 0.3) / (0.8 - 0.3))
+    assert scores.share(0.9, 0.3, 0.8) == 1 and scores.share(0.2, 0.3, 0.8) == 0, "cut"
+    assert scores.share(0.5, 0.8, 0.8) is None and scores.share(0.5, 0.9, 0.8) is None
+
+
+def test_prior_preservation_is_the_product_of_what_is_left():
+    subject, a, b = (1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0)
+
+    def prior(*of_class):
+        base, tuned = (SeenModel(seen(a), seen(a), seen(*vectors)) for vectors in ((a, b), of_class))
+        photos = seen(subject, subject)
+        model, untouched = (scores.of_model(each, photos, None, "", base) for each in (tuned, base))
+        return scores.shares(model, untouched, scores.of_photos(photos, None, ""), "dino", "")["prior"]
+
+    assert prior(a, b) == pytest.approx(1)
+    assert prior((0.5, np.sqrt(0.75), 0), b) == pytest.approx(0.75), (
+        "likeness to the subject 0.25, all of the diversity"
+    )
+    assert prior(a, a) == 0
 
 
 def test_what_has_no_anchors_is_left_out():
@@ -103,7 +127,7 @@ def test_living_things_are_told_by_the_head_noun():
 
 
 def test_prompts_name_the_subject_and_texts_its_class():
-    said = asked("a photo of sks dog", "A photo of a dog", ("a {} in the snow", "a red {}"))
+    said = evaluation_prompts("a photo of sks dog", "A photo of a dog", ("a {} in the snow", "a red {}"))
     assert said.settings == ("a sks dog in the snow", "a red sks dog") and said.texts == (
         "a dog in the snow",
         "a red dog",
@@ -115,7 +139,7 @@ def test_prompts_name_the_subject_and_texts_its_class():
 
 def test_the_yardstick_knows_the_settings_of_its_world():
     assert {name: setting.phrase for name, setting in SETTINGS.items()} == WORLD
-    texts = asked("a photo of a sks robot", "a photo of a robot", templates_of("world", "")).texts
+    texts = evaluation_prompts("a photo of a sks robot", "a photo of a robot", templates_of("world", "")).texts
     assert texts[1] == "a photo of a robot in the snow"
     assert np.array_equal(Yardstick().read(texts), np.eye(12))
     with pytest.raises(UserError, match="'a dog in the jungle' must end with a setting of the drawn world"):

@@ -22,9 +22,10 @@ from diffusers import (
 from diffusers.schedulers import scheduling_euler_ancestral_discrete
 
 from booth.common.errors import UserError
+from booth.config.choices import SOLVERS
 from booth.diffusion import solvers
 from booth.diffusion.schedule import noise_schedule
-from booth.diffusion.solvers import HISTORY, SOLVERS, as_in_pipeline, is_guided, needs_noise, solver_step, solver_table
+from booth.diffusion.solvers import HISTORY, as_in_pipeline, is_guided, needs_noise, solver_step, solver_table
 
 CLASSES = {
     "ddim": DDIMScheduler,

@@ -57,7 +57,7 @@ def test_a_run_goes_on_from_a_bucket(job, main, bucket, tmp_path):
 
 def test_other_buckets_are_refused(job, main, tmp_path):
     for package, folder, said in (
-        ("torchbooth", "gs://bucket/dog", "must be a local folder: torchbooth writes no buckets"),
+        ("torchbooth", "gs://bucket/dog", "must be a local folder with torchbooth: only jaxbooth writes to buckets"),
         ("jaxbooth", "s3://bucket/dog", "must be a folder, or gs://BUCKET/FOLDER"),
     ):
         refused = main(package, "train", *job(tmp_path / "run", checkpoint__dir=folder))

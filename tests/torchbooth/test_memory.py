@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from booth.common.errors import UserError
-from booth.config.validation import validate
 from booth.config.values import set_field
+from booth.data.input_rules import validate
 from booth.data.inputs import check_inputs
 from booth.models.embedded import BASE, subject_path
 from booth.models.pipeline import open_pipeline
@@ -51,7 +51,7 @@ def job(make_tiny_config, tmp_path_factory):
         changed = config.copy_and_resolve_references()
         for name, value in fields.items():
             set_field(changed, name, value)
-        validate(changed, "torch", Backend.capabilities)
+        validate(changed, "torch")
         backend = Backend(changed)
         state = backend.init(backend.load(inputs.pipeline))
         before = snapshot(backend, state)

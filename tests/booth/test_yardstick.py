@@ -1,4 +1,4 @@
-"""The yardstick, on renderings whose truth is known, and its measures, on vectors that can be checked by hand."""
+"""The yardstick on renderings whose truth is known: what it sees, and what the measures make of that."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ from picture_world.world import CLASSES, generator, render, sample_scene
 from train_yardstick import Network
 
 from booth.common.errors import UserError
-from booth.evaluate import world_scores, yardstick
-from booth.evaluate.yardstick import Looks, look
+from booth.evaluate import scores, yardstick
+from booth.evaluate.judges import Yardstick
+from booth.evaluate.yardstick import look
 from booth.models.embedded import base_path
 
 INDIVIDUALS, VIEWS = 12, 6  # of each class
@@ -54,10 +55,11 @@ def test_class_and_setting_are_told_right(world):
 
 def test_pictures_in_the_asked_setting_score_above_others(world):
     looks, settings = world
-    for setting in SETTINGS:
+    seen = np.array(looks.setting_names)[:, None] == list(SETTINGS)  # as `Yardstick.look` gives them
+    for setting, text in zip(SETTINGS, Yardstick().read([each.phrase for each in SETTINGS.values()]), strict=True):
         inside = np.array(settings) == setting
-        assert world_scores.prompt_fidelity(looks[inside], [setting] * inside.sum()) >= 0.9
-        assert world_scores.prompt_fidelity(looks[~inside], [setting] * (~inside).sum()) <= 0.02
+        assert scores.fidelity(seen[inside], text[None]) >= 0.9
+        assert scores.fidelity(seen[~inside], text[None]) <= 0.02
 
 
 def test_the_subject_is_told_from_others_of_its_class(world):
@@ -66,8 +68,8 @@ def test_the_subject_is_told_from_others_of_its_class(world):
     right = []
     for c in range(len(CLASSES)):
         for i in range(INDIVIDUALS):
-            real = looks[_rows(c, [i], [0, 1])]
-            new = [world_scores.subject_fidelity(looks[_rows(c, [j], [2])], real) for j in range(INDIVIDUALS)]
+            real = looks.identity[_rows(c, [i], [0, 1])]
+            new = [scores.fidelity(looks.identity[_rows(c, [j], [2])], real) for j in range(INDIVIDUALS)]
             right += [new[i] > other for j, other in enumerate(new) if j != i]
     assert np.mean(right) >= 0.95
 
@@ -75,10 +77,10 @@ def test_the_subject_is_told_from_others_of_its_class(world):
 def test_example_subjects_are_alike_among_themselves_and_unlike_their_class(world):
     looks, _ = world
     for name, instance in SUBJECTS.items():
-        own = look([render(instance, scene, 64) for scene in subject_scenes(name)])
-        others = looks[_rows(list(CLASSES).index(name), range(INDIVIDUALS), range(VIEWS))]
-        assert world_scores.real_fidelity(own) > 0.6
-        assert world_scores.subject_fidelity(others, own) < 0.3
+        own = look([render(instance, scene, 64) for scene in subject_scenes(name)]).identity
+        others = looks.identity[_rows(list(CLASSES).index(name), range(INDIVIDUALS), range(VIEWS))]
+        assert scores.likeness(own) > 0.6
+        assert scores.fidelity(others, own) < 0.3
 
 
 def test_a_class_that_turns_into_the_subject_loses_diversity_and_prior(world):
@@ -86,70 +88,38 @@ def test_a_class_that_turns_into_the_subject_loses_diversity_and_prior(world):
     half of them in the diversity alone, which knows nothing of the subject."""
     looks, _ = world
     noticed = {"prior": [], "diversity": []}
-    for c, name in enumerate(CLASSES):
+    for c in range(len(CLASSES)):
         for subject in range(INDIVIDUALS):
             others = [i for i in range(INDIVIDUALS) if i != subject]
-            real = looks[_rows(c, [subject], [0])]
-            base, kept = looks[_rows(c, others, [0])], looks[_rows(c, others, [1])]
+            real = looks.identity[_rows(c, [subject], [0])]
+            base, kept = (looks.identity[_rows(c, others, [view])] for view in (0, 1))
 
             quarter, half = (
-                looks[np.concatenate([_rows(c, [subject], range(1, 1 + count)), _rows(c, others[count:], [1])])]
+                looks.identity[
+                    np.concatenate([_rows(c, [subject], range(1, 1 + count)), _rows(c, others[count:], [1])])
+                ]
                 for count in (3, 5)
             )
-            noticed["prior"].append(_prior(kept, base, real, name) > _prior(quarter, base, real, name))
-            noticed["diversity"].append(world_scores.diversity(kept) > world_scores.diversity(half))
+            noticed["prior"].append(_prior(kept, base, real) > _prior(quarter, base, real))
+            noticed["diversity"].append(scores.diversity(kept) > scores.diversity(half))
     assert np.mean(noticed["prior"]) >= 0.95
     assert np.mean(noticed["diversity"]) >= 0.95
 
 
-def _prior(tuned, base, real, name):
+def _prior(tuned, base, real):
     """`real` is one picture here, as alike to itself as can be."""
-    twice = real[np.array([0, 0])]
-    return world_scores.prior_preservation(tuned, base, twice, name)
+    model, untouched = (
+        {"identity": 0.0, "pres": scores.fidelity(vectors, real), "diversity": scores.diversity(vectors)}
+        for vectors in (tuned, base)
+    )
+    return scores.shares(model, untouched, {"identity": scores.likeness(real)}, "identity", "")["prior"]
 
 
 def test_pictures_of_other_sizes_are_seen_the_same():
     instance, scene = SUBJECTS["robot"], subject_scenes("robot")[0]
     small, large = (look([render(instance, scene, size)]) for size in (64, 256))
-    assert world_scores.subject_fidelity(small, large) > 0.9
+    assert scores.fidelity(small.identity, large.identity) > 0.9
     assert small.class_names == large.class_names == ["robot"]
-
-
-def _looks(*vectors, class_scores=((1.0, 0.0),), setting_scores=((0.0, 1.0),)):
-    identity = np.array(vectors, np.float32)
-    shape = (len(vectors), 2)
-    scores = (np.broadcast_to(np.array(values, np.float32), shape) for values in (class_scores, setting_scores))
-    return Looks(*scores, identity, ("cat", "car"), ("beach", "moon"))
-
-
-def test_the_measures_by_hand():
-    right, up, back, half = (1, 0), (0, 1), (-1, 0), (0.8, 0.6)
-    assert world_scores.subject_fidelity(_looks(right, up), _looks(right)) == pytest.approx(0.5)
-    assert world_scores.subject_fidelity(_looks(back), _looks(right)) == 0, "an opposite is no negative likeness"
-    assert world_scores.diversity(_looks(right, right)) == 0
-    assert world_scores.diversity(_looks(right, half, up)) == pytest.approx(1 - (0.8 + 0.6 + 0) / 3)
-    assert world_scores.real_fidelity(_looks(right, half)) == pytest.approx(0.8)
-    real = _looks(right, half)
-    assert world_scores.relative_fidelity(_looks((0.6, 0.8)), _looks(up), real) == pytest.approx(
-        (0.78 - 0.3) / (0.8 - 0.3)
-    )
-    assert world_scores.relative_fidelity(real, _looks(up), real) == 1, "0.9 of 0.8: cut off"
-    assert world_scores.relative_fidelity(_looks(up), _looks(up), real) == 0
-    assert world_scores.class_fidelity(_looks(right, up, class_scores=((0.9, 0.1), (0.2, 0.8))), "car") == 0.5
-    assert world_scores.prompt_fidelity(_looks(right, up), ["moon", "moon"]) == 1
-    assert world_scores.prompt_fidelity(_looks(right, up), ["beach", "moon"]) == 0.5
-
-
-def test_prior_preservation_is_the_product_of_what_is_left():
-    subject, a, b = (1, 0, 0), (0, 1, 0), (0, 0, 1)
-    base, real = _looks(a, b), _looks(subject, subject)
-    assert world_scores.prior_preservation(base, base, real, "cat") == pytest.approx(1)
-    half = (0.5, np.sqrt(0.75), 0)
-    drifted = _looks(half, b)  # mean likeness to the subject 0.25, all of the diversity
-    assert world_scores.prior_preservation(drifted, base, real, "cat") == pytest.approx(0.75)
-    assert world_scores.prior_preservation(_looks(a, a), base, real, "cat") == 0
-    wrong = _looks(a, b, class_scores=((1.0, 0.0), (0.0, 1.0)))
-    assert world_scores.prior_preservation(wrong, base, real, "cat") == pytest.approx(0.5)
 
 
 def test_the_network_in_numpy_is_the_one_that_was_trained():
@@ -165,18 +135,6 @@ def test_the_network_in_numpy_is_the_one_that_was_trained():
     for name, mine in zip(("class", "setting", "identity"), ours, strict=True):
         reference = theirs[name].numpy()
         assert np.abs(mine - reference).max() < 5e-3 * np.abs(reference).max(), "stored in half precision"
-
-
-def test_unknown_names_and_too_few_pictures_are_refused():
-    looks = _looks((1, 0), (0, 1))
-    with pytest.raises(ValueError, match="'dog' must be one of cat, car"):
-        world_scores.class_fidelity(looks, "dog")
-    with pytest.raises(ValueError, match="'underwater' must be one of beach, moon"):
-        world_scores.prompt_fidelity(looks, ["moon", "underwater"])
-    with pytest.raises(ValueError, match="1 pictures must be at least two"):
-        world_scores.diversity(_looks((1, 0)))
-    with pytest.raises(ValueError, match="must be below the real pictures' own"):
-        world_scores.relative_fidelity(looks, _looks((1, 0)), _looks((1, 0), (0, 1)))
 
 
 def test_missing_weights_are_one_line(monkeypatch, tmp_path):

@@ -1,0 +1,12 @@
+"""The words that a setting can be, and the place for a caption in a prompt."""
+
+SOURCES = ("none", "text", "names", "metadata")
+
+
+PLACE = "{caption}"  # in instance.prompt
+
+
+LOSSES = ("mse", "huber", "smooth_l1")
+
+
+SOLVERS = ("dpm++", "ddim", "euler", "euler_a", "pndm")

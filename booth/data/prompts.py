@@ -1,0 +1,23 @@
+"""What the photos of a run are called."""
+
+from typing import Any
+
+from booth.config.choices import PLACE
+from booth.config.concepts import concepts_of
+from booth.data.kohya_folders import repeated_folders
+from booth.models.new_tokens import new_tokens, spoken
+
+
+def instance_prompts(config: Any) -> list[str]:
+    """What the photos of a run are called, each once: prompts without captions, and the words of kohya's folders."""
+    prompts: list[str] = []
+    for concept in concepts_of(config):
+        settings = concept.config.instance
+        folders = repeated_folders(settings.images) if not settings.prompt and settings.captions == "none" else []
+        prompts += [settings.prompt.replace(PLACE, "").strip(" ,"), *(folder.words for folder in folders)]
+    return list(dict.fromkeys(filter(None, prompts)))
+
+
+def spoken_prompt(config: Any, prefix: str = "") -> str:
+    """The prompts of a run as one says them to a WebUI: without captions, and with the names of new tokens' files."""
+    return spoken(", ".join(instance_prompts(config)), new_tokens(config), prefix).strip(" ,")
