@@ -27,7 +27,7 @@ import numpy as np
 from booth.config.values import default_config, parse_text, set_field
 from booth.diffusion.backend import Batch
 from booth.diffusion.sampling import latent_shape
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 
 CONTESTANTS = ("jaxbooth", "torchbooth", "reference")
 

@@ -28,7 +28,7 @@ def run_tier(gigabytes: int, options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from booth.config.values import load_config, set_field
-    from torchbooth.plan import CONTEXT_GIB, GIB
+    from torchbooth.memory_plan import CONTEXT_GIB, GIB
     from torchbooth.train import train
 
     config = load_config(ROOT / "configs" / f"{TIERS[gigabytes]}.py")

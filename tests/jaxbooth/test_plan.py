@@ -12,7 +12,7 @@ from make_pipeline import make_configs
 from booth.commands import cli
 from booth.common.errors import UserError
 from booth.config.values import default_config, rate_groups
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from jaxbooth import networks, step
 from jaxbooth import plan as planning
 from jaxbooth.models.unet import UNet2DConditionModel
