@@ -28,7 +28,7 @@ from booth.config.texts import parse_text
 from booth.config.values import default_config, set_field
 from booth.diffusion.backend import Batch
 from booth.diffusion.sampling import latent_shape
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 
 CONTESTANTS = ("jaxbooth", "torchbooth", "reference")
 

@@ -29,7 +29,7 @@ def run_tier(gigabytes: int, options: argparse.Namespace) -> dict[str, float]:
 
     from booth.config.loading import load_config
     from booth.config.values import set_field
-    from torchbooth.plan import CONTEXT_GIB, GIB
+    from torchbooth.memory_plan import CONTEXT_GIB, GIB
     from torchbooth.train import train
 
     config = load_config(ROOT / "configs" / f"{TIERS[gigabytes]}.py")

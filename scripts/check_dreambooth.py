@@ -43,7 +43,7 @@ from booth.diffusion.backend import load_backend
 from booth.evaluate.yardstick import WEIGHTS
 from booth.models.embedded import base_path, subject_path
 from booth.models.new_tokens import new_tokens
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.py"

@@ -26,7 +26,7 @@ from booth.config.values import default_config
 from booth.data.inputs import load_tokenizer
 from booth.diffusion.backend import load_backend
 from booth.diffusion.sampling import ImageRequest, Sampler, initial_noise
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 
 # solver -> diffusers' class and the number of steps

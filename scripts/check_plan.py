@@ -23,11 +23,12 @@ from make_pipeline import SIZES, make_pipeline
 
 from booth.config.values import default_config, set_field
 from booth.data.inputs import preview_batch_size
-from booth.models.pipeline import PipelineDir, open_pipeline
+from booth.models.open import open_pipeline
+from booth.models.pipeline import PipelineDir
 from torchbooth.backend import Backend
 from torchbooth.memory import AT_WORK, movable, trains
+from torchbooth.memory_plan import TABLE, Sizes, plan
 from torchbooth.optim import BITSANDBYTES
-from torchbooth.plan import TABLE, Sizes, plan
 
 BLOCK = {"train.gradient_checkpointing": "block"}
 FUSED = {"memory.fused_backward": True}
@@ -134,7 +135,7 @@ def compare(
     config.prior.batch_size = config.data.encode_batch_size = 2
     for name, value in combination.items():
         set_field(config, name, value)
-    planned = plan(config, pipeline).peak_gib
+    planned = plan(Backend, config, pipeline).peak_gib
     return {phase: (planned[phase], *measured) for phase, measured in measure(config, pipeline).items()}
 
 

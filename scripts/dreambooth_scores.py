@@ -22,7 +22,7 @@ from booth.evaluate.judges import Yardstick
 from booth.evaluate.scores import Seen, SeenModel
 from booth.evaluate.yardstick import look
 from booth.models.embedded import subject_path
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 
 IDENTIFIER = "sks"
 STEPS, GUIDANCE, BATCH = 25, 2.0, 16

@@ -1,6 +1,5 @@
 """The Backend protocol over PyTorch: wiring only."""
 
-import importlib.util
 import logging
 from collections.abc import Collection, Iterator, Mapping, Set
 from pathlib import Path
@@ -21,6 +20,7 @@ from booth.models.pipeline import PipelineDir
 from torchbooth import checkpoint, ema, lora, memory, models, optim, out_of_memory, sample, speed, step, tokens
 from torchbooth.hosts import join, local_device
 from torchbooth.models import Models, diffusers_name
+from torchbooth.packages import check_packages
 from torchbooth.precision import check_precision, set_tf32, weights_dtype
 from torchbooth.sharding import GradientSum, check_mesh, join_rows, own_rows, processes, shard, split_rows, whole
 from torchbooth.step import State
@@ -68,7 +68,7 @@ class Backend:
             )
         from torchbooth.fit import fit  # planning needs parts of PyTorch that take a second to import
 
-        return fit(config, pipeline, recorded)
+        return fit(Backend, config, pipeline, recorded)
 
     @staticmethod
     def hosts() -> StoredMessages | None:
@@ -223,27 +223,4 @@ def _check_sharding(config: Any) -> None:
     if config.train.precision == "fp16":
         raise UserError(
             "train.precision='fp16' must be 'bf16' or 'fp32' with mesh.fsdp: overflow is looked for in whole gradients"
-        )
-
-
-def check_packages(config: Any) -> None:
-    """UserError if a setting needs a package that is not installed."""
-    if config.adapter.kind == "lora" and importlib.util.find_spec("peft") is None:
-        raise UserError(
-            "adapter.kind='lora' needs peft: pip install peft, or install this project with its [torch] extra"
-        )
-    optimizer = config.train.optimizer
-    if optimizer in optim.BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"train.optimizer={optimizer!r} needs bitsandbytes: install this project with its [8bit] extra, or use"
-            " 'adamw'"
-        )
-    if optimizer == "prodigy" and importlib.util.find_spec("prodigyopt") is None:
-        raise UserError(
-            "train.optimizer='prodigy' needs prodigyopt: pip install prodigyopt, or install this project with its"
-            " [torch] extra"
-        )
-    if config.train.attention == "xformers" and importlib.util.find_spec("xformers") is None:
-        raise UserError(
-            "train.attention='xformers' needs xformers: pip install xformers, or use 'auto', which is PyTorch's own"
         )

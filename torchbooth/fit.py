@@ -17,8 +17,8 @@ from booth.config.trained import trained_networks
 from booth.config.validation import validate_updates
 from booth.config.values import default_of, get, may_change, set_field, typed
 from booth.models.pipeline import PipelineDir
+from torchbooth.memory_plan import CONTEXT_GIB, GAPS, GIB, TECHNIQUES, plan
 from torchbooth.models import build
-from torchbooth.plan import CONTEXT_GIB, GAPS, GIB, TECHNIQUES, plan
 
 log = logging.getLogger("booth")
 
@@ -45,11 +45,12 @@ _CHOICES: tuple[tuple[tuple[float, dict[str, Any]], ...], ...] = (
 _STATES = {"adamw": 8, "prodigy": 16, "adamw8bit": 2, "lion": 4, "lion8bit": 1, "adafactor": 0}
 
 
-def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None = None) -> Any:
+def fit(backend_class: type[Any], config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None = None) -> Any:
     """The config with techniques added to its own until every phase fits into `memory.fit`; as it is if that is empty.
 
-    `recorded`: the config of the run that is resumed, whose techniques are kept; where `memory.fit` has changed since,
-    those that may change in a run are chosen anew. UserError if nothing fits.
+    `backend_class` is torchbooth's `Backend`, which plans run. `recorded`: the config of the run that is resumed, whose
+    techniques are kept; where `memory.fit` has changed since, those that may change in a run are chosen anew. Raise
+    UserError if nothing fits.
     """
     if not config.memory.fit:
         return config
@@ -70,11 +71,12 @@ def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None =
     fixed = () if recorded is None else tuple(name for name in TECHNIQUES if not may_change(name))
     limit = (card_bytes(config.memory.fit) / GIB - CONTEXT_GIB) / GAPS
     before = config
-    config = _fit_others(_fit_training(config, pipeline, limit, fixed), pipeline, limit, fixed)
+    config = _fit_training(backend_class, config, pipeline, limit, fixed)
+    config = _fit_others(backend_class, config, pipeline, limit, fixed)
     chosen = [f"{name}={get(config, name)!r}" for name in TECHNIQUES if get(config, name) != get(before, name)]
     log.info("memory.fit=%r, %.2f GiB for tensors: %s", config.memory.fit, limit, ", ".join(chosen) or "fits as it is")
     if chosen:
-        needed, without = (_peak(each, pipeline, "training") for each in (config, before))
+        needed, without = (_peak(backend_class, each, pipeline, "training") for each in (config, before))
         log.info("  training needs %.2f GiB, without them %.2f", needed, without)
     return config
 
@@ -90,16 +92,19 @@ def card_bytes(size: str) -> float:
     return torch.cuda.mem_get_info()[0] + CONTEXT_GIB * GIB
 
 
-def _fit_training(config: Any, pipeline: PipelineDir, limit: float, fixed: tuple[str, ...]) -> Any:
+def _fit_training(
+    backend_class: type[Any], config: Any, pipeline: PipelineDir, limit: float, fixed: tuple[str, ...]
+) -> Any:
     """The cheapest combination whose update fits."""
     candidates = list(_candidates(config, pipeline, fixed))
     parameters = _trained_parameters(config, pipeline)
     for candidate in tqdm(candidates, desc="planning memory", unit="plan", leave=False):
-        if _at_least(candidate, parameters) <= limit and _peak(candidate, pipeline, "training") <= limit:
+        if _at_least(candidate, parameters) <= limit and _peak(backend_class, candidate, pipeline, "training") <= limit:
             return candidate
     least = min(reversed(candidates), key=lambda candidate: _at_least(candidate, parameters))
+    needed = _peak(backend_class, least, pipeline, "training")
     raise UserError(
-        f"memory.fit={config.memory.fit!r}: an update needs {_peak(least, pipeline, 'training'):.1f} GiB with every"
+        f"memory.fit={config.memory.fit!r}: an update needs {needed:.1f} GiB with every"
         f" technique, of {limit:.1f} GiB that the card has for tensors; lower data.resolution or train.batch_size"
     )
 
@@ -171,11 +176,13 @@ def _at_least(config: Any, parameters: Mapping[str, int]) -> float:
     return total / GIB
 
 
-def _fit_others(config: Any, pipeline: PipelineDir, limit: float, fixed: tuple[str, ...]) -> Any:
+def _fit_others(
+    backend_class: type[Any], config: Any, pipeline: PipelineDir, limit: float, fixed: tuple[str, ...]
+) -> Any:
     """What happens beside training: fewer pictures at once, states out of the way, at last tiles."""
 
     def too_much(phase: str) -> bool:
-        return _peak(config, pipeline, phase) > limit
+        return _peak(backend_class, config, pipeline, phase) > limit
 
     for phase, name in (("class images", "prior.batch_size"), ("encoding images", "data.encode_batch_size")):
         while name not in fixed and get(config, name) > 1 and too_much(phase):
@@ -186,13 +193,14 @@ def _fit_others(config: Any, pipeline: PipelineDir, limit: float, fixed: tuple[s
         config.memory.vae_tiling = True
     for phase in ("encoding prompts", "class images", "encoding images", "previews"):
         if too_much(phase):
+            needed = _peak(backend_class, config, pipeline, phase)
             raise UserError(
-                f"memory.fit={config.memory.fit!r}: {phase} need {_peak(config, pipeline, phase):.1f} GiB with every"
+                f"memory.fit={config.memory.fit!r}: {phase} need {needed:.1f} GiB with every"
                 f" technique, of {limit:.1f} GiB that the card has for tensors; lower data.resolution"
             )
     return config
 
 
-def _peak(config: Any, pipeline: PipelineDir, phase: str) -> float:
+def _peak(backend_class: type[Any], config: Any, pipeline: PipelineDir, phase: str) -> float:
     """GiB; 0 for a phase that the run does not have."""
-    return plan(config, pipeline, (phase,)).peak_gib.get(phase, 0.0)
+    return plan(backend_class, config, pipeline, (phase,)).peak_gib.get(phase, 0.0)

@@ -10,7 +10,7 @@
 | optimizer states in the host's memory | memory.offload_optimizer        | copies at previews, or in each update |
 | decoding in tiles                     | memory.vae_tiling               | pictures differ a little              |
 
-`torchbooth.fit` chooses among them, `torchbooth.plan` predicts what they save.
+`torchbooth.fit` chooses among them, `torchbooth.memory_plan` predicts what they save.
 """
 
 import logging

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from booth.common.errors import UserError
 from booth.models import lora_file
-from booth.models.pipeline import PipelineDir, open_pipeline
+from booth.models.open import open_pipeline
+from booth.models.pipeline import PipelineDir
 
 log = logging.getLogger("booth")
 

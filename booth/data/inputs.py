@@ -25,7 +25,8 @@ from booth.diffusion.sampling import Sampler, latent_shape, sampling_table, side
 from booth.diffusion.schedule import noise_schedule, zero_terminal_snr
 from booth.diffusion.solvers import is_guided
 from booth.models.new_tokens import initial_rows, new_tokens
-from booth.models.pipeline import PipelineDir, open_pipeline
+from booth.models.open import open_pipeline
+from booth.models.pipeline import PipelineDir
 from booth.models.tokenizer import Tokenizer
 
 log = logging.getLogger("booth")

@@ -19,15 +19,8 @@ from booth.common.disk_space import readable
 from booth.common.errors import UserError, reading
 from booth.common.files import STAGING_PREFIX, publish, remove, rename
 from booth.models import new_tokens
-from booth.models.pipeline import (
-    PipelineDir,
-    TensorSpec,
-    canonical_name,
-    components,
-    has_vocabulary,
-    open_pipeline,
-    written_key,
-)
+from booth.models.open import open_pipeline
+from booth.models.pipeline import PipelineDir, TensorSpec, canonical_name, components, has_vocabulary, written_key
 from booth.models.plain_opening import name_float32
 from booth.models.safetensors_file import CODES, Precision, SafetensorsFile
 from booth.models.tokenizer import Tokenizer

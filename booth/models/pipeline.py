@@ -23,8 +23,6 @@ import numpy as np
 
 from booth.common import host_memory
 from booth.common.errors import UserError
-from booth.config.sources import EMBEDDED, MODEL, is_id, of_page
-from booth.models import embedded, hub
 from booth.models.component_rules import check_values
 from booth.models.family import Family, detect_family
 from booth.models.hub import HubModel
@@ -212,39 +210,14 @@ class PipelineDir:
         return Weights(path, {shard: read_specs(shard) for shard in shards})
 
 
-def open_pipeline(
-    source: str | Path, variant: str = "", revision: str = "", *, config: str = "", weights: bool = True
+def open_folder(
+    where: str, path: Path, variant: str = "", model: HubModel | None = None, *, weights: bool = True
 ) -> PipelineDir:
-    """Opens a pipeline and checks that it is complete, readable and of a supported family.
+    """Open a pipeline folder and check that it is complete, readable and of a supported family.
 
-    `source` is a folder, "embedded" (the base that comes with booth), the id of a model on the hub, whose configs are
-    downloaded here and whose weights later, or a single-file checkpoint, which has configs and tokenizer from `config`.
-    `variant` is the middle part of the weight files' names, such as `fp16`; `revision` a branch, tag or commit of a hub
-    model. Without `weights` only the configs need be there. Raises UserError.
+    `where` names the folder in messages; `model` is the commit on the hub that it belongs to. Without `weights` only
+    the configs need be there. Raise UserError.
     """
-    if isinstance(source, str):
-        source, revision = of_page(source, MODEL, revision)
-    where = f"model.source={source}"
-    named_file = str(source).endswith((".safetensors", *PICKLES))
-    model = hub.find(str(source), revision) if is_id(str(source)) and not named_file else None
-    path = model.path if model else _local_path(source)
-    if path.is_file():
-        for field, value in (("model.variant", variant), ("model.revision", revision)):
-            if value:
-                raise UserError(f"{field}={value!r} is not for single files, and {where} is one; leave it empty")
-        from booth.models.single_file import open_single_file  # which is made of what is here
-
-        return open_single_file(path, config)
-    if named_file and not path.exists():
-        raise UserError(
-            f"{where}: no such file; give a single-file checkpoint, a diffusers pipeline folder or a hub id"
-        )
-    if config:
-        raise UserError(f"model.config={config!r} is for single files, and {where} is none; leave it empty")
-    if not path.is_dir():
-        raise UserError(f"{where}: no such folder; give a diffusers pipeline folder, or a hub id such as owner/name")
-    if revision and not model:
-        raise UserError(f"model.revision={revision!r} is for hub ids, and {where} is a local folder; leave it empty")
     if not (path / "model_index.json").is_file():
         raise UserError(f"{where}: no model_index.json in it; give the top folder of a diffusers pipeline")
     model_index = read_json(path / "model_index.json")
@@ -264,10 +237,6 @@ def open_pipeline(
     if weights and not pipeline.to_download:
         _ = pipeline.weights  # and broken ones
     return pipeline
-
-
-def _local_path(source: str | Path) -> Path:
-    return embedded.base_path() if source == EMBEDDED else Path(source).expanduser()
 
 
 def components(model_index: Mapping[str, Any]) -> list[str]:

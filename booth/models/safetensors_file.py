@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from booth.common.errors import UserError
-from booth.models.pipeline import TensorSpec
+from booth.models.safetensors_reader import TensorSpec
 
 Precision = Literal["source", "fp32", "fp16", "bf16"]
 

@@ -7,7 +7,7 @@ configs are downloaded. To the rest of the code it is a pipeline folder whose we
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from booth.common.errors import UserError
 from booth.models import ldm_layout, modelspec
 from booth.models.ldm_layout import Configs, Piece
-from booth.models.pipeline import FLOATS, PICKLES, PipelineDir, TensorSpec, Weights, open_pipeline, read_specs
+from booth.models.pipeline import FLOATS, PICKLES, PipelineDir, TensorSpec, Weights, read_specs
 from booth.models.safetensors_file import HASH, hash_of_tensors
 from booth.models.safetensors_reader import opened
 
@@ -114,9 +114,9 @@ class SingleFile(PipelineDir):
             log.info("%s verified", self.where)
 
 
-def open_single_file(file: Path, config: str = "") -> SingleFile:
-    """Opens a single-file checkpoint, with the configs and the tokenizer of the pipeline `config` (a folder, "embedded"
-    or a hub id; "": the published pipeline of its family). Raises UserError."""
+def open_single_file(file: Path, config: str, open_configs: Callable[[str], PipelineDir]) -> SingleFile:
+    """Open a single-file checkpoint, with the configs and the tokenizer of the pipeline `config` (a folder, "embedded"
+    or a hub id; "": the published pipeline of its family), which `open_configs` opens. Raise UserError."""
     where = f"model.source={file}"
     if file.suffix.lower() in PICKLES:
         raise UserError(
@@ -127,7 +127,7 @@ def open_single_file(file: Path, config: str = "") -> SingleFile:
     keys = {ldm_layout.plain_key(key): key for key in specs}
     family, prediction = _recognise(where, file, keys.keys())
     config = config or _published(where, family, prediction)
-    pipeline = _config_pipeline(where, config)
+    pipeline = _config_pipeline(where, config, open_configs)
     if pipeline.family.name != family:
         raise UserError(
             f"{where} is of {family}, and model.config={config} of {pipeline.family.name}; give one that fits"
@@ -180,9 +180,9 @@ def _published(where: str, family: str, prediction: str | None) -> str:
     return _PUBLISHED[family, prediction]
 
 
-def _config_pipeline(where: str, config: str) -> PipelineDir:
+def _config_pipeline(where: str, config: str, open_configs: Callable[[str], PipelineDir]) -> PipelineDir:
     try:
-        return open_pipeline(config, weights=False)
+        return open_configs(config)
     except UserError as error:
         why = str(error).removeprefix(f"model.source={config}").lstrip(" :")
         raise UserError(

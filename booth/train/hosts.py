@@ -22,7 +22,8 @@ from booth.common.signals import Stopped, StopRequest
 from booth.config.values import is_remote
 from booth.diffusion.backend import Backend, Batch, Metrics
 from booth.diffusion.solvers import SamplingTable
-from booth.models.pipeline import PipelineDir, open_pipeline
+from booth.models.open import open_pipeline
+from booth.models.pipeline import PipelineDir
 from booth.train.batches import Batches, made_ahead
 from booth.train.learning_rate import learning_rates
 

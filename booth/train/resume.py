@@ -8,7 +8,7 @@ from booth.common.errors import UserError
 from booth.models import lora_file
 from booth.models.export_folder import exported_step
 from booth.models.new_tokens import file_names, new_tokens
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train.checkpoints import Checkpoints
 from booth.train.run_folder import RunDir
 

@@ -13,7 +13,8 @@ from booth.config import values as settings
 from booth.data.inputs import as_trained
 from booth.diffusion.backend import Backend
 from booth.models.adapters import adapter_of, as_begun
-from booth.models.pipeline import PipelineDir, open_pipeline
+from booth.models.open import open_pipeline
+from booth.models.pipeline import PipelineDir
 from booth.train.checkpoints import Checkpoints
 from booth.train.run_folder import checkpoint_folder
 from booth.train.run_record import MANIFEST, pinned_revision, read_manifest, read_record

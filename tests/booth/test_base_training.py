@@ -16,7 +16,7 @@ from picture_world.settings import SETTINGS
 from picture_world.world import example
 from train_base import Recipe
 
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 
 
 def test_training_captions_are_true_and_vary():

@@ -5,7 +5,7 @@ from benchmark_gpu import random_batch
 from fake_backend import FakeBackend
 
 from booth.diffusion.backend import ROW_FIELDS
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 
 

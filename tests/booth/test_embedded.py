@@ -23,7 +23,7 @@ from booth.config.values import resolved
 from booth.data.input_rules import validate
 from booth.models import embedded
 from booth.models.embedded import base_path, subject_path
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPTokenizer
 from booth.common.errors import UserError
 from booth.models import export_single_file
 from booth.models.export_folder import export, exported_step
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",

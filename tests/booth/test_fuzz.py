@@ -31,7 +31,8 @@ from booth.data.images import read_examples
 from booth.data.input_rules import validate
 from booth.data.views import pixels, views
 from booth.models import ldm_layout
-from booth.models.pipeline import Weights, canonical_name, open_pipeline, read_specs
+from booth.models.open import open_pipeline
+from booth.models.pipeline import Weights, canonical_name, read_specs
 from booth.models.tokenizer import Tokenizer
 
 set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache" / "hypothesis")

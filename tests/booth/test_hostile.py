@@ -27,7 +27,7 @@ from booth.data.images import read_examples
 from booth.data.input_rules import validate
 from booth.data.views import View
 from booth.models.export_folder import export
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.models.tokenizer import Tokenizer
 from booth.train import latent_cache, loop
 from booth.train.checkpoints import Checkpoints

@@ -20,7 +20,7 @@ from booth.config import sources
 from booth.config.values import resolved
 from booth.models import hub as hub_module
 from booth.models.export_folder import export
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 
 ID = "owner/tiny"

@@ -18,7 +18,7 @@ from booth.models.lora_file import FILE, read_lora, write
 from booth.models.lora_layouts import kohya_key, parsed, peft_key
 from booth.models.lora_metadata import About
 from booth.models.new_tokens import ROWS, keep_embeddings, spoken
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 
 QUERY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"

@@ -15,7 +15,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
 from booth.common.errors import UserError
-from booth.models.pipeline import canonical_name, open_pipeline
+from booth.models.open import open_pipeline
+from booth.models.pipeline import canonical_name
 
 
 @pytest.fixture

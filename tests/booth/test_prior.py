@@ -13,7 +13,7 @@ from booth.config.values import default_config
 from booth.data import class_image_files
 from booth.data.inputs import check_inputs, load_tokenizer
 from booth.diffusion.sampling import Sampler
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train.class_images import MANIFEST, class_images
 
 

@@ -29,7 +29,7 @@ from booth.commands.push import Destination
 from booth.common.errors import UserError
 from booth.models import adapters, lora_file
 from booth.models.export_folder import RECORD
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.report.data import gather
 from booth.report.model_card import Shown, card
 from booth.train import loop

@@ -27,7 +27,7 @@ class Lora(FakeBackend):
 
     def tensors(self, state):
         from booth.models.adapters import adapter_of
-        from booth.models.pipeline import open_pipeline
+        from booth.models.open import open_pipeline
 
         adapter = adapter_of(self.config, open_pipeline(self.config.model.source))
         for name, shape in adapter.tensor_shapes().items():

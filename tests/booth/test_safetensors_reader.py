@@ -12,9 +12,8 @@ from booth.common.errors import ENDS, UserError, reading
 from booth.evaluate import yardstick
 from booth.models import safetensors_reader
 from booth.models.lora_file import read_lora
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.models.safetensors_reader import opened
-from booth.models.single_file import open_single_file
 
 
 class PanicException(BaseException):
@@ -36,7 +35,7 @@ def readers(lora, tiny_pipeline, tmp_path):
 
     pipeline, single = open_pipeline(tiny_pipeline), tmp_path / "single.safetensors"
     export_single_file.write(pipeline, single)
-    opened_single = open_single_file(single, str(tiny_pipeline))
+    opened_single = open_pipeline(single, config=str(tiny_pipeline))
     yardstick._load.cache_clear()
     yield {
         "pipeline folder": (lambda: pipeline.tensors("unet"), tiny_pipeline),

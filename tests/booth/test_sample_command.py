@@ -15,7 +15,7 @@ from booth.commands.xy_grid import read_axes, varied
 from booth.common.errors import OutOfMemory, UserError
 from booth.data import pictures
 from booth.models import export_single_file
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 
 RECIPE = Recipe("a photo of sks dog", "", 42, "dpm++", 25, 7.5)

@@ -22,7 +22,7 @@ from booth.common.errors import UserError
 from booth.models import export_single_file
 from booth.models.export_folder import export
 from booth.models.new_tokens import TABLE
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 
 IN_PROJ = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
 QUERY = "text_model.encoder.layers.0.self_attn.q_proj.weight"

@@ -9,7 +9,7 @@ from diffusers.training_utils import EMAModel
 
 from booth.config.values import set_field
 from booth.data.inputs import check_inputs
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 from booth.train.checkpoints import Checkpoints, checkpoint_size
 from booth.train.learning_rate import learning_rates

@@ -11,7 +11,7 @@ from booth.config.auto import with_numbers
 from booth.config.values import set_field
 from booth.data.input_rules import validate
 from booth.models.lora_file import FILE
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 from booth.train.checkpoints import checkpoint_size
 

@@ -117,7 +117,7 @@ def test_bf16(backend_class, tiny_config, tmp_path):
 
 def test_sampling_and_export_need_no_optimizer(backend_class, tiny_config, tmp_path):
     """A checkpoint's weights are read without Adam's moments, which are twice their size."""
-    from booth.models.pipeline import open_pipeline
+    from booth.models.open import open_pipeline
     from booth.train.checkpoints import Checkpoints
     from booth.train.run_record import read_record
 

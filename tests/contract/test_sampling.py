@@ -19,7 +19,7 @@ from PIL import Image
 from booth.config.values import default_config
 from booth.data.inputs import load_tokenizer
 from booth.diffusion.sampling import ImageRequest, Sampler, initial_noise, step_noise
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 
 SCHEDULERS = {

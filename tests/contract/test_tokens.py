@@ -13,7 +13,7 @@ from booth.commands import cli
 from booth.common.errors import UserError
 from booth.models.lora_file import read_lora
 from booth.models.new_tokens import ROWS, TABLE, file_names
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 
 TOKENS = ("<saya_token>", "<its_colour>")

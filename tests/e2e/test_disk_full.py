@@ -11,7 +11,7 @@ from booth.config.loading import load_config
 from booth.config.values import default_config, resolved
 from booth.data import pictures
 from booth.models import export_folder, export_single_file
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import checkpoints, latent_cache
 from booth.train.checkpoints import Checkpoints
 from booth.train.metrics import Recorder, read_metrics

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from booth.commands import export
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train.metrics import read_metrics
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from booth.models.adapters import adapter_of
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from jaxbooth.models.layers import Conv, Linear, dropout
 from jaxbooth.networks import build
 from jaxbooth.sharding import make_mesh

@@ -13,7 +13,7 @@ from booth.commands import cli
 from booth.common.errors import UserError
 from booth.config.trained import rate_groups
 from booth.config.values import default_config
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from jaxbooth import networks, step
 from jaxbooth import plan as planning
 from jaxbooth.models.unet import UNet2DConditionModel

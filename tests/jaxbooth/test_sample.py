@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from booth.diffusion.sampling import initial_noise, sampling_table, step_noise
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from jaxbooth import sample
 from jaxbooth.backend import Backend
 

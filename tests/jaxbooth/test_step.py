@@ -4,7 +4,7 @@ import pytest
 
 from booth.data.inputs import check_inputs
 from booth.diffusion.objective import dreambooth_loss
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train.preparation import prepare
 from booth.train.run_folder import RunDir
 from jaxbooth import step

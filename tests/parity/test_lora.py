@@ -16,7 +16,7 @@ from booth.config.values import set_field
 from booth.models import adapters
 from booth.models.adapters import adapter_of
 from booth.models.lora_file import FILE, read_lora
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 
 STEPS = 20

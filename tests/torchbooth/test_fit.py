@@ -11,13 +11,14 @@ from check_plan import COMBINATIONS, compare, counts
 
 from booth.common.errors import UserError
 from booth.config.values import get, set_field
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 from torchbooth import fit as fitting
-from torchbooth import plan as planning
+from torchbooth import memory_plan as planning
+from torchbooth import plan as command
 from torchbooth.backend import Backend
 from torchbooth.fit import fit
-from torchbooth.plan import PHASES, TECHNIQUES, plan
+from torchbooth.memory_plan import PHASES, TECHNIQUES, plan
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_the_plan_is_what_the_profiler_sees(pipeline, name):
 def test_a_plan_takes_no_memory_and_no_randomness(pipeline, tiny_config):
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    made = plan(tiny_config, pipeline)
+    made = plan(Backend, tiny_config, pipeline)
     assert torch.equal(torch.get_rng_state(), state)
     assert list(made.peak_gib) == [phase for phase in PHASES if phase != "previews"]
     assert made.needed_gib > max(made.peak_gib.values())
@@ -64,10 +65,10 @@ def test_it_saves_where_it_should(pipeline, tiny_config, phase, fields):
     few = phase == "training" and "memory.fused_backward" not in fields
     tiny_config.data.resolution = 128 if few else 64  # where activations count, and where they do not
     tiny_config.prior.batch_size = 32
-    before = plan(tiny_config, pipeline, (phase,)).peak_gib[phase]
+    before = plan(Backend, tiny_config, pipeline, (phase,)).peak_gib[phase]
     for name, value in fields.items():
         set_field(tiny_config, name, value)
-    assert plan(tiny_config, pipeline, (phase,)).peak_gib[phase] < 0.98 * before
+    assert plan(Backend, tiny_config, pipeline, (phase,)).peak_gib[phase] < 0.98 * before
 
 
 def test_an_average_and_what_is_pulled_towards_count_as_weights_do(pipeline, tiny_config):
@@ -75,7 +76,7 @@ def test_an_average_and_what_is_pulled_towards_count_as_weights_do(pipeline, tin
         config = tiny_config.copy_and_resolve_references()
         for name, value in fields.items():
             set_field(config, name.replace("__", "."), value)
-        return plan(config, pipeline, ("training",)).peak_gib["training"]
+        return plan(Backend, config, pipeline, ("training",)).peak_gib["training"]
 
     weights = sum(spec.nbytes for specs in pipeline.weights["unet"].specs.values() for spec in specs.values())
     plain, one = training(), weights / planning.GIB
@@ -89,7 +90,7 @@ def rough(monkeypatch):
     """Plans by rule of thumb, in moments: 1 GiB for each byte of a weight and what belongs to it, 2 for activations."""
     asked = []
 
-    def rough_plan(config, pipeline, phases=PHASES):
+    def rough_plan(backend_class, config, pipeline, phases=PHASES):
         train, memory = config.train, config.memory
         weight = 2 if memory.weights == "bf16" else 4
         gradient = 0 if memory.fused_backward else weight
@@ -121,7 +122,7 @@ def chosen(config, pipeline, gib, recorded=None):
     """What `fit` adds."""
     config = config.copy_and_resolve_references()
     config.memory.fit = card(gib)
-    fitted = fit(config, pipeline, recorded)
+    fitted = fit(Backend, config, pipeline, recorded)
     return {name: get(fitted, name) for name in TECHNIQUES if get(fitted, name) != get(config, name)}
 
 
@@ -171,8 +172,8 @@ def test_what_cannot_fit_is_refused(pipeline, tiny_config, rough):
     tiny_config.data.encode_batch_size = 1
     monkey = rough
 
-    def hungry(config, pipeline, phases=PHASES):
-        made = monkey(config, pipeline, phases)
+    def hungry(backend_class, config, pipeline, phases=PHASES):
+        made = monkey(backend_class, config, pipeline, phases)
         if "class images" in made.peak_gib:
             made.peak_gib["class images"] += 10
         return made
@@ -186,7 +187,7 @@ def test_what_cannot_fit_is_refused(pipeline, tiny_config, rough):
 def test_auto_needs_a_gpu(pipeline, tiny_config):
     with pytest.raises(UserError, match=r"^memory.fit='auto' needs a GPU to ask; give a size such as '8GB'"):
         tiny_config.memory.fit = "auto"
-        fit(tiny_config, pipeline)
+        fit(Backend, tiny_config, pipeline)
 
 
 def test_auto_is_what_is_free(pipeline, tiny_config, monkeypatch):
@@ -217,7 +218,7 @@ def test_a_resumed_run_keeps_what_was_chosen(tiny_config, rough, tmp_path):
     tiny_config.train.gradient_checkpointing = "block"  # as a line about memory told the user to
     config = tiny_config.copy_and_resolve_references()
     config.train.optimizer = "lion"
-    config = fit(config, pipeline, recorded)
+    config = fit(Backend, config, pipeline, recorded)
     assert (config.train.gradient_checkpointing, config.train.optimizer) == ("block", "adamw8bit")
     tiny_config.train.gradient_checkpointing = "none"
     roomy = chosen(tiny_config, pipeline, 30, recorded)
@@ -314,15 +315,15 @@ def test_a_run_with_bf16_weights_can_be_sampled_and_exported(tiny_config, tmp_pa
 @pytest.mark.parametrize("fields", [{"train.channels_last": True}, {"train.compile": "default"},
                                     {"train.attention": "xformers"}], ids=str)  # fmt: skip
 def test_what_fake_tensors_cannot_have_is_planned_without(pipeline, tiny_config, fields):
-    before = plan(tiny_config, pipeline, ("training",)).peak_gib
+    before = plan(Backend, tiny_config, pipeline, ("training",)).peak_gib
     for name, value in fields.items():
         set_field(tiny_config, name, value)
-    assert plan(tiny_config, pipeline, ("training",)).peak_gib == before
+    assert plan(Backend, tiny_config, pipeline, ("training",)).peak_gib == before
 
 
 def test_what_cannot_be_planned_is_one_line(pipeline, tiny_config):
     with pytest.raises(UserError, match=r"^--gpu '8' must be a size such as 8GB"):
-        planning.run(tiny_config, pipeline, "8")
+        command.run(tiny_config, pipeline, "8")
     tiny_config.mesh.fsdp = 2
     with pytest.raises(UserError, match=r"^mesh.fsdp=2 must be 1: plans are of a process with all weights"):
-        planning.run(tiny_config, pipeline, None)
+        command.run(tiny_config, pipeline, None)

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextModel
 
 from booth.common.errors import UserError
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from torchbooth.models import load
 
 

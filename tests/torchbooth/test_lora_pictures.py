@@ -5,7 +5,7 @@ from safetensors.numpy import load_file
 
 from booth.diffusion.sampling import initial_noise, sampling_table
 from booth.models.lora_file import FILE
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 from torchbooth.backend import Backend
 

@@ -15,7 +15,7 @@ from booth.config.values import set_field
 from booth.data.input_rules import validate
 from booth.data.inputs import check_inputs
 from booth.models.embedded import BASE, subject_path
-from booth.models.pipeline import open_pipeline
+from booth.models.open import open_pipeline
 from booth.train import loop
 from booth.train.learning_rate import learning_rates
 from booth.train.preparation import prepare
