@@ -17,7 +17,7 @@ _SHELLS = {
 def add_parser(commands: Any, package: str) -> None:
     parser = commands.add_parser("completion", help="a script with which a shell completes commands and options")
     uses = "; ".join(use.format(package) for use in _SHELLS.values())
-    parser.add_argument("shell", choices=_SHELLS, help=f"how to use it: {uses}")
+    parser.add_argument("shell", choices=tuple(_SHELLS), help=f"how to use it: {uses}")
     parser.set_defaults(run=run)
 
 

@@ -44,22 +44,25 @@ def _has_settings(command: argparse.ArgumentParser) -> bool:
 
 
 def _split(command: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return the settings, as (name, text), and the other arguments.
+    """Return the settings, as (name, text), and the other arguments, options last.
 
-    The value of an option is no setting, and neither is what follows `--`.
+    The value of an option is no setting, and neither is what follows `--`. Options are last because argparse takes an
+    argument that may be missing for missing where an option comes first.
     """
-    overrides, others = [], []
+    overrides: list[tuple[str, str]] = []
+    words: list[str] = []
+    others: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if override := _override(argument):
             overrides.append(override)
             continue
-        others.append(argument)
+        (others if argument.startswith("-") else words).append(argument)
         if argument == "--":
             others += rest
         elif _takes_value(command, argument):
             others += _next(rest)
-    return overrides, others
+    return overrides, words + others
 
 
 def _next(arguments: Iterator[str]) -> list[str]:

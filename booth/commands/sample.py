@@ -26,6 +26,7 @@ from booth.data.inputs import load_tokenizer
 from booth.diffusion.backend import Backend, load_backend
 from booth.diffusion.sampling import ImageRequest, Sampler
 from booth.models import new_tokens
+from booth.models.modelspec import native_resolution
 from booth.models.pipeline import PipelineDir
 from booth.train.trained_run import find_trained
 
@@ -216,12 +217,11 @@ def _inference_config(precision: str) -> Any:
 
 def _size(text: str | None, pipeline: PipelineDir) -> tuple[int, int]:
     if text is None:
-        unet, vae = pipeline.component_config("unet"), pipeline.component_config("vae")
-        if not isinstance(unet.get("sample_size"), int):
+        side = native_resolution({name: pipeline.component_config(name) for name in ("unet", "vae")})
+        if side is None:
             raise UserError(
                 f"--size is missing: {pipeline.path}/unet/config.json names no sample_size; give one such as 512"
             )
-        side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
         return side, side
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not match:

@@ -7,7 +7,8 @@ from typing import Any
 
 from booth.commands import push, training
 from booth.commands.options import add_verify, path
-from booth.commands.settings import add_config, read_config
+from booth.commands.settings import add_short_form, read_short_form
+from booth.commands.subject import workdir
 from booth.common.disk_space import readable
 from booth.common.errors import UserError
 from booth.diffusion.backend import Backend, load_backend
@@ -21,8 +22,8 @@ log = logging.getLogger("booth")
 
 def add_parser(commands: Any, package: str) -> None:
     parser = commands.add_parser("train", help="photos -> tuned pipeline; the same command again resumes")
-    add_config(parser, required=True)
-    parser.add_argument("--workdir", type=path, help="the run folder")
+    add_short_form(parser)
+    parser.add_argument("--workdir", type=path, help="the run folder; of PHOTOS: runs/ and the subject")
     parser.add_argument("--from-step", type=int, help="continue from this checkpoint instead of the newest")
     parser.add_argument(
         "--accept-changes", action="store_true", help="a resumed run may have other steps or rates than it began with"
@@ -41,20 +42,23 @@ def add_parser(commands: Any, package: str) -> None:
 
 def run(package: str, options: argparse.Namespace) -> None:
     """Train, or check everything with --dry-run."""
-    config = read_config(options)
-    if not options.dry_run and not options.workdir:
+    folder = options.workdir or workdir(options)
+    config = read_short_form(options, folder)
+    if folder != options.workdir:
+        log.info("--workdir %s", folder)
+    if not options.dry_run and not folder:
         raise UserError("--workdir is missing; give the folder the run is to live in")
     push_to = push.destination(options, options.push_to_hub, "--push-to-hub")
     backend_class = load_backend(package)
     if options.verify:
-        revision = pinned_revision(options.workdir, config) if options.workdir else config.model.revision
+        revision = pinned_revision(folder, config) if folder else config.model.revision
         open_configured(config, revision, weights=False).verify()
     if options.dry_run:
-        _check(backend_class, config, options.workdir, push_to)
+        _check(backend_class, config, folder, push_to)
         return
     _join_hosts(package, options)
     meant = None if options.accept_changes else [name for name, _ in options.overrides]
-    training.train(package, config, options.workdir, options.from_step, meant, push_to)
+    training.train(package, config, folder, options.from_step, meant, push_to)
 
 
 def _check(backend_class: type[Backend], config: Any, workdir: str | None, push_to: push.Destination | None) -> None:

@@ -23,14 +23,18 @@ _PACKAGE = Path(__file__).parents[1]
 def load_config(config: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     """Read a config and apply (name, text) overrides in order.
 
-    `config` is a file, or the name, without a suffix, of a config that comes with booth. A `.py` config is a program
-    that is run, and its `get_config()` is called; `.yaml` and `.json` are data only. Raises UserError.
+    `config` is a file, or the name, without a suffix, of a config that comes with booth; "" stands for the defaults.
+    A `.py` config is a program that is run, and its `get_config()` is called; `.yaml` and `.json` are data only.
+    Raises UserError.
     """
-    path = config_file(config)
-    loaded = _run_config_file(path) if path.suffix.lower() == ".py" else _with_values(_read_data_file(path))
+    loaded = _read_config(config_file(config)) if config else default_config()
     for name, text in overrides:
         set_field(loaded, name, parse_text(name, text))
     return loaded
+
+
+def _read_config(path: Path) -> ConfigDict:
+    return _run_config_file(path) if path.suffix.lower() == ".py" else _with_values(_read_data_file(path))
 
 
 def config_file(config: str | Path) -> Path:
