@@ -4,7 +4,7 @@ BACKEND ?= torch
 BIN := .venv/bin
 RUN = $(BIN)/python
 
-.PHONY: setup demo smoke test test-full crash-test check format clean
+.PHONY: setup demo smoke test test-full crash-test check docs format clean
 
 setup: .venv/.ready
 
@@ -38,7 +38,7 @@ test: setup
 test-full: setup
 	$(RUN) -m pytest
 
-# Half an hour: see docs/RELIABILITY.md.
+# Half an hour: see docs/reference/reliability.md.
 crash-test: setup
 	rm -rf runs/crash-test
 	$(RUN) scripts/crash_test.py --kills 50 --out runs/crash-test
@@ -48,9 +48,14 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The pages as a site in site/, which needs no network to build or to read.
+docs: setup
+	$(RUN) scripts/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .cache demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .cache demo site .mypy_cache .pytest_cache .ruff_cache *.egg-info

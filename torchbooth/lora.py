@@ -1,4 +1,7 @@
-"""LoRA through PEFT: adapters put into the networks, named as everywhere else."""
+"""LoRA through PEFT: adapters put into the networks, named as everywhere else.
+
+By PEFT's own functions: transformers' `add_adapter` asks for newer versions of it than there may be (5.24 for 0.22).
+"""
 
 import re
 from collections.abc import Sequence

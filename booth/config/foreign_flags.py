@@ -1,5 +1,5 @@
-"""What the options of other training scripts are here: the tables of `docs/MIGRATING.md`, which a test compares with
-these. Who gives such an option to `train`, or such a name in a config, is told."""
+"""What the options of other training scripts are here: the tables of `docs/guide/migrating.md`, which a test compares
+with these. Who gives such an option to `train`, or such a name in a config, is told."""
 
 import re
 from collections.abc import Mapping
@@ -196,4 +196,4 @@ def answer(argument: str) -> str | None:
         rest = here[match.end() :].strip(":;, ")
         here = f"--config.{match[1]}{'' if match[3] else '=VALUE'}{f' ({rest})' if rest else ''}"
     said = here.replace("`", "")
-    return f"--{name} is an option of other scripts; here: {said}; docs/MIGRATING.md has all of them"
+    return f"--{name} is an option of other scripts; here: {said}; docs/guide/migrating.md has all of them"

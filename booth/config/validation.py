@@ -22,9 +22,9 @@ def validate_settings(config: ConfigDict, backend: str) -> None:
     for concept in concepts_of(config):
         with naming(concept.name):
             _validate_values(concept.config)
-    _validate_effects(config)
     validate_updates(config)
     check_backend(config, backend)
+    _validate_effects(config)
 
 
 def validate_plan(config: ConfigDict, backend: str) -> None:
@@ -32,9 +32,9 @@ def validate_plan(config: ConfigDict, backend: str) -> None:
     _validate_values(config)
     if not config.model.source.strip():
         raise UserError("model.source is empty; name the model to plan for, with --config.model.source=...")
-    _validate_effects(config)
     validate_updates(config)
     check_backend(config, backend)
+    _validate_effects(config)
 
 
 def _validate_values(config: ConfigDict) -> None:

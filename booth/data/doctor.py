@@ -1,7 +1,7 @@
 """The dataset doctor: advice about photos, prompts and settings before a run, in plain words. It never stops one.
 
-Thresholds were set on 37 photos of seven DreamBench subjects (`docs/LOG.md`): sharpness there is 14 to 41, and 2 at
-most after a Gaussian blur of 3 pixels; two photos of a subject differ in 11 bits at least, two drawings in 3.
+Thresholds were set on 37 photos of seven DreamBench subjects (`docs/developers/log.md`): sharpness there is 14 to 41,
+and 2 at most after a Gaussian blur of 3 pixels; two photos of a subject differ in 11 bits at least, two drawings in 3.
 """
 
 import re

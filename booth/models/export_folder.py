@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from booth.common import disk_space
 from booth.common.disk_space import readable
-from booth.common.errors import UserError
+from booth.common.errors import UserError, reading
 from booth.common.files import STAGING_PREFIX, publish, remove, rename
 from booth.models import new_tokens
 from booth.models.pipeline import (
@@ -124,7 +124,7 @@ def check_target(source: PipelineDir, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"export to {out}: it is a file; choose another name for the folder")
     if out.exists() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise UserError(f"export to {out}: it holds other files (no {RECORD}); choose a new or empty folder")
+        raise UserError(f"export to {out}: it holds other files (no {RECORD}); move them away, or choose a new folder")
 
 
 def _write_pipeline(
@@ -164,7 +164,7 @@ def _write_pipeline(
     if source.changed_scheduler is not None:
         _write_json(out / "scheduler" / "scheduler_config.json", source.changed_scheduler)
         changes["scheduler/scheduler_config.json"] = "the noise schedule that was trained with"
-    _complete_tokenizer(out / "tokenizer", changes)
+    _complete_tokenizer(source, out / "tokenizer", changes)
     if added:
         _add_tokens(source, out, added, changes)
     for component in present:
@@ -301,14 +301,15 @@ def _copy(path: Path, target: Path, changes: dict[str, str]) -> None:
         changes[_relative(target)] = f"named {path.name} in the source"
 
 
-def _complete_tokenizer(folder: Path, changes: dict[str, str]) -> None:
+def _complete_tokenizer(source: PipelineDir, folder: Path, changes: dict[str, str]) -> None:
     """Adds vocab.json and merges.txt, which transformers 4 needs, where the source has only tokenizer.json."""
     if has_vocabulary(folder):
         return
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
-    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"] if token["content"] not in vocab}
-    lines = ["#version: 0.2", *(merge if isinstance(merge, str) else " ".join(merge) for merge in merges)]
+    with reading(f"{source.tokenizer_path / 'tokenizer.json'} is broken", "download it again"):
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+        added = {token["content"]: token["id"] for token in tokenizer["added_tokens"] if token["content"] not in vocab}
+        lines = ["#version: 0.2", *(merge if isinstance(merge, str) else " ".join(merge) for merge in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     _write_json(folder / "vocab.json", vocab)
     changes["tokenizer/vocab.json"] = changes["tokenizer/merges.txt"] = "made from tokenizer.json"

@@ -7,7 +7,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from booth.common import disk_space
-from booth.common.errors import UserError
+from booth.common.errors import UserError, reading
 from booth.common.files import publish, write_text
 from booth.models import ldm_layout, modelspec
 from booth.models.pipeline import PipelineDir, TensorSpec, canonical_name, read_json
@@ -152,7 +152,8 @@ def _check_vocabulary(source: PipelineDir) -> None:
     if (folder / "vocab.json").is_file():
         words = len(read_json(folder / "vocab.json"))
     else:
-        words = len(read_json(folder / "tokenizer.json")["model"]["vocab"])
+        with reading(f"{folder / 'tokenizer.json'} is broken", "download it again"):
+            words = len(read_json(folder / "tokenizer.json")["model"]["vocab"])
     if rows > words:
         raise UserError(
             f"{source.where} knows {rows - words} words more than CLIP's tokenizer, which WebUIs use; export its run"

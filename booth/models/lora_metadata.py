@@ -141,11 +141,14 @@ def _settings(layers: Mapping[str, LowRank]) -> str:
         }
         rank = Counter(update.rank for update in own.values()).most_common(1)[0][0]
         alpha = Counter(update.alpha for update in own.values()).most_common(1)[0][0]
-        settings |= {f"{component}.r": rank, f"{component}.lora_alpha": alpha, f"{component}.target_modules": list(own)}
-        if ranks := {name: update.rank for name, update in own.items() if update.rank != rank}:
-            settings[f"{component}.rank_pattern"] = ranks
-        if alphas := {name: update.alpha for name, update in own.items() if update.alpha != alpha}:
-            settings[f"{component}.alpha_pattern"] = alphas
+        settings |= {
+            f"{component}.r": rank,
+            f"{component}.lora_alpha": alpha,
+            f"{component}.target_modules": list(own),
+            # Also where they are empty: diffusers before 0.40 looks for the first.
+            f"{component}.rank_pattern": {name: update.rank for name, update in own.items() if update.rank != rank},
+            f"{component}.alpha_pattern": {name: update.alpha for name, update in own.items() if update.alpha != alpha},
+        }
     return json.dumps(settings, sort_keys=True)
 
 

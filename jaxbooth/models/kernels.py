@@ -8,7 +8,7 @@
     cudnn    cuDNN's flash attention                                 NVIDIA GPUs from Ampere on, bfloat16
 
 The softmax is in float32 in all of them. What "auto" takes on TPUs was chosen by the compiler's estimates
-(docs/LOG.md); on GPUs nothing has been measured.
+(docs/developers/log.md); on GPUs nothing has been measured.
 
 Shape suffixes: b batch, t queries, s keys, n heads, d features of a head.
 """

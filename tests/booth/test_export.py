@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTokenizer
 
 from booth.common.errors import UserError
+from booth.models import export_single_file
 from booth.models.export_folder import export, exported_step
 from booth.models.pipeline import open_pipeline
 
@@ -280,6 +281,21 @@ def test_tokenizer_json_alone_gives_vocabulary_and_merges(tiny_pipeline, folder,
         before = (tiny_pipeline / "tokenizer" / name).read_text()
         assert (tmp_path / "out/tokenizer" / name).read_text() == before
         assert record(tmp_path / "out")["changed_files"][f"tokenizer/{name}"] == "made from tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", '{"model": {"vocab": 1, "merges": [1]}, "added_tokens": [{}]}', "[" * 100_000]
+)
+def test_a_broken_tokenizer_is_one_line(folder, tmp_path, content):
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer/tokenizer.json").write_text(content)
+    source = open_pipeline(folder)
+    with pytest.raises(UserError, match=r"model/tokenizer/tokenizer\.json is .*; download it again$"):
+        export(source, tmp_path / "out", ())
+    with pytest.raises(UserError, match=r"model/tokenizer/tokenizer\.json is .*; download it again$"):
+        export_single_file.write(source, tmp_path / "out.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_copies_named_components_and_nothing_stray(folder, tmp_path):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from booth.common.errors import UserError
 from booth.data.inputs import preview_batch_size
 from booth.diffusion.objective import dreambooth_loss, noisy_latents
-from booth.train import loop
+from booth.train import loop, result
 from booth.train.trained_run import find_trained
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -200,7 +200,7 @@ def test_a_run_killed_before_its_pipeline_was_written_only_writes_it(config, tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "export", killed)
+        patch.setattr(result, "export", killed)
         loop.train(FakeBackend, config, tmp_path / "run")
     backend_class = watched()
     assert loop.train(backend_class, config, tmp_path / "run").pipeline.is_dir()

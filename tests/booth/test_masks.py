@@ -72,7 +72,7 @@ def test_what_is_masked_teaches_nothing(config, folder, tmp_path, source):
     halves = losses(config, tmp_path / "half")
     masked = list(found.values())
     assert masked[0] == masked[1] and halves != masked[0]
-    config.instance.masks = "none"
+    config.instance.masks, config.instance.background_weight = "none", 0.0
     if source == "files":
         shutil.rmtree(folder)
         folder.mkdir()

@@ -53,16 +53,17 @@ def account(hub, monkeypatch):
 
 
 def edited(run, **fields):
-    """Other settings in a run's config.json."""
-    record = json.loads((run / "config.json").read_text())
-    record["config"] |= {name.replace("__", "."): value for name, value in fields.items()}
-    (run / "config.json").write_text(json.dumps(record))
+    """Other settings in a run's record, and where people read them."""
+    for name in ("manifest.json", "config.json"):
+        record = json.loads((run / name).read_text())
+        record["config"] |= {name.replace("__", "."): value for name, value in fields.items()}
+        (run / name).write_text(json.dumps(record))
     return run
 
 
-def refusal(call, *arguments):
+def refusal(call, *arguments, **options):
     with pytest.raises(UserError) as caught:
-        call(*arguments)
+        call(*arguments, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -165,8 +166,9 @@ def test_other_content_is_not_mixed_with(hub, account, run, finished, tmp_path):
     Destination(ID).push(run)
     assert "mine.txt" in hub.files(ID)
     other = shutil.copytree(finished, tmp_path / "other")
-    record = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**record, "run_id": "0123"}))
+    record = json.loads((other / "manifest.json").read_text())
+    record["run"]["id"] = "0123"
+    (other / "manifest.json").write_text(json.dumps(record))
     assert "other content" in refusal(Destination(ID).push, other)
 
 

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from booth.common.errors import UserError
+from booth.config.values import default_of
 from booth.data.image_folder import find_images
 from booth.train import loop
 
@@ -50,11 +51,15 @@ def test_a_parquet_file_trains_and_resumes_to_the_bit(backend_class, tiny_config
     for number, picture in enumerate(pictures):
         (folder / f"{number}.png").write_bytes(picture)
         (folder / f"{number}.txt").write_text(f"a sks robot, number {number}", encoding="utf-8")
-    config.instance.images, config.instance.captions = str(folder), "text"
-    assert outcome(loop.train(backend_class, config, tmp_path / "plain"))[0] == losses
+    plain = config.copy_and_resolve_references()
+    plain.instance.images, plain.instance.captions = str(folder), "text"
+    for other in ("caption_column", "image_column"):
+        with pytest.raises(UserError, match=rf"instance\.{other}='\w+' (has no effect|is for datasets)"):
+            loop.train(backend_class, plain, tmp_path / "plain")
+        plain.instance[other] = default_of(f"instance.{other}")
+    assert outcome(loop.train(backend_class, plain, tmp_path / "plain"))[0] == losses
 
-    config.instance.images, config.instance.captions = str(tmp_path / "data"), "metadata"
-    config.train.steps = 3
+    config.instance.images, config.train.steps = str(tmp_path / "data"), 3
     loop.train(backend_class, config, tmp_path / "parts")
     (tmp_path / "data").rename(tmp_path / "moved")
     config.instance.images, config.train.steps = str(tmp_path / "moved" / "robots.parquet"), 4

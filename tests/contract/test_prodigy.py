@@ -92,7 +92,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(package, trained, configured, t
 
 
 def test_auto_is_a_rate_of_1(configured):
-    assert with_numbers(configured(**{"train.learning_rate": 0.0}), photos=5).train.learning_rate == 1.0
+    assert with_numbers(configured(**{"train.learning_rate": "auto"}), photos=5).train.learning_rate == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""Commands in pages of docs/, run as they are written but for a tiny model and few steps."""
+"""Commands in pages of docs/, run as they are written but for a tiny model and few steps.
+
+A block that begins with ```bash is one command that a test runs. A block with ```sh needs other hardware, several
+processes, the real hub, or another program, and is not run.
+"""
 
 import re
 import shlex
@@ -14,6 +18,13 @@ def blocks(page):
 def commands(page):
     """Those that are ours, in words."""
     return [shlex.split(block.replace("\\\n", " ")) for block in blocks(page) if block.startswith(OURS)]
+
+
+def unrun(page):
+    """The commands of ours that are written in `sh` blocks, each in one line."""
+    shell = re.findall(r"^```sh\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    lines = "".join(shell).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if re.search(r"\b(torch|jax)booth\b", line)]
 
 
 def parts(words):
@@ -56,6 +67,12 @@ def smaller(words, pipeline, photos, networks=None):
         more = [f"--{name}={value}" for name, value in named.items()]
     else:
         more = {"sample": ["--steps=2", "--size=64"], "merge": [f"--from={pipeline}"]}.get(command, [])
+        if command == "sample" and "stable-diffusion-v1-5/stable-diffusion-v1-5" in words:
+            more.append(f"--model={pipeline}")
+        if command == "export" and words[words.index("--out") - 1].endswith(
+            ".safetensors"
+        ):  # a single file -> a folder
+            more.append(f"--model-config={pipeline}")
     steps = [f"{option}={int(words[words.index(option) + 1]) // 200}"
              for option in ("--from-step", "--step") if option in words]  # fmt: skip
     return [_divided(word) for word in parts(words)[2]] + more + steps

@@ -1,4 +1,4 @@
-"""docs/MIGRATING.md: every command of ours in it is run as written, but for a tiny model and few steps."""
+"""docs/guide/migrating.md: every command of ours in it is run as written, but for a tiny model and few steps."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from booth.config import foreign_flags
 from booth.config.fields import FIELDS
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "MIGRATING.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guide" / "migrating.md").read_text(encoding="utf-8")
 NAMES = {field.name for field in FIELDS}
 OFFICIAL = ("accelerate launch ", "python train_")
 
@@ -69,7 +69,7 @@ def test_every_flag_is_in_the_table():
 @pytest.mark.parametrize(
     ("given", "said"),
     [(["--learning_rate=1e-4"], "torchbooth: error: --learning_rate is an option of other scripts; here:"
-      " --config.train.learning_rate=VALUE; docs/MIGRATING.md has all of them\n"),
+      " --config.train.learning_rate=VALUE; docs/guide/migrating.md has all of them\n"),
      (["--learning-rate", "1e-4"], "--learning_rate is an option of other scripts; here: --config.train.learning"),
      (["--gradient_checkpointing"], "here: --config.train.gradient_checkpointing=block; docs"),
      (["--network_dim=8"], "here: --config.adapter.rank=VALUE (16); docs"),
