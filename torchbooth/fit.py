@@ -18,7 +18,7 @@ from booth.config.validation import validate_updates
 from booth.config.values import default_of, get, may_change, set_field, trained_networks, typed
 from booth.diffusion.optimizers import state_bytes
 from booth.models.pipeline import PipelineDir
-from torchbooth.models import build
+from torchbooth.networks import build
 from torchbooth.plan import CONTEXT_GIB, GAPS, GIB, TECHNIQUES, plan
 
 log = logging.getLogger("booth")
