@@ -290,7 +290,7 @@ def test_pipelines_with_code_of_their_own_on_the_hub(hub, folder, canary):
 
 def test_configs_that_name_code(folder, canary, caplog):
     """Keys with which the libraries' Auto classes would import it; ours name the classes themselves."""
-    from torchbooth.models import load
+    from torchbooth.networks import load
 
     bring_code(folder, canary)
     code = {
