@@ -24,7 +24,7 @@ from flax import nnx
 from flax.typing import PathParts
 from jax.typing import DTypeLike
 
-from booth.models.pipeline import fit_weights
+from booth.models.weight_names import fit_weights
 from jaxbooth import adapters, tokens
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}

@@ -27,7 +27,8 @@ from booth.diffusion.solvers import HISTORY, SamplingStep, is_guided
 from booth.models.adapters import adapter_of
 from booth.models.pipeline import PipelineDir
 from torchbooth import memory, networks, sample, tokens
-from torchbooth.memory import AT_WORK, HOST, movable, trains
+from torchbooth.host_states import HOST, movable
+from torchbooth.memory import AT_WORK, trains
 from torchbooth.networks import Models, diffusers_name
 from torchbooth.precision import weights_dtype
 from torchbooth.step import State
