@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ from booth.config.values import is_remote
 from booth.diffusion.backend import Batch, Metrics
 from booth.diffusion.solvers import SamplingTable
 from booth.models.pipeline import PipelineDir
-from jaxbooth import checkpoint, ema, networks, optim, sample, step
+from jaxbooth import adapters, checkpoint, ema, networks, optim, sample, step
 from jaxbooth.hosts import join
 from jaxbooth.networks import Models
 from jaxbooth.optim import Params
 from jaxbooth.precision import exact_float32
-from jaxbooth.sharding import fetch, make_mesh, own_rows, place_batch, place_parameters, place_rows, place_shared
+from jaxbooth.sharding import fetch, make_mesh, own_rows, place_batch, place_parameters
 from jaxbooth.step import State
-from jaxbooth.weights import Network, to_diffusers
+from jaxbooth.weights import to_diffusers
 
 log = logging.getLogger("booth")
 
@@ -68,14 +67,10 @@ class Backend:
         return networks.load(pipeline, self._mesh, self._config)
 
     def encode_images(self, models: Models, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        moments = _encode_images(models.of("vae"), place_rows(self._mesh, pixels), vae=models.vae)
-        mean, std = (fetch(part)[: len(pixels)] for part in moments)
-        return mean, std
+        return sample.encode(models, self._mesh, pixels)
 
     def encode_prompts(self, models: Models, token_ids: np.ndarray) -> np.ndarray:
-        # Stable Diffusion trains and samples without an attention mask: padding tokens are part of the context.
-        placed = place_shared(self._mesh, token_ids)
-        return fetch(_encode_prompts(models.of("text_encoder"), placed, text_encoder=models.text_encoder))
+        return sample.encode_prompts(models, self._mesh, token_ids)
 
     def sample(
         self,
@@ -105,15 +100,14 @@ class Backend:
         return replace(state, anchor=anchor)
 
     def models(self, state: State) -> Models:
-        return replace(state.frozen, params=state.frozen.params | self._result(state))
+        return replace(state.models, params=state.models.params | self._result(state))
 
     def _result(self, state: State) -> Params:
         """The trained tensors for use."""
         return ema.on_device(state.average, self._mesh) if state.average else state.trainable
 
     def with_lora_weight(self, state: State, weight: float) -> State:
-        params = {name: value * weight if ".lora_B." in name else value for name, value in self._result(state).items()}
-        return replace(state, trainable=params, average=None)
+        return replace(state, trainable=adapters.with_weight(self._result(state), weight), average=None)
 
     def own_rows(self, rows: int) -> frozenset[int] | None:
         return own_rows(self._mesh, rows, self._config.train.accumulation)
@@ -127,11 +121,11 @@ class Backend:
         trainable, optimizer, metrics = step.train_step(
             state.trainable,
             state.optimizer,
-            {name: value for name, value in state.frozen.params.items() if name.partition(".")[0] in used},
+            {name: value for name, value in state.models.params.items() if name.partition(".")[0] in used},
             placed,
             state.anchor,
-            unet=state.frozen.unet,
-            text_encoder=state.frozen.text_encoder,
+            unet=state.models.unet,
+            text_encoder=state.models.text_encoder,
             settings=self._settings,
             mesh=self._mesh,
         )
@@ -157,14 +151,4 @@ class Backend:
     def tensors(self, state: State) -> Iterator[tuple[str, str, np.ndarray]]:
         for name, array in self._result(state).items():
             component, _, key = name.partition(".")
-            yield component, key, to_diffusers(getattr(state.frozen, component), key, fetch(array))
-
-
-@partial(jax.jit, static_argnames="vae")
-def _encode_images(params: dict[str, jax.Array], pixels: jax.Array, *, vae: Network) -> tuple[jax.Array, jax.Array]:
-    return vae.bind(params).encode(pixels)
-
-
-@partial(jax.jit, static_argnames="text_encoder")
-def _encode_prompts(params: dict[str, jax.Array], token_ids: jax.Array, *, text_encoder: Network) -> jax.Array:
-    return text_encoder.bind(params)(token_ids)
+            yield component, key, to_diffusers(state.models.networks[component], key, fetch(array))

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxbooth.optim import Params
 from jaxbooth.sharding import place_shared, shared_sharding, state_shardings
-
-Params = dict[str, jax.Array]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["weights", "updates"], meta_fields=[])

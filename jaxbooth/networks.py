@@ -45,6 +45,11 @@ class Models:
     adapter: Adapter | None
     adapted: Mapping[str, Network]
 
+    @property
+    def networks(self) -> dict[str, Network]:
+        """By component."""
+        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+
     def with_adapter(self) -> "Models":
         """The same with the adapter's layers in its networks; their arrays are still to be added."""
         return replace(self, unet=self.adapted["unet"], text_encoder=self.adapted["text_encoder"])
@@ -76,7 +81,7 @@ def build(pipeline: PipelineDir, mesh: Mesh, config: Any, adapter: Adapter | Non
         "unet": {"dtype": dtype, "remat": recompute == "block", "kernel": kernel},
         "vae": {},
         "text_encoder": {"remat": recompute == "block"}
-        | ({"tokens": len(config.tokens.add)} if config.tokens.add else {}),
+        | ({"new_tokens": len(config.tokens.add)} if config.tokens.add else {}),
     }
     for component in _CLASSES:
         if adapter and (names := adapter.layers(component)):

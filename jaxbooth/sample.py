@@ -1,4 +1,5 @@
-"""Sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over the core's table, step by step, jitted."""
+"""What the networks do when they do not train: sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over
+the core's table, step by step, and encoding; all of it jitted."""
 
 from functools import partial
 
@@ -10,7 +11,16 @@ from jax.sharding import PartitionSpec as P
 
 from booth.diffusion.solvers import HISTORY, History, SamplingStep, SamplingTable, is_guided, solver_step
 from jaxbooth.networks import Models
-from jaxbooth.sharding import fetch, gathered, over_rows, parameter_specs, place_rows, row_spec, shared_sharding
+from jaxbooth.sharding import (
+    fetch,
+    gathered,
+    over_rows,
+    parameter_specs,
+    place_rows,
+    place_shared,
+    row_spec,
+    shared_sharding,
+)
 from jaxbooth.weights import Network
 
 
@@ -100,3 +110,29 @@ def _decode(params: dict[str, jax.Array], latents_bhwc: jax.Array, *, vae: Netwo
     # split their channels, which takes seven times the memory.
     params = jax.lax.with_sharding_constraint(params, shared_sharding(mesh))
     return vae.bind(params).decode(latents_bhwc)
+
+
+def encode(models: Models, mesh: Mesh, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [b, H, W, 3] in [-1, 1] -> mean and standard deviation of the VAE's posterior, float32 [b, h, w, c]."""
+    moments = _encode(models.of("vae"), place_rows(mesh, pixels), vae=models.vae)
+    mean, std = (fetch(part)[: len(pixels)] for part in moments)
+    return mean, std
+
+
+@partial(jax.jit, static_argnames="vae")
+def _encode(params: dict[str, jax.Array], pixels: jax.Array, *, vae: Network) -> tuple[jax.Array, jax.Array]:
+    return vae.bind(params).encode(pixels)
+
+
+def encode_prompts(models: Models, mesh: Mesh, token_ids: np.ndarray) -> np.ndarray:
+    """[b, tokens] -> float32 [b, tokens, width].
+
+    Stable Diffusion trains and samples without an attention mask: padding tokens are part of the context.
+    """
+    placed = place_shared(mesh, token_ids)
+    return fetch(_encode_prompts(models.of("text_encoder"), placed, text_encoder=models.text_encoder))
+
+
+@partial(jax.jit, static_argnames="text_encoder")
+def _encode_prompts(params: dict[str, jax.Array], token_ids: jax.Array, *, text_encoder: Network) -> jax.Array:
+    return text_encoder.bind(params)(token_ids)

@@ -27,14 +27,14 @@ jax.tree_util.register_dataclass(
 
 @dataclass(frozen=True)
 class State:
-    """`frozen`: all networks, without the arrays of `trainable`, which are float32 by `component.name`: all weights of
+    """`models`: all networks, without the arrays of `trainable`, which are float32 by `component.name`: all weights of
     the networks that train, or their adapters'.
 
     `optimizer`: its moments; None in a state that is not training; `average`: of `trainable`, if there is one;
     `anchor`: what `train.pull` pulls towards, by the same names, if it does.
     """
 
-    frozen: Models
+    models: Models
     trainable: Params
     optimizer: optax.OptState
     average: Average | None = None

@@ -24,7 +24,8 @@ from flax import nnx
 from flax.typing import PathParts
 from jax.typing import DTypeLike
 
-from booth.models.pipeline import fit_weights
+from booth.models.weight_names import fit_weights
+from jaxbooth import adapters, tokens
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # By the kernel's number of dimensions: the order of its axes in diffusers.
@@ -60,7 +61,7 @@ class Network:
         rank: int = 0,
         scale: float = 1.0,
         dropout: float = 0.0,
-        tokens: int = 0,
+        new_tokens: int = 0,
         dtype: DTypeLike = jnp.float32,
         **kw: Any,
     ) -> "Network":
@@ -74,9 +75,9 @@ class Network:
         """
         built: Any = model(config, dtype=dtype, **kw)  # type: ignore[call-arg]
         for name in adapted:
-            _layer(built, name).add_adapter(rank, scale, dropout)
-        if tokens:
-            built.text_model.embeddings.token_embedding.add_rows(tokens)
+            adapters.add(_layer(built, name), rank, scale, dropout)
+        if new_tokens:
+            tokens.add(built, new_tokens)
         graphdef, state = nnx.split(built)
         network = cls({}, {}, dtype, dropout, tuple(adapted), {}, graphdef)
         for path, parameter in nnx.to_flat_state(state):

@@ -17,9 +17,9 @@ from booth.diffusion.solvers import SamplingTable
 from booth.models.adapters import adapter_of
 from booth.models.new_tokens import initial_rows
 from booth.models.pipeline import PipelineDir
-from torchbooth import checkpoint, ema, lora, memory, models, optim, out_of_memory, sample, speed, step, tokens
+from torchbooth import adapters, checkpoint, ema, memory, networks, optim, out_of_memory, sample, speed, step, tokens
 from torchbooth.hosts import join, local_device
-from torchbooth.models import Models, diffusers_name
+from torchbooth.networks import Models, diffusers_name
 from torchbooth.packages import check_packages
 from torchbooth.precision import check_precision, set_tf32, weights_dtype
 from torchbooth.sharding import GradientSum, check_mesh, join_rows, own_rows, processes, shard, split_rows, whole
@@ -75,7 +75,7 @@ class Backend:
         return join()
 
     def load(self, pipeline: PipelineDir) -> Models:
-        loaded = models.load(pipeline, weights_dtype(self._config), adapter_of(self._config, pipeline))
+        loaded = networks.load(pipeline, weights_dtype(self._config), adapter_of(self._config, pipeline))
         if (rows := initial_rows(self._config, pipeline)) is not None:
             tokens.add(loaded.text_encoder, rows)
         if self._config.memory.vae_tiling:
@@ -118,9 +118,9 @@ class Backend:
             network = models.networks[component]
             if models.adapter and (layers := models.adapter.layers(component)):
                 names = {diffusers_name(component, own): own for own, _ in network.named_modules()}
-                lora.add(network, [names[layer] for layer in layers], models.adapter)
+                adapters.add(network, [names[layer] for layer in layers], models.adapter)
             for name, parameter in network.named_parameters():
-                full_name = f"{component}.{diffusers_name(component, lora.plain_name(name))}"
+                full_name = f"{component}.{diffusers_name(component, adapters.plain_name(name))}"
                 parameter.requires_grad_(is_trained(config, full_name))
             # Also after previews: a network that does not train is the same in both modes but for its last bits.
             network.train(training and memory.trains(network))
@@ -130,7 +130,7 @@ class Backend:
                 shard(network.to(self._device), config.mesh.fsdp)
             for name, parameter in network.named_parameters():
                 if parameter.requires_grad:
-                    trainable[f"{component}.{diffusers_name(component, lora.plain_name(name))}"] = parameter
+                    trainable[f"{component}.{diffusers_name(component, adapters.plain_name(name))}"] = parameter
         if models.adapter:
             for name, value in models.adapter.initial(config.train.seed).items():
                 trainable[name].data.copy_(torch.from_numpy(value))
@@ -162,7 +162,7 @@ class Backend:
 
     def with_lora_weight(self, state: State, weight: float) -> State:
         for network in state.models.networks.values():
-            lora.set_weight(network, weight)
+            adapters.set_weight(network, weight)
         return state
 
     def own_rows(self, rows: int) -> Set[int] | None:

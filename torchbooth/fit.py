@@ -3,7 +3,8 @@
 import importlib.util
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,9 +17,10 @@ from booth.config.fields import memory_size
 from booth.config.trained import trained_networks
 from booth.config.validation import validate_updates
 from booth.config.values import default_of, get, may_change, set_field, typed
+from booth.diffusion.optimizers import state_bytes
 from booth.models.pipeline import PipelineDir
 from torchbooth.memory_plan import CONTEXT_GIB, GAPS, GIB, TECHNIQUES, plan
-from torchbooth.models import build
+from torchbooth.networks import build
 
 log = logging.getLogger("booth")
 
@@ -40,9 +42,6 @@ _CHOICES: tuple[tuple[tuple[float, dict[str, Any]], ...], ...] = (
         (120, {"memory.offload_optimizer": "always"}),  # four times as much to copy
     ),
 )
-
-# Bytes of optimizer states for each parameter.
-_STATES = {"adamw": 8, "prodigy": 16, "adamw8bit": 2, "lion": 4, "lion8bit": 1, "adafactor": 0}
 
 
 def fit(backend_class: type[Any], config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None = None) -> Any:
@@ -97,11 +96,11 @@ def _fit_training(
 ) -> Any:
     """The cheapest combination whose update fits."""
     candidates = list(_candidates(config, pipeline, fixed))
-    parameters = _trained_parameters(config, pipeline)
+    shapes = _trained_shapes(config, pipeline)
     for candidate in tqdm(candidates, desc="planning memory", unit="plan", leave=False):
-        if _at_least(candidate, parameters) <= limit and _peak(backend_class, candidate, pipeline, "training") <= limit:
+        if _at_least(candidate, shapes) <= limit and _peak(backend_class, candidate, pipeline, "training") <= limit:
             return candidate
-    least = min(reversed(candidates), key=lambda candidate: _at_least(candidate, parameters))
+    least = min(reversed(candidates), key=lambda candidate: _at_least(candidate, shapes))
     needed = _peak(backend_class, least, pipeline, "training")
     raise UserError(
         f"memory.fit={config.memory.fit!r}: an update needs {needed:.1f} GiB with every"
@@ -151,28 +150,30 @@ def _weaker(settings: Mapping[str, Any], config: Any) -> bool:
     return everything and bool(settings["train.checkpointed_blocks"])
 
 
-def _trained_parameters(config: Any, pipeline: PipelineDir) -> dict[str, int]:
-    """By component; of adapters, which take next to nothing, none."""
+def _trained_shapes(config: Any, pipeline: PipelineDir) -> dict[str, list[torch.Size]]:
+    """Return the shapes of what trains by component; of adapters, which take next to nothing, none."""
     if config.adapter.kind == "lora":
         return {}
     with FakeTensorMode():
         networks = build(pipeline)
     return {
-        component: sum(parameter.numel() for parameter in networks[component].parameters())
+        component: [parameter.shape for parameter in networks[component].parameters()]
         for component in trained_networks(config)
     }
 
 
-def _at_least(config: Any, parameters: Mapping[str, int]) -> float:
-    """GiB of weights, their copies, gradients and optimizer states alone: what needs no plan to be too much."""
+def _at_least(config: Any, shapes: Mapping[str, Sequence[Sequence[int]]]) -> float:
+    """Return the GiB of weights, copies, gradients and optimizer states alone: what needs no plan to be too much."""
     averaged = config.ema.decay > 0 and config.ema.device == "device"
     copies = 4 * (averaged + (config.train.pull > 0))
     total = 0
-    for component, count in parameters.items():
+    for component, of_component in shapes.items():
+        count = sum(map(math.prod, of_component))
         weight = 2 if component == "unet" and config.memory.weights == "bf16" else 4
         gradient = 0 if config.memory.fused_backward else weight
-        states = 0 if config.memory.offload_optimizer == "always" else _STATES[config.train.optimizer]
-        total += count * (weight + copies + gradient + states)
+        total += count * (weight + copies + gradient)
+        if config.memory.offload_optimizer != "always":
+            total += sum(state_bytes(config.train.optimizer, shape) for shape in of_component)
     return total / GIB
 
 

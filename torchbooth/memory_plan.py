@@ -27,9 +27,10 @@ from booth.diffusion.sampling import latent_shape
 from booth.diffusion.solvers import HISTORY, SamplingStep, is_guided
 from booth.models.adapters import adapter_of
 from booth.models.pipeline import PipelineDir
-from torchbooth import memory, models, sample, tokens
-from torchbooth.memory import AT_WORK, HOST, movable, trains
-from torchbooth.models import Models, diffusers_name
+from torchbooth import memory, networks, sample, tokens
+from torchbooth.host_states import HOST, movable
+from torchbooth.memory import AT_WORK, trains
+from torchbooth.networks import Models, diffusers_name
 from torchbooth.precision import weights_dtype
 from torchbooth.step import State
 
@@ -158,15 +159,15 @@ class _Rehearsal:
         self._backend.placement = self._tracker
         scale, shift = pipeline.latent_scaling
         with self._fake, torch.random.fork_rng(devices=[]):
-            networks = models.build(pipeline, weights_dtype(config))
+            built = networks.build(pipeline, weights_dtype(config))
             shapes = {
                 component: {diffusers_name(component, name): tuple(p.shape) for name, p in network.named_parameters()}
-                for component, network in networks.items()
+                for component, network in built.items()
             }
             adapter = adapter_of(config, pipeline, shapes)
             if config.tokens.add:
-                tokens.add(networks["text_encoder"], np.zeros((len(config.tokens.add), self._sizes.width), np.float32))
-            self._models = Models(**networks, vae_scale=scale, vae_shift=shift, adapter=adapter)
+                tokens.add(built["text_encoder"], np.zeros((len(config.tokens.add), self._sizes.width), np.float32))
+            self._models = Models(**built, vae_scale=scale, vae_shift=shift, adapter=adapter)
         if config.memory.vae_tiling:
             memory.use_tiles(self._models.vae)
         self._state: State | None = None

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from booth.diffusion.solvers import HISTORY, History, SamplingTable, is_guided, solver_step
-from torchbooth.models import Models
+from torchbooth.networks import Models
 from torchbooth.precision import autocast
 
 

@@ -10,7 +10,7 @@ from booth.diffusion.backend import ROW_FIELDS, Batch
 from booth.diffusion.objective import dreambooth_loss, noisy_latents
 from torchbooth.ema import Average
 from torchbooth.memory import TensorwiseOptimizer
-from torchbooth.models import Models
+from torchbooth.networks import Models
 from torchbooth.optim import clip_by_global_norm, is_true, pull, set_learning_rate, step_if_finite
 from torchbooth.precision import autocast
 from torchbooth.sharding import GradientSum, own_part, sum_metrics
@@ -46,7 +46,7 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
     if isinstance(optimizer, TensorwiseOptimizer):
         optimizer.begin(int(batch.key))
     device = next(iter(state.trainable.values())).device
-    encoded, context = encode_prompts(state.models, to_device(batch.prompts, device))
+    encoded, context = context_of(state.models, to_device(batch.prompts, device))
     metrics: dict[str, torch.Tensor] = {}
     pieces = [own_part(piece) for piece in batch.pieces(config.train.accumulation)]
     for index, piece in enumerate(pieces):
@@ -96,7 +96,7 @@ def _skipped(metrics: dict[str, torch.Tensor]) -> torch.Tensor:
     return (~(metrics["loss"].isfinite() & metrics["grad_norm"].square().isfinite())).float()
 
 
-def encode_prompts(models: Models, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def context_of(models: Models, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(what the text encoder gave, the same as a leaf that gathers gradients), [unique prompts, tokens, width].
 
     Prompts that are encoded already are both at once, without gradients.

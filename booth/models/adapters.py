@@ -16,7 +16,8 @@ from booth.common import randomness
 from booth.common.errors import UserError
 from booth.config.fields import AUTO
 from booth.config.trained import trained_networks
-from booth.models.pipeline import PipelineDir, canonical_name, listed
+from booth.models.pipeline import PipelineDir
+from booth.models.weight_names import canonical_name, listed
 
 _ATTENTION = r"\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q_proj|k_proj|v_proj|out_proj))"
 _FEED_FORWARD = r"\.(ff\.net\.(0\.proj|2)|mlp\.(fc1|fc2))"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from booth.common.errors import UserError
-from booth.models.pipeline import listed, written_key
+from booth.models.weight_names import listed, written_key
 
 UNET, VAE, CLIP, OPEN_CLIP = (
     "model.diffusion_model.",

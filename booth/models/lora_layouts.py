@@ -15,7 +15,7 @@ import re
 from typing import Literal
 
 from booth.common.errors import UserError
-from booth.models.pipeline import written_key
+from booth.models.weight_names import written_key
 
 Part = Literal["down", "up", "alpha"]
 

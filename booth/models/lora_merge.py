@@ -11,7 +11,8 @@ import numpy as np
 from booth.common.errors import UserError
 from booth.models.adapters import LowRank, added, layers, weight_shapes
 from booth.models.lora_file import LoraFile
-from booth.models.pipeline import PipelineDir, listed
+from booth.models.pipeline import PipelineDir
+from booth.models.weight_names import listed
 
 
 def weights_of(files: Sequence[Path], weights: Sequence[float]) -> list[float]:

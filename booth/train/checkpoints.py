@@ -19,6 +19,7 @@ from booth.common.files import STAGING_PREFIX, publish, remove, rename
 from booth.config.trained import trained_networks
 from booth.config.values import is_remote
 from booth.diffusion.backend import Backend
+from booth.diffusion.optimizers import state_bytes
 from booth.models.adapters import adapter_of
 from booth.models.pipeline import PipelineDir
 
@@ -48,19 +49,10 @@ def checkpoint_size(config: Any, pipeline: PipelineDir) -> int:
 
 
 def _tensor_size(config: Any, shape: tuple[int, ...], width: int) -> int:
-    """Of one trained tensor, kept in `width` bytes a number: with its states, as `torchbooth.optim` describes them."""
+    """Return the bytes of one trained tensor, kept in `width` bytes a number, with its states and its average."""
     count = math.prod(shape)
-    small = count < 4096  # then states are not in 8 bits
-    states = {
-        "adamw": 8.0 * count,
-        "prodigy": 16.0 * count,
-        "adamw8bit": (8 if small else 2.04) * count,
-        "lion": 4.0 * count,
-        "lion8bit": (4 if small else 1.02) * count,
-        "adafactor": 4.0 * (count / shape[-1] + count / shape[-2] if len(shape) > 1 else count),
-    }
     average = 4 * count + _HEADER if config.ema.decay > 0 else 0
-    return int(width * count + states[config.train.optimizer]) + _HEADER + average
+    return width * count + state_bytes(config.train.optimizer, shape) + _HEADER + average
 
 
 class Checkpoints:

@@ -22,7 +22,6 @@ import platform
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from booth.common.files import STAGING_PREFIX, remove, write_text
 from booth.config import values as settings
 from booth.config.changes import changes
 from booth.config.sources import Kind
+from booth.train.ownership import CLAIM, check_ours, owner, same_run, strangers
 from booth.train.run_record import (
     CONFIG,
     MANIFEST,
@@ -40,16 +40,12 @@ from booth.train.run_record import (
     RUN,
     SETTINGS,
     Manifest,
-    Record,
     find_record,
     read_manifest,
     written_config,
 )
 
 log = logging.getLogger("booth")
-
-_JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # what desktops put into a folder that is only looked at
-_CLAIM = ".run-id"
 
 
 @contextmanager
@@ -69,7 +65,7 @@ class RunDir:
     def __init__(self, path: Path, backend: str, config: Any, meant: Collection[str] | None) -> None:
         self.path = path
         self._flat = json.loads(json.dumps(settings.flatten(config)))  # tuples become lists, as they come back
-        self._before = _same_run(path, backend, self._flat, meant)
+        self._before = same_run(path, backend, self._flat, meant)
         self._backend = backend
         self.id = self._before.run_id if self._before else uuid.uuid4().hex
         self.class_images = path / "class_images"
@@ -95,7 +91,7 @@ class RunDir:
         UserError for a folder of another run, a folder that is no run, and a run that is training right now.
         """
         path = Path(workdir).expanduser()
-        _check_ours(path)
+        check_ours(path)
         path.mkdir(parents=True, exist_ok=True)
         with locked(path):
             run = cls(path, backend, config, meant)
@@ -161,23 +157,23 @@ class RunDir:
 
     def _check_owner(self) -> None:
         """UserError if the checkpoint folder is not this run's to write to and to delete from."""
-        name, owner = f"checkpoint.dir={str(self.checkpoints)!r}", _owner(self.checkpoints)
-        if owner is not None:
-            if owner != self.id:
+        name, found = f"checkpoint.dir={str(self.checkpoints)!r}", owner(self.checkpoints)
+        if found is not None:
+            if found != self.id:
                 raise UserError(f"{name} holds checkpoints of another run; give an empty folder")
         elif self._elsewhere and (self.metrics.exists() if self.saved is None else self.saved):
             raise UserError(
                 f"{name} does not hold this run's checkpoints; put them there (is its disk mounted?), or give the"
                 " checkpoint.dir that does"
             )
-        elif self._elsewhere and _strangers(self.checkpoints):
+        elif self._elsewhere and strangers(self.checkpoints):
             raise UserError(f"{name} holds other files than this run's checkpoints; give a new or empty folder")
 
     def _claim(self) -> None:
         """Marks a checkpoint folder outside the run folder as this run's; of two runs at once, one gets it."""
         if self._elsewhere:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            claim = self.checkpoints / _CLAIM
+            claim = self.checkpoints / CLAIM
             if settings.is_remote(str(claim)):
                 if not claim.exists():
                     claim.write_bytes(self.id.encode())
@@ -226,81 +222,6 @@ def checkpoint_folder(workdir: Path, checkpoint_dir: str) -> Path:
 
         return epath.Path(checkpoint_dir)
     return Path(checkpoint_dir) if checkpoint_dir else workdir / "checkpoints"
-
-
-def _check_ours(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--workdir {path} is a file; give a folder")
-    # A run that was killed before it wrote its record left these.
-    if _strangers(path, ".lock", STAGING_PREFIX + MANIFEST, STAGING_PREFIX + CONFIG) and not _is_run(path):
-        raise UserError(f"--workdir {path} holds other files and is no run folder; give a new or empty folder")
-
-
-def _is_run(path: Path) -> bool:
-    if (path / CONFIG).is_file():
-        return True
-    try:
-        return find_record(path) is not None
-    except UserError:  # a manifest.json of something else
-        return False
-
-
-def _owner(folder: Path) -> str | None:
-    """The id of the run whose checkpoints are in a folder: by its mark, or else by one of them; None if it has none."""
-    if (folder / _CLAIM).is_file():
-        return str((folder / _CLAIM).read_text(encoding="utf-8"))
-    for record in folder.glob("step-*/checkpoint.json") if folder.is_dir() else ():
-        with suppress(KeyError, OSError, RecursionError, TypeError, ValueError):  # damaged: another may tell
-            return str(json.loads(record.read_text(encoding="utf-8"))["run_id"])
-    return None
-
-
-def _strangers(path: Path, *ours: str) -> bool:
-    """Whether a folder holds anything else than `ours` and what desktops and locks leave everywhere."""
-    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-    return any(name not in _JUNK.union(ours) and not name.startswith(".filelock-") for name in names)
-
-
-def _same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Collection[str] | None) -> Record | None:
-    """The record of the run in a folder, if there is one; UserError if that is another run than this."""
-    before = find_record(workdir)
-    if before is None:
-        return None
-    if before.backend != backend:
-        raise UserError(f"--workdir {workdir} is a run of {before.backend}booth; give {backend}booth another one")
-    # A field that came with a newer version had its default before.
-    defaults = json.loads(json.dumps(settings.flatten(settings.default_config())))
-    before = replace(before, config={**defaults, **before.config})
-    changed = changes(before.config, config)
-    fixed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items() if not settings.may_change(name)]
-    if fixed:
-        raise UserError(
-            f"--workdir {workdir} belongs to another run: {'; '.join(fixed)};"
-            " restore these values, or choose another --workdir"
-        )
-    asked = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items()
-             if meant is not None and name not in meant and settings.must_be_meant(name)]  # fmt: skip
-    if asked:
-        raise UserError(
-            f"--workdir {workdir} began with other values: {'; '.join(asked)}; put them back, or say that the new ones"
-            " are meant, with --config.NAME=VALUE or for all of them with --accept-changes"
-        )
-    if (workdir / MANIFEST).is_file():
-        return before
-    if not _has_trained(workdir):
-        return None  # a config.json alone, which may be another run's copied here: it begins now, with an id of its own
-    if meant is not None:
-        raise UserError(
-            f"--workdir {workdir} has no {MANIFEST} any more, which says what the run was made from; put it back from a"
-            " copy, or if photos, model and settings are still the same give --accept-changes"
-        )
-    log.warning("%s is gone: photos and model are taken for what the run began with", workdir / MANIFEST)
-    return before
-
-
-def _has_trained(workdir: Path) -> bool:
-    """Whether a run has come so far that it must have had a manifest."""
-    return any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "pipeline", "lora"))
 
 
 def _versions() -> dict[str, str]:

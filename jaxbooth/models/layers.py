@@ -20,6 +20,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from booth.common.errors import UserError
+from jaxbooth import adapters
 
 # In this order: a bool is an int to Python.
 _KINDS = {(bool,): "true or false", (int, float): "a number", (str,): "a string", (list, tuple): "a list"}
@@ -80,24 +81,6 @@ def _along_last(vector: nnx.Param, like: jax.Array) -> jax.Array:
     return vector[...].astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
-def _adapted(layer: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """A layer's output `y` for `x`, and what its adapter adds, if it has one."""
-    if not hasattr(layer, "lora_A"):
-        return y
-    if hasattr(layer, "row_keys"):
-        x = dropout(x, layer.row_keys, layer.lora_dropout)
-    return y + layer.lora_scale * layer.lora_B(layer.lora_A(x))
-
-
-def dropout(x: jax.Array, keys_b: jax.Array, share: float) -> jax.Array:
-    """[b, ...] with this share of its numbers 0 and the others larger by 1 / (1 - share) (arXiv 1207.0580).
-
-    Each row has a key, so that it does not matter which rows are computed together.
-    """
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - share, x.shape[1:]))(keys_b)
-    return jnp.where(kept, x / (1 - share), 0)
-
-
 class Linear(nnx.Module):
     """A dense layer over the last axis."""
 
@@ -106,18 +89,16 @@ class Linear(nnx.Module):
         self.bias = parameter(features_out) if bias else None
         self.dtype = dtype
 
-    def add_adapter(self, rank: int, scale: float, dropout: float) -> None:
-        """LoRA: `scale` B A is added to the weight; a share `dropout` of what goes in is left out, row by row, where
-        the layer is given `row_keys`."""
+    def low_rank(self, rank: int) -> tuple["Linear", "Linear"]:
+        """Return two layers that together do what this one does, with `rank` features between them."""
         features_in, features_out = self.kernel.get_value().shape
-        self.lora_A = Linear(features_in, rank, bias=False, dtype=self.dtype)
-        self.lora_B = Linear(rank, features_out, bias=False, dtype=self.dtype)
-        self.lora_scale, self.lora_dropout = scale, dropout
+        down = Linear(features_in, rank, bias=False, dtype=self.dtype)
+        return down, Linear(rank, features_out, bias=False, dtype=self.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.kernel[...].astype(self.dtype)
         y = y if self.bias is None else y + _along_last(self.bias, y)
-        return _adapted(self, x, y)
+        return adapters.adapted(self, x, y)
 
 
 class Conv(nnx.Module):
@@ -140,13 +121,11 @@ class Conv(nnx.Module):
         self.padding = (size // 2, size // 2) if padding is None else padding
         self.dtype = dtype
 
-    def add_adapter(self, rank: int, scale: float, dropout: float) -> None:
-        """As for a linear layer: a convolution like this one to `rank` channels, and a 1x1 one from there."""
+    def low_rank(self, rank: int) -> tuple["Conv", "Conv"]:
+        """Return a convolution like this one to `rank` channels, and a 1x1 one from there."""
         size, _, features_in, features_out = self.kernel.get_value().shape
         options: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "bias": False, "dtype": self.dtype}
-        self.lora_A = Conv(features_in, rank, size, **options)
-        self.lora_B = Conv(rank, features_out, 1, bias=False, dtype=self.dtype)
-        self.lora_scale, self.lora_dropout = scale, dropout
+        return Conv(features_in, rank, size, **options), Conv(rank, features_out, 1, bias=False, dtype=self.dtype)
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         y_bhwc = jax.lax.conv_general_dilated(
@@ -157,7 +136,7 @@ class Conv(nnx.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         y_bhwc = y_bhwc if self.bias is None else y_bhwc + _along_last(self.bias, y_bhwc)
-        return _adapted(self, x_bhwc, y_bhwc)
+        return adapters.adapted(self, x_bhwc, y_bhwc)
 
 
 class GroupNorm(nnx.Module):
@@ -209,18 +188,9 @@ class Embedding(nnx.Module):
         self.embedding = parameter(rows, features)
         self.dtype = dtype
 
-    def add_rows(self, count: int) -> None:
-        """New rows, a parameter of their own: the ids from the table's end on."""
-        self.added = Embedding(count, self.embedding.get_value().shape[1], dtype=self.dtype)
-
     def __call__(self, ids: jax.Array) -> jax.Array:
-        table = self.embedding[...]
         # Looked up before the cast, so that the table itself is never copied; an id past its end gives NaN.
-        if not hasattr(self, "added"):
-            return jnp.take(table, ids, axis=0).astype(self.dtype)
-        rows = len(table)
-        known = jnp.take(table, jnp.minimum(ids, rows - 1), axis=0).astype(self.dtype)
-        return jnp.where(ids[..., None] < rows, known, self.added(jnp.maximum(ids - rows, 0)))
+        return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
 
 
 def sinusoidal_embedding(

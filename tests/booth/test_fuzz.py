@@ -32,8 +32,9 @@ from booth.data.input_rules import validate
 from booth.data.views import pixels, views
 from booth.models import ldm_layout
 from booth.models.open import open_pipeline
-from booth.models.pipeline import Weights, canonical_name, read_specs
+from booth.models.pipeline import Weights, read_specs
 from booth.models.tokenizer import Tokenizer
+from booth.models.weight_names import canonical_name
 
 set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache" / "hypothesis")
 

@@ -40,7 +40,7 @@ def sample(tiny_pipeline, tmp_path, monkeypatch, capsys, caplog):
     """Runs the command in a folder; its images by name, with what the command said."""
 
     def sample(*arguments, backend=FakeBackend, out="out", source=("--model", tiny_pipeline)):
-        monkeypatch.setattr(cli, "load_backend", lambda package: backend)
+        monkeypatch.setattr("booth.commands.sample.load_backend", lambda package: backend)
         monkeypatch.setattr(cli, "_log_to_stderr", lambda: None)
         steps = () if any(str(argument).startswith("steps=") for argument in arguments) else ("--steps", 2)
         given = ["sample", *source, *steps, "--size", 64, "--out", tmp_path / out, *arguments]

@@ -7,7 +7,9 @@ import pytest
 
 from booth.models.adapters import adapter_of
 from booth.models.open import open_pipeline
-from jaxbooth.models.layers import Conv, Linear, dropout
+from jaxbooth import adapters
+from jaxbooth.adapters import dropout
+from jaxbooth.models.layers import Conv, Linear
 from jaxbooth.networks import build
 from jaxbooth.sharding import make_mesh
 
@@ -33,7 +35,7 @@ def test_the_share_and_the_scale():
 )
 def test_what_goes_into_an_adapter(layer):
     rng = np.random.default_rng(0)
-    layer.add_adapter(2, 0.5, SHARE)
+    adapters.add(layer, 2, 0.5, SHARE)
     for each in (layer, layer.lora_A, layer.lora_B):
         each.kernel.set_value(jnp.array(rng.standard_normal(each.kernel.get_value().shape), jnp.float32))
     layer.bias.set_value(jnp.zeros(6))

@@ -153,7 +153,7 @@ def test_only_the_adapter_trains_and_is_saved(make_tiny_config, tmp_path, packag
     else:
         from jaxbooth.weights import to_diffusers
 
-        models = seen["state"].frozen
+        models = seen["state"].models
         frozen = {name: to_diffusers(models.unet, name, models.params[f"unet.{name}"]) for name in source}
     assert all(np.array_equal(frozen[name], source[name]) for name in source)
     size = sum(path.stat().st_size for path in (run.path / "checkpoints").rglob("*") if path.is_file())

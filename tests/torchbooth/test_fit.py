@@ -85,6 +85,9 @@ def test_an_average_and_what_is_pulled_towards_count_as_weights_do(pipeline, tin
     assert training(ema__decay=0.9, ema__device="host") - plain == pytest.approx(0, abs=0.02 * one)
 
 
+STATES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "lion8bit": 1, "adafactor": 0}
+
+
 @pytest.fixture
 def rough(monkeypatch):
     """Plans by rule of thumb, in moments: 1 GiB for each byte of a weight and what belongs to it, 2 for activations."""
@@ -94,7 +97,7 @@ def rough(monkeypatch):
         train, memory = config.train, config.memory
         weight = 2 if memory.weights == "bf16" else 4
         gradient = 0 if memory.fused_backward else weight
-        states = fitting._STATES[train.optimizer]
+        states = STATES[train.optimizer]
         kept = {"none": 2.0, "block": 1.5 if train.checkpointed_blocks else 1.0}[train.gradient_checkpointing]
         away = memory.offload_optimizer
         pictures = 0.5 if memory.vae_tiling else 2.0
@@ -109,7 +112,8 @@ def rough(monkeypatch):
         return planning.Plan({phase: peaks[phase] for phase in peaks if phase in phases}, 0.0, {})
 
     monkeypatch.setattr(fitting, "plan", rough_plan)
-    monkeypatch.setattr(fitting, "_trained_parameters", lambda *_: {"unet": 2**30})
+    monkeypatch.setattr(fitting, "_trained_shapes", lambda *_: {"unet": [(2**30,)]})
+    monkeypatch.setattr(fitting, "state_bytes", lambda optimizer, shape: STATES[optimizer] * shape[0])
     return rough_plan
 
 

@@ -11,7 +11,7 @@ from transformers import CLIPTextModel
 
 from booth.common.errors import UserError
 from booth.models.open import open_pipeline
-from torchbooth.models import load
+from torchbooth.networks import load
 
 
 @pytest.fixture

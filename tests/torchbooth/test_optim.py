@@ -10,14 +10,17 @@ import torch
 from safetensors.numpy import load_file
 
 from booth.common.errors import UserError
+from booth.config.fields import FIELDS
 from booth.data.inputs import check_inputs
+from booth.diffusion.optimizers import state_bytes
 from booth.train import loop
 from booth.train.learning_rate import learning_rates
 from booth.train.preparation import prepare
 from booth.train.run_folder import RunDir
 from torchbooth import checkpoint
 from torchbooth.backend import Backend
-from torchbooth.optim import read_moments
+from torchbooth.host_states import movable
+from torchbooth.optim import make_optimizer, read_moments
 
 
 def weights(run):
@@ -46,6 +49,20 @@ def test_8_bit_adamw_trains_nearly_as_adamw_with_smaller_states(eight_bit, tmp_p
     assert 1e-3 < difference < 5e-2, "eight bits are felt, but hardly"
     sizes = [(r.path / "checkpoints/step-000004/optimizer.safetensors").stat().st_size for r in (run, full)]
     assert sizes[0] < 0.3 * sizes[1]
+
+
+OPTIMIZERS = next(field.rule.choices for field in FIELDS if field.name == "train.optimizer")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("shape", [(70,), (5000,), (40, 30), (100, 50), (80, 20, 3, 3)])
+def test_the_states_have_the_size_that_is_planned_for(tiny_config, optimizer, shape):
+    tiny_config.train.optimizer = optimizer
+    parameter = torch.nn.Parameter(torch.ones(shape))
+    parameter.grad = torch.ones(shape)
+    made = make_optimizer([parameter], tiny_config)
+    made.step()
+    assert sum(value.nbytes for _, value in movable(made.state[parameter])) == state_bytes(optimizer, shape)
 
 
 def test_8_bit_adamw_resumes_to_the_bit(eight_bit, tmp_path):

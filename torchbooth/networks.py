@@ -9,7 +9,8 @@ from accelerate import init_empty_weights
 
 from booth.common.errors import UserError
 from booth.models.adapters import Adapter
-from booth.models.pipeline import PipelineDir, fit_weights
+from booth.models.pipeline import PipelineDir
+from booth.models.weight_names import fit_weights
 
 _PREFIX = "text_model."  # transformers 5 leaves it out of the module's names, the folder format keeps it
 
