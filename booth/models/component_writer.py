@@ -74,7 +74,7 @@ class ComponentWriter:
 
 
 def is_as_wanted(source: PipelineDir, component: str, code: str | None) -> bool:
-    """Whether the files of a network that was not trained can be copied byte for byte."""
+    """Return whether the files of a network that was not trained can be copied byte for byte."""
     return source.weights[component].whole_files and all(
         key == written_key(component, key) and (code in (None, spec.dtype) or canonical_name(component, key) is None)
         for specs in source.weights[component].specs.values()

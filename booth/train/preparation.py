@@ -88,7 +88,7 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
 
 
 def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
-    """What class images and VAE moments will take, as far as they are not there yet; at most."""
+    """Return what class images and VAE moments will take, as far as they are not there yet; at most."""
     settings, images = config.data, len(inputs.instances)
     pixels = max(width * height for width, height in inputs.used_sizes)
     counts = {
@@ -110,7 +110,7 @@ def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
 
 
 def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> list[Example]:
-    """The class images of all concepts, made where they are missing."""
+    """Return the class images of all concepts, made where they are missing."""
     examples, weights, recorded = [], inputs.weights, run.recorded("class images")
     for place, concept in enumerate(inputs.concepts):
         if concept.has_prior:
@@ -162,7 +162,7 @@ def _loss_weights(inputs: Inputs, view: View) -> np.ndarray:
 
 
 def _captions(inputs: Inputs, example: Example) -> list[str]:
-    """All that an image may be trained with."""
+    """Return all that an image may be trained with."""
     config = inputs.concepts[example.concept].config
     shuffled = config.instance.shuffled_captions if example.kind == "instance" else 0
     return variants(example.caption, shuffled, config.instance.kept_tags, config.train.seed, example.sha256)
