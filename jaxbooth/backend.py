@@ -14,7 +14,8 @@ import numpy as np
 
 from booth.common.errors import UserError
 from booth.common.messages import StoredMessages
-from booth.config.values import is_pulled, is_remote, is_trained
+from booth.config.trained import is_pulled, is_trained
+from booth.config.values import is_remote
 from booth.diffusion.backend import Batch, Metrics
 from booth.diffusion.solvers import SamplingTable
 from booth.models.pipeline import PipelineDir

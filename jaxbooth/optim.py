@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from booth.config.values import rate_group
+from booth.config.trained import rate_group
 
 Params = dict[str, jax.Array]
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from booth.common.errors import UserError
 from booth.config.concepts import has_prior
-from booth.config.values import trained_networks, trains_text
+from booth.config.trained import trained_networks, trains_text
 from booth.diffusion.sampling import latent_shape
 from booth.models.adapters import adapter_of
 from booth.models.pipeline import PipelineDir

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from booth.config.values import is_pulled, is_trained, rate_groups, trains_text
+from booth.config.trained import is_pulled, is_trained, rate_groups, trains_text
 from booth.data.inputs import largest_prompts, largest_size
 from booth.diffusion.backend import ROW_FIELDS, Batch
 from booth.diffusion.sampling import latent_shape

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from booth.common.errors import UserError
 from booth.config.fields import memory_size
+from booth.config.trained import trained_networks
 from booth.config.validation import validate_updates
-from booth.config.values import default_of, get, may_change, set_field, trained_networks, typed
+from booth.config.values import default_of, get, may_change, set_field, typed
 from booth.diffusion.optimizers import state_bytes
 from booth.models.pipeline import PipelineDir
 from torchbooth.memory_plan import CONTEXT_GIB, GAPS, GIB, TECHNIQUES, plan

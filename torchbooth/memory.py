@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from booth.common.errors import UserError
-from booth.config.values import rate_group
+from booth.config.trained import rate_group
 from torchbooth.host_states import HOST, HostStates, movable
 from torchbooth.optim import by_component, make_optimizer
 

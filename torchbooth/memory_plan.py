@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from booth.config.concepts import has_prior
-from booth.config.values import get, rate_groups, trains_text
+from booth.config.trained import rate_groups, trains_text
+from booth.config.values import get
 from booth.data.inputs import largest_prompts, largest_size, preview_batch_size
 from booth.diffusion.backend import ROW_FIELDS, Batch
 from booth.diffusion.sampling import latent_shape

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
-from booth.config.values import rate_group
+from booth.config.trained import rate_group
 from torchbooth.sharding import local, placed_as, whole
 
 EIGHT_BIT = ("adamw8bit", "lion8bit")

@@ -8,8 +8,9 @@ from pathlib import Path
 from booth.common.errors import UserError
 from booth.common.file_names import listed
 from booth.data.image_folder import find_images
+from booth.data.images import Size
 from booth.data.kohya_folders import Subfolder, repeated_folders
-from booth.data.views import Size, nearest
+from booth.data.views import nearest
 
 # What class images depend on, beside the base and their size.
 RECIPE = ("prior.prompt", "prior.seed", "prior.solver", "prior.inference_steps", "prior.guidance")

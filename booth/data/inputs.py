@@ -17,10 +17,10 @@ from booth.data import class_image_files, images
 from booth.data.image_dataset import Photos, cache_folder, open_photos
 from booth.data.image_file import load_image
 from booth.data.image_folder import log_passed_over
-from booth.data.images import Example
+from booth.data.images import Example, Size
 from booth.data.kohya_folders import Subfolder, may_be_an_order, repeated_folders
 from booth.data.masks import mask_hash, with_masks
-from booth.data.views import AUTO, Size, bucket_sizes, nearest
+from booth.data.views import AUTO, bucket_sizes, nearest
 from booth.diffusion.sampling import Sampler, latent_shape, sampling_table, side_multiple
 from booth.diffusion.schedule import noise_schedule, zero_terminal_snr
 from booth.diffusion.solvers import is_guided

@@ -15,7 +15,7 @@ import numpy as np
 from booth.common import randomness
 from booth.common.errors import UserError
 from booth.config.fields import AUTO
-from booth.config.values import trained_networks
+from booth.config.trained import trained_networks
 from booth.models.pipeline import PipelineDir
 from booth.models.weight_names import canonical_name, listed
 

@@ -7,8 +7,9 @@ from types import MappingProxyType
 import numpy as np
 
 from booth.models.exported_files import plain_name, relative, write_json
-from booth.models.pipeline import PipelineDir, TensorSpec
+from booth.models.pipeline import PipelineDir
 from booth.models.safetensors_file import CODES, Precision, SafetensorsFile
+from booth.models.safetensors_reader import TensorSpec
 from booth.models.weight_names import canonical_name, written_key
 
 

@@ -21,9 +21,10 @@ from booth.models import new_tokens
 from booth.models.component_writer import ComponentWriter, convert_weights, is_as_wanted
 from booth.models.exported_files import copy_file, copy_files, copy_weights, write_json
 from booth.models.open import open_pipeline
-from booth.models.pipeline import PipelineDir, TensorSpec, components, has_vocabulary
+from booth.models.pipeline import PipelineDir, components, has_vocabulary
 from booth.models.plain_opening import name_float32
 from booth.models.safetensors_file import CODES, Precision
+from booth.models.safetensors_reader import TensorSpec
 from booth.models.tokenizer import Tokenizer
 
 RECORD = "export.json"

@@ -10,8 +10,9 @@ from booth.common import disk_space
 from booth.common.errors import UserError, reading
 from booth.common.files import publish, write_text
 from booth.models import ldm_layout, modelspec
-from booth.models.pipeline import PipelineDir, TensorSpec, read_json
+from booth.models.pipeline import PipelineDir, read_json
 from booth.models.safetensors_file import CODES, Precision, SafetensorsFile
+from booth.models.safetensors_reader import TensorSpec
 from booth.models.single_file import SUFFIX, configs_of
 from booth.models.weight_names import canonical_name
 

@@ -17,9 +17,9 @@ import numpy as np
 from booth.common.errors import UserError
 from booth.models import ldm_layout, modelspec
 from booth.models.ldm_layout import Configs, Piece
-from booth.models.pipeline import FLOATS, PICKLES, PipelineDir, TensorSpec, Weights, read_specs
+from booth.models.pipeline import FLOATS, PICKLES, PipelineDir, Weights, read_specs
 from booth.models.safetensors_file import HASH, hash_of_tensors
-from booth.models.safetensors_reader import opened
+from booth.models.safetensors_reader import TensorSpec, opened
 
 log = logging.getLogger("booth")
 

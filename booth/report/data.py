@@ -16,6 +16,7 @@ import numpy as np
 
 from booth.common.errors import UserError
 from booth.config import values as settings
+from booth.config.changes import changes
 from booth.config.choices import PLACE
 from booth.config.concepts import Concept, class_folder, concepts_of, has_prior
 from booth.config.sources import EMBEDDED
@@ -91,7 +92,7 @@ class Report:
     @property
     def changed(self) -> dict[str, tuple[Any, Any]]:
         """{name: (default, value)} of the settings that are not as they come."""
-        return settings.changes(settings.flatten(settings.default_config()), self.fields)
+        return changes(settings.flatten(settings.default_config()), self.fields)
 
     @property
     def origins(self) -> dict[str, dict[str, str]]:

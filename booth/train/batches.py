@@ -13,7 +13,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from booth.common import randomness
-from booth.data.views import Size, View
+from booth.data.images import Size
+from booth.data.views import View
 from booth.diffusion.backend import Batch
 from booth.diffusion.schedule import NoiseSchedule
 

@@ -16,7 +16,8 @@ from booth.common import disk_space
 from booth.common.disk_space import readable
 from booth.common.errors import ENDS, UserError, reading, said_by
 from booth.common.files import STAGING_PREFIX, publish, remove, rename
-from booth.config.values import is_remote, trained_networks
+from booth.config.trained import trained_networks
+from booth.config.values import is_remote
 from booth.diffusion.backend import Backend
 from booth.diffusion.optimizers import state_bytes
 from booth.models.adapters import adapter_of

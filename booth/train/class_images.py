@@ -24,7 +24,7 @@ from booth.config.values import get
 from booth.data import pictures
 from booth.data.class_image_files import _OURS, RECIPE, own_images, to_make
 from booth.data.image_file import load_image
-from booth.data.views import Size
+from booth.data.images import Size
 from booth.diffusion.backend import Backend
 from booth.diffusion.sampling import ImageRequest, Sampler
 

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from booth.config.fields import AUTO
-from booth.config.values import rate_groups
+from booth.config.trained import rate_groups
 
 
 def learning_rates(config: Any, step: int) -> dict[str, float]:

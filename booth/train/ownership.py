@@ -11,6 +11,7 @@ from typing import Any
 from booth.common.errors import UserError
 from booth.common.files import STAGING_PREFIX
 from booth.config import values as settings
+from booth.config.changes import changes
 from booth.train.run_record import (
     CONFIG,
     MANIFEST,
@@ -71,7 +72,7 @@ def same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Coll
     # A field that came with a newer version had its default before.
     defaults = json.loads(json.dumps(settings.flatten(settings.default_config())))
     before = replace(before, config={**defaults, **before.config})
-    changed = settings.changes(before.config, config)
+    changed = changes(before.config, config)
     fixed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items() if not settings.may_change(name)]
     if fixed:
         raise UserError(

@@ -11,14 +11,14 @@ from booth.common.disk_space import Need
 from booth.common.file_names import printable
 from booth.common.progress import progress
 from booth.config.concepts import class_folder
-from booth.config.values import trains_text
+from booth.config.trained import trains_text
 from booth.data import class_image_files, images
 from booth.data.captions import variants
 from booth.data.image_folder import find_images
-from booth.data.images import Example
+from booth.data.images import Example, Size
 from booth.data.inputs import Inputs, as_trained
 from booth.data.masks import loss_weights
-from booth.data.views import Size, View, covering, views
+from booth.data.views import View, covering, views
 from booth.diffusion.backend import Backend
 from booth.diffusion.sampling import context_of, latent_shape
 from booth.diffusion.schedule import noise_schedule

@@ -30,6 +30,7 @@ import filelock
 from booth.common.errors import UserError
 from booth.common.files import STAGING_PREFIX, remove, write_text
 from booth.config import values as settings
+from booth.config.changes import changes
 from booth.config.sources import Kind
 from booth.train.ownership import CLAIM, check_ours, owner, same_run, strangers
 from booth.train.run_record import (
@@ -120,7 +121,7 @@ class RunDir:
 
     def record_changes(self) -> None:
         """Bring the record up to date with fields that changed; for when nothing can refuse the run any more."""
-        changed = settings.changes(self._before.config, self._flat) if self._before else {}
+        changed = changes(self._before.config, self._flat) if self._before else {}
         for name, (old, new) in changed.items():
             log.warning("resuming with %s=%r (was %r)", name, new, old)
         self._say_what_was_edited()
@@ -131,7 +132,7 @@ class RunDir:
         written = written_config(self.path)
         if not self._before or not written:
             return
-        recorded, now = settings.changes(written, self._before.config), settings.changes(written, self._flat)
+        recorded, now = changes(written, self._before.config), changes(written, self._flat)
         if edited := [f"{name}={now[name][1]!r}, not {now[name][0]!r}" for name in recorded if name in now]:
             log.warning("%s is put right, as what was edited there was not given: %s", self.path / CONFIG,
                         ", ".join(edited))  # fmt: skip

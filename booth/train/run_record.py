@@ -12,6 +12,7 @@ from typing import Any
 
 from booth.common.errors import UserError
 from booth.config import values as settings
+from booth.config.changes import of_record
 from booth.config.sources import DATASET, MODEL, Kind
 
 CONFIG, MANIFEST = "config.json", "manifest.json"
@@ -41,7 +42,7 @@ def find_record(workdir: Path) -> Record | None:
             return Record(
                 str(run["backend"]),
                 str(run["id"]),
-                settings.of_record(config),
+                of_record(config),
                 int(run["saved"]) if "saved" in run else None,
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -50,7 +51,7 @@ def find_record(workdir: Path) -> Record | None:
         return None
     try:
         record = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
-        return Record(record["backend"], record["run_id"], settings.of_record(record["config"]))
+        return Record(record["backend"], record["run_id"], of_record(record["config"]))
     except (KeyError, RecursionError, TypeError, ValueError) as error:  # other keys, no object, no JSON
         raise UserError(f"{workdir} is not a run folder: its {CONFIG} is of something else") from error
 

@@ -24,7 +24,9 @@ from safetensors.numpy import save
 
 from booth.common.errors import UserError
 from booth.config.fields import FIELDS
-from booth.config.values import flatten, load_config, parse_text, resolved, set_field
+from booth.config.loading import load_config
+from booth.config.texts import parse_text
+from booth.config.values import flatten, resolved, set_field
 from booth.data.images import read_examples
 from booth.data.input_rules import validate
 from booth.data.views import pixels, views

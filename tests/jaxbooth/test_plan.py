@@ -11,7 +11,8 @@ from make_pipeline import make_configs
 
 from booth.commands import cli
 from booth.common.errors import UserError
-from booth.config.values import default_config, rate_groups
+from booth.config.trained import rate_groups
+from booth.config.values import default_config
 from booth.models.open import open_pipeline
 from jaxbooth import chips, networks, plan_arguments, step
 from jaxbooth import plan as planning
