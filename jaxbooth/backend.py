@@ -103,7 +103,7 @@ class Backend:
         return replace(state.models, params=state.models.params | self._result(state))
 
     def _result(self, state: State) -> Params:
-        """The trained tensors for use."""
+        """Return the trained tensors for use."""
         return ema.on_device(state.average, self._mesh) if state.average else state.trainable
 
     def with_lora_weight(self, state: State, weight: float) -> State:

@@ -43,7 +43,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def devices_of(topology: str) -> list[Any]:
-    """The devices of a slice such as v3:2x2. UserError without libtpu, or for a slice that it does not know."""
+    """Return the devices of a slice such as v3:2x2. Raise UserError without libtpu, or for a slice that it does not
+    know."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the TPU compiler is not installed; pip install libtpu")
     # It must neither look for a TPU nor ask Google's metadata server about one.

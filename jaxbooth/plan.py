@@ -1,4 +1,4 @@
-"""THE plan: the training step compiled for a TPU slice that is not there, by the real TPU compiler.
+"""The plan: the training step compiled for a TPU slice that is not there, by the real TPU compiler.
 
 What is compiled is `step.train_step` with the shapes and shardings that training would give it; no weights are read.
 Needs the `tpu` extra (libtpu), any CPU will do.
@@ -103,9 +103,9 @@ class Plan:
 
 
 def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bool) -> dict[str, Any]:
-    """Prints the plan of the config's own batch and, with `find_batch`, those on the way to the largest that fits.
+    """Print the plan of the config's own batch and, with `find_batch`, those on the way to the largest that fits.
 
-    Returns what `--json` writes, of the last that fits: a plan that says what does not fit is a plan too.
+    Return what `--json` writes, of the last that fits: a plan that says what does not fit is a plan too.
     """
     topology = topology or config.mesh.topology
     if not topology:
@@ -179,7 +179,7 @@ def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], 
 
 
 def largest(make: Callable[[int], Plan], step: int, first: Plan) -> Iterator[Plan]:
-    """Plans on the way from `first` to the largest number of rows a device that fits, a multiple of `step`.
+    """Plan on the way from `first` to the largest number of rows a device that fits, a multiple of `step`.
 
     Doubled or halved until one fits and one does not, then bisected.
     """
@@ -220,7 +220,7 @@ def needed_flops(config: Any, pipeline: PipelineDir) -> float:
 
 
 def _read(made: Plan, compiled: Any, flops: Flops, needed: float, chip: Chip) -> None:
-    """Fills in what the compiled step says; `needed` FLOPs a row are those of `needed_flops`."""
+    """Fill in what the compiled step says; `needed` FLOPs a row are those of `needed_flops`."""
     memory = compiled.memory_analysis()
     rows = made.rows_per_device
     made.arguments_gib = memory.argument_size_in_bytes / GIB

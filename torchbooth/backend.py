@@ -207,7 +207,7 @@ class Backend:
 
 
 def _check_sharding(config: Any) -> None:
-    """UserError for what FSDP's split tensors cannot be given to."""
+    """Raise UserError for what FSDP's split tensors cannot be given to."""
     if config.mesh.fsdp == 1:
         return
     for name, value in (

@@ -1,4 +1,4 @@
-"""THE memory techniques: what makes training fit on a small GPU, each of them once.
+"""The memory techniques: what makes training fit on a small GPU, each of them once.
 
 | technique                             | setting                         | what it costs                         |
 |---------------------------------------|---------------------------------|---------------------------------------|
@@ -34,7 +34,7 @@ log = logging.getLogger("booth")
 def recompute_activations(network: Any, blocks: Sequence[str] = ()) -> None:
     """Has a network compute its activations once more in the backward pass instead of keeping them.
 
-    `blocks`: only these, by their names in it; () for all. UserError for a name that is no such block.
+    `blocks`: only these, by their names in it; () for all. Raise UserError for a name that is no such block.
     """
     if not hasattr(network, "enable_gradient_checkpointing"):  # transformers
         # Token ids carry no gradient, which the reentrant kind would need. The second name is of older versions.
@@ -55,7 +55,7 @@ def recompute_activations(network: Any, blocks: Sequence[str] = ()) -> None:
 
 
 def checkpointable_blocks(network: Any) -> list[str]:
-    """The blocks of a diffusers UNet that can compute their activations again: down_blocks.0 and so on."""
+    """Return the blocks of a diffusers UNet that can compute their activations again: down_blocks.0 and so on."""
     names = [f"{kind}.{index}" for kind in ("down_blocks", "up_blocks") for index in range(len(getattr(network, kind)))]
     return [*names, "mid_block"]
 
@@ -90,7 +90,7 @@ class Placement:
 
 
 def trains(network: Any) -> bool:
-    """Whether a network has parameters that want gradients."""
+    """Return whether a network has parameters that want gradients."""
     return any(parameter.requires_grad for parameter in network.parameters())
 
 
@@ -108,7 +108,7 @@ def use_tiles(vae: Any) -> None:
 
 
 def round_stochastically(target: torch.Tensor, values: torch.Tensor, generator: torch.Generator) -> None:
-    """Writes float32 `values` into the bfloat16 `target`, rounded up or down so that the mean is right.
+    """Write float32 `values` into the bfloat16 `target`, rounded up or down so that the mean is right.
 
     Of the two neighbours each is taken with the probability of how near it is (arXiv 2010.06192, section 3): 16
     uniform random bits are added to the 16 that bfloat16 drops. `values`, contiguous, is used up. Infinities and NaN
@@ -187,7 +187,7 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Updates every tensor that has a gradient."""
+        """Update every tensor that has a gradient."""
         for parameter in self._tensors:
             if parameter.grad is not None:
                 self._update(parameter)
@@ -213,7 +213,7 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
         parameter.grad = None
 
     def optimizer_of(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
-        """The one that has a tensor's states."""
+        """Return the one that has a tensor's states."""
         return self._tensors[parameter].optimizer
 
 
@@ -260,7 +260,8 @@ class _Tensor:
 def make_optimizer_of(
     trainable: Mapping[str, torch.nn.Parameter], config: Any, wait: Callable[[], None] = lambda: None
 ) -> torch.optim.Optimizer:
-    """The optimizer of parameters by `component.name`: one for all, unless a technique wants one for each tensor."""
+    """Return the optimizer of parameters by `component.name`: one for all, unless a technique wants one for each
+    tensor."""
     memory = config.memory
     if memory.fused_backward or memory.weights == "bf16" or memory.offload_optimizer == "always":
         return TensorwiseOptimizer(trainable, config, wait)

@@ -1,4 +1,4 @@
-"""THE plan: the peak memory of every phase of a run on a GPU that need not be there.
+"""The plan: the peak memory of every phase of a run on a GPU that need not be there.
 
 torchbooth's own functions run on fake tensors (shapes without data), and what they would take is added up as tensors
 come and go. What it cannot see is a GPU's own: the context, workspaces of the libraries, gaps between tensors; for them
@@ -279,7 +279,7 @@ class Sizes:
         return torch.zeros(images, 3, *self.size[::-1])
 
     def batch(self, config: Any) -> Batch:
-        """A batch of zeros: only shapes and types matter."""
+        """Return a batch of zeros: only shapes and types matter."""
         rows = self.kinds * config.train.batch_size
         latents, row = np.zeros((rows, *self.latents), np.float32), np.zeros(rows, np.float32)
         arrays: dict[str, Any] = dict.fromkeys(ROW_FIELDS, row)

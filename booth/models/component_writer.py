@@ -7,8 +7,9 @@ from types import MappingProxyType
 import numpy as np
 
 from booth.models.exported_files import plain_name, relative, write_json
-from booth.models.pipeline import PipelineDir, TensorSpec
+from booth.models.pipeline import PipelineDir
 from booth.models.safetensors_file import CODES, Precision, SafetensorsFile
+from booth.models.safetensors_reader import TensorSpec
 from booth.models.weight_names import canonical_name, written_key
 
 
@@ -74,7 +75,7 @@ class ComponentWriter:
 
 
 def is_as_wanted(source: PipelineDir, component: str, code: str | None) -> bool:
-    """Whether the files of a network that was not trained can be copied byte for byte."""
+    """Return whether the files of a network that was not trained can be copied byte for byte."""
     return source.weights[component].whole_files and all(
         key == written_key(component, key) and (code in (None, spec.dtype) or canonical_name(component, key) is None)
         for specs in source.weights[component].specs.values()

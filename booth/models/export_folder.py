@@ -21,9 +21,10 @@ from booth.models import new_tokens
 from booth.models.component_writer import ComponentWriter, convert_weights, is_as_wanted
 from booth.models.exported_files import copy_file, copy_files, copy_weights, write_json
 from booth.models.open import open_pipeline
-from booth.models.pipeline import PipelineDir, TensorSpec, components, has_vocabulary
+from booth.models.pipeline import PipelineDir, components, has_vocabulary
 from booth.models.plain_opening import name_float32
 from booth.models.safetensors_file import CODES, Precision
+from booth.models.safetensors_reader import TensorSpec
 from booth.models.tokenizer import Tokenizer
 
 RECORD = "export.json"
@@ -38,14 +39,14 @@ def export(
     added: Sequence[str] = (),
     merged: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Writes the pipeline with its trained weights to `out`; an earlier export there is replaced when all is done.
+    """Write the pipeline with its trained weights to `out`; an earlier export there is replaced when all is done.
 
     `trained` yields (component, canonical name, float32 array), components whole, in any order; one array is held at
     a time. Precision "source": trained weights are float32 and the rest stays as it is; else all weights get that type.
     `step`, the training step, is only recorded. `added`: new tokens, for which the trained text encoder's table has
     rows at its end; the tokenizer learns them. `merged`: LoRA files that are in the weights, which is recorded.
 
-    Raises UserError if `out` holds something else or cannot be written, or if fp16 cannot hold a weight; RuntimeError
+    Raise UserError if `out` holds something else or cannot be written, or if fp16 cannot hold a weight; RuntimeError
     if a trained component's tensors are not exactly the source's.
     """
     out = Path(out).resolve()  # "." has no name to stage beside
@@ -69,12 +70,12 @@ def export(
 
 
 def _beside(out: Path) -> tuple[Path, Path]:
-    """Where an export is before it gets its name, and where the one is that it replaces."""
+    """Return where an export is before it gets its name, and where the one is that it replaces."""
     return out.with_name(f".new-{out.name}"), out.with_name(f".old-{out.name}")
 
 
 def finish_interrupted(out: Path) -> None:
-    """Removes what a crash in the middle of an export left; an earlier export is back under its name."""
+    """Remove what a crash in the middle of an export left; an earlier export is back under its name."""
     fresh, aside = _beside(out)
     if aside.exists() and not out.exists():  # between the two renames
         rename(aside, out)
@@ -99,7 +100,8 @@ def export_size(source: PipelineDir, precision: Precision, trained: Collection[s
 
 
 def exported_step(folder: Path, precision: Precision | None = None) -> int | None:
-    """The step an exported pipeline was recorded with; None if there is no export (in `precision`) or no step."""
+    """Return the step an exported pipeline was recorded with; None if there is no export (in `precision`) or no
+    step."""
     if not (folder / RECORD).is_file():
         return None
     try:
@@ -111,7 +113,7 @@ def exported_step(folder: Path, precision: Precision | None = None) -> int | Non
 
 
 def check_target(source: PipelineDir, out: Path) -> None:
-    """UserError if an export to `out` would replace anything but an earlier export."""
+    """Raise UserError if an export to `out` would replace anything but an earlier export."""
     out = out.resolve()
     if any(path.resolve().is_relative_to(out) for path in (source.path, source.where)):
         raise UserError(f"export to {out} would replace the source pipeline {source.where}; choose another folder")
@@ -129,7 +131,7 @@ def _write_pipeline(
     added: Sequence[str],
     merged: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Fills a new folder; returns what there is to say about it."""
+    """Fill a new folder; return what there is to say about it."""
     out.mkdir()
     changes: dict[str, str] = {}  # file -> why it is no copy of the source's file of that name
     present = source.component_files()
@@ -183,7 +185,7 @@ def _write_pipeline(
 
 
 def _complete_tokenizer(source: PipelineDir, folder: Path, changes: dict[str, str]) -> None:
-    """Adds vocab.json and merges.txt, which transformers 4 needs, where the source has only tokenizer.json."""
+    """Add vocab.json and merges.txt, which transformers 4 needs, where the source has only tokenizer.json."""
     if has_vocabulary(folder):
         return
     with reading(f"{source.tokenizer_path / 'tokenizer.json'} is broken", "download it again"):

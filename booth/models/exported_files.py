@@ -32,7 +32,7 @@ def copy_files(source: PipelineDir, files: Sequence[Path], out: Path, changes: d
 
 
 def plain_name(path: Path, source: PipelineDir) -> str:
-    """The file's name without the variant, so that it loads without asking for one."""
+    """Return the file's name without the variant, so that it loads without asking for one."""
     return path.name.replace(f".{source.variant}", "", 1) if source.variant else path.name
 
 

@@ -1,4 +1,4 @@
-"""THE diffusers pipeline folder: model_index.json, component configs, safetensors weights as NumPy arrays.
+"""The diffusers pipeline folder: model_index.json, component configs, safetensors weights as NumPy arrays.
 
     model_index.json                        pipeline class, components and their classes
     unet/ vae/ text_encoder/                config.json and weights, in one file or in shards with an index
@@ -79,7 +79,7 @@ class PipelineDir:
 
     @cached_property
     def weights(self) -> dict[str, Weights]:
-        """The networks' weights by component; those of a hub model are downloaded first. Raises UserError."""
+        """The networks' weights by component; those of a hub model are downloaded first. Raise UserError."""
         if self.model:
             self.model.fetch(self.to_download)
         return {component: self._read_weights(component) for component in self.family.networks}
@@ -102,7 +102,8 @@ class PipelineDir:
         self.model.verify(["model_index.json", *configs, *weights])
 
     def component_files(self) -> dict[str, list[Path]]:
-        """The files of each component that is there; of a hub model its own alone, whatever else is in the cache."""
+        """Return the files of each component that is there; of a hub model its own alone, whatever else is in the
+        cache."""
         named = [name for name in components(self.model_index) if name.isidentifier()]
         if self.model:
             wanted = {name for names in self.model.files(named, self.variant) for name in names}
@@ -117,13 +118,13 @@ class PipelineDir:
         return self.path / "tokenizer"
 
     def component_config(self, component: str) -> dict[str, Any]:
-        """config.json of a component (scheduler_config.json of the scheduler). Raises UserError if broken."""
+        """config.json of a component (scheduler_config.json of the scheduler). Raise UserError if broken."""
         if component == "scheduler" and self.changed_scheduler is not None:
             return dict(self.changed_scheduler)
         return _component_config(self.path, component)
 
     def with_scheduler(self, config: Mapping[str, Any]) -> "PipelineDir":
-        """The same pipeline with another scheduler config, which is exported in place of the folder's."""
+        """Return the same pipeline with another scheduler config, which is exported in place of the folder's."""
         pipeline = copy.copy(self)
         pipeline.changed_scheduler = dict(config)
         pipeline.model_index = {**self.model_index, "scheduler": ["diffusers", config["_class_name"]]}
@@ -137,9 +138,9 @@ class PipelineDir:
         return config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0
 
     def tensors(self, component: str) -> dict[str, np.ndarray]:
-        """All weights of a network by canonical name, in the dtype of the file (bfloat16 is ml_dtypes').
+        """Return all weights of a network by canonical name, in the dtype of the file (bfloat16 is ml_dtypes').
 
-        UserError if there is too little memory for all of them.
+        Raise UserError if there is too little memory for all of them.
         """
         specs = self.weights[component].specs.values()
         size = sum(spec.nbytes for each in specs for spec in each.values())
@@ -178,7 +179,7 @@ class PipelineDir:
         return weights | {f"config of {name}": sha256 for name, sha256 in self.config_hashes().items()}
 
     def _weight_file(self, component: str) -> Path:
-        """Where a network's weights are, or the index of their shards; UserError if there is neither."""
+        """Return where a network's weights are, or the index of their shards; UserError if there is neither."""
         stem = "model" if self.model_index[component][0] == "transformers" else "diffusion_pytorch_model"
         suffix = f".{self.variant}" if self.variant else ""
         wanted = f"{stem}{suffix}.safetensors"
@@ -238,7 +239,7 @@ def open_folder(
 
 
 def components(model_index: Mapping[str, Any]) -> list[str]:
-    """The components that a model_index.json names with a class."""
+    """Return the components that a model_index.json names with a class."""
     return [name for name, entry in model_index.items() if isinstance(entry, list) and len(entry) == 2 and entry[1]]
 
 
@@ -268,8 +269,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_specs(path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
-    """Keys, dtypes and shapes of a safetensors file, whose size is checked against them. UserError if it is broken, or
-    if a file that is `whole` a network's has anything but floats."""
+    """Keys, dtypes and shapes of a safetensors file, whose size is checked against them. Raise UserError if it is
+    broken, or if a file that is `whole` a network's has anything but floats."""
     with opened(path) as file:
         specs = file.specs()
     for key, spec in specs.items():

@@ -14,7 +14,7 @@ _NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_att
 
 
 def canonical_name(component: str, key: str) -> str | None:
-    """The one name of a weight, whichever library version wrote it; None for a buffer that is no weight."""
+    """Return the one name of a weight, whichever library version wrote it; None for a buffer that is no weight."""
     if component == "text_encoder":
         return None if key.endswith("position_ids") else written_key(component, key)
     if component == "vae":
@@ -23,7 +23,7 @@ def canonical_name(component: str, key: str) -> str | None:
 
 
 def written_key(component: str, key: str) -> str:
-    """The key an export uses: the source's own, but text encoders always have the `text_model.` prefix.
+    """Return the key an export uses: the source's own, but text encoders always have the `text_model.` prefix.
 
     transformers 5 leaves it out; transformers 4 takes weights without it for missing and makes up random ones.
     """
@@ -34,8 +34,9 @@ def written_key(component: str, key: str) -> str:
 def fit_weights(
     component: str, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """The tensors as float32 in the shapes that a network has; the attention of older VAEs, linear layers kept as 1x1
-    convolutions, loses its two last axes. UserError lists the names missing and left over, or the wrong shapes."""
+    """Return the tensors as float32 in the shapes that a network has; the attention of older VAEs, linear layers kept
+    as 1x1 convolutions, loses its two last axes. UserError lists the names missing and left over, or the wrong shapes.
+    """
     missing, left_over = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
     if missing or left_over:
         raise UserError(

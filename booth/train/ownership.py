@@ -46,7 +46,8 @@ def _is_run(path: Path) -> bool:
 
 
 def owner(folder: Path) -> str | None:
-    """The id of the run whose checkpoints are in a folder: by its mark, or else by one of them; None if it has none."""
+    """Return the id of the run whose checkpoints are in a folder: by its mark, or else by one of them; None if it has
+    none."""
     if (folder / CLAIM).is_file():
         return str((folder / CLAIM).read_text(encoding="utf-8"))
     for record in folder.glob("step-*/checkpoint.json") if folder.is_dir() else ():
@@ -56,13 +57,13 @@ def owner(folder: Path) -> str | None:
 
 
 def strangers(path: Path, *ours: str) -> bool:
-    """Whether a folder holds anything else than `ours` and what desktops and locks leave everywhere."""
+    """Return whether a folder holds anything else than `ours` and what desktops and locks leave everywhere."""
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
     return any(name not in _JUNK.union(ours) and not name.startswith(".filelock-") for name in names)
 
 
 def same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Collection[str] | None) -> Record | None:
-    """The record of the run in a folder, if there is one; UserError if that is another run than this."""
+    """Return the record of the run in a folder, if there is one; UserError if that is another run than this."""
     before = find_record(workdir)
     if before is None:
         return None
@@ -99,5 +100,5 @@ def same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Coll
 
 
 def _has_trained(workdir: Path) -> bool:
-    """Whether a run has come so far that it must have had a manifest."""
+    """Return whether a run has come so far that it must have had a manifest."""
     return any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "pipeline", "lora"))

@@ -50,7 +50,7 @@ log = logging.getLogger("booth")
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of the run in a folder; UserError if another process does."""
+    """Hold the lock of the run in a folder; UserError if another process does."""
     try:
         # The operating system drops the lock with its process, so a crash leaves nothing to clean up.
         with filelock.FileLock(path / ".lock", timeout=0):
@@ -85,10 +85,10 @@ class RunDir:
     def open(
         cls, workdir: str | Path, backend: str, config: Any, meant: Collection[str] | None = None
     ) -> Iterator["RunDir"]:
-        """Creates the folder, or takes up the same run again; holds its lock until the block ends.
+        """Create the folder, or take up the same run again; hold its lock until the block ends.
 
         `meant`: the fields whose change is meant, of those that change what a run becomes; None: all that may change.
-        UserError for a folder of another run, a folder that is no run, and a run that is training right now.
+        Raise UserError for a folder of another run, a folder that is no run, and a run that is training right now.
         """
         path = Path(workdir).expanduser()
         check_ours(path)
@@ -114,13 +114,13 @@ class RunDir:
         return record.saved if record else 0
 
     def record_saved(self, step: int) -> None:
-        """Notes the step that the run would go on from. What is not there later on was lost, and not never made."""
+        """Note the step that the run would go on from. What is not there later on was lost, and not never made."""
         manifest = self._manifest()
         if manifest[RUN].get("saved") != step:
             self._write_manifest({**manifest, RUN: {**manifest[RUN], "saved": step}})
 
     def record_changes(self) -> None:
-        """Brings the record up to date with fields that changed; for when nothing can refuse the run any more."""
+        """Bring the record up to date with fields that changed; for when nothing can refuse the run any more."""
         changed = changes(self._before.config, self._flat) if self._before else {}
         for name, (old, new) in changed.items():
             log.warning("resuming with %s=%r (was %r)", name, new, old)
@@ -156,7 +156,7 @@ class RunDir:
         write_text(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
     def _check_owner(self) -> None:
-        """UserError if the checkpoint folder is not this run's to write to and to delete from."""
+        """Raise UserError if the checkpoint folder is not this run's to write to and to delete from."""
         name, found = f"checkpoint.dir={str(self.checkpoints)!r}", owner(self.checkpoints)
         if found is not None:
             if found != self.id:
@@ -170,7 +170,7 @@ class RunDir:
             raise UserError(f"{name} holds other files than this run's checkpoints; give a new or empty folder")
 
     def _claim(self) -> None:
-        """Marks a checkpoint folder outside the run folder as this run's; of two runs at once, one gets it."""
+        """Mark a checkpoint folder outside the run folder as this run's; of two runs at once, one gets it."""
         if self._elsewhere:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             claim = self.checkpoints / CLAIM
@@ -183,7 +183,7 @@ class RunDir:
             self._check_owner()
 
     def check_manifest(self, inputs: Mapping[str, Mapping[str, str]], may_grow: bool = False) -> None:
-        """Records what the run is made from, or compares it with what the run began with. UserError if it changed.
+        """Record what the run is made from, or compares it with what the run began with. Raise UserError if it changed.
 
         `may_grow`: only what was there and is there is compared, and what is new is recorded.
         """
@@ -202,11 +202,11 @@ class RunDir:
             self._write_manifest(after)
 
     def recorded(self, name: str) -> dict[str, str]:
-        """What `check_manifest` has recorded under a name, if anything."""
+        """Return what `check_manifest` has recorded under a name, if anything."""
         return self._manifest().get(name, {})
 
     def record_origin(self, kind: Kind, origin: Mapping[str, str]) -> None:
-        """Notes where a hub model or dataset came from ({}: it is none) in manifest.json.
+        """Note where a hub model or dataset came from ({}: it is none) in manifest.json.
 
         Unlike what `check_manifest` holds it may change: what must stay the same is in the content's hashes.
         """
@@ -216,7 +216,7 @@ class RunDir:
 
 
 def checkpoint_folder(workdir: Path, checkpoint_dir: str) -> Path:
-    """Where a run's checkpoints are: in the run folder, or where `checkpoint.dir` says, a bucket too."""
+    """Return where a run's checkpoints are: in the run folder, or where `checkpoint.dir` says, a bucket too."""
     if settings.is_remote(checkpoint_dir):
         from etils import epath  # comes with Orbax, as do checkpoints in a bucket
 

@@ -33,7 +33,8 @@ class Record:
 
 
 def find_record(workdir: Path) -> Record | None:
-    """What the run in a folder was begun with; None where none has begun. UserError for a folder of something else."""
+    """Return what the run in a folder was begun with; None where none has begun. Raise UserError for a folder of
+    something else."""
     manifest = read_manifest(workdir / MANIFEST) if (workdir / MANIFEST).is_file() else {}
     if RUN in manifest:
         try:
@@ -56,9 +57,10 @@ def find_record(workdir: Path) -> Record | None:
 
 
 def read_record(workdir: str | Path) -> Record:
-    """The record of an existing run; but where things are is what config.json says, as they may have been moved since.
+    """Return the record of an existing run; but where things are is what config.json says, as they may have been moved
+    since.
 
-    UserError if the folder is none.
+    Raise UserError if the folder is none.
     """
     path = Path(workdir)
     record = find_record(path)
@@ -69,7 +71,7 @@ def read_record(workdir: str | Path) -> Record:
 
 
 def written_config(workdir: Path) -> dict[str, Any]:
-    """The settings in config.json, whoever wrote them; {} if they cannot be read."""
+    """Return the settings in config.json, whoever wrote them; {} if they cannot be read."""
     try:
         return dict(json.loads((workdir / CONFIG).read_text(encoding="utf-8"))["config"])
     except (KeyError, OSError, RecursionError, TypeError, ValueError):
@@ -77,16 +79,16 @@ def written_config(workdir: Path) -> dict[str, Any]:
 
 
 def recorded_config(workdir: str | Path) -> dict[str, Any] | None:
-    """The flat config that the run in a folder was begun with; None where none has begun.
+    """Return the flat config that the run in a folder was begun with; None where none has begun.
 
-    UserError for a folder of something else.
+    Raise UserError for a folder of something else.
     """
     record = find_record(Path(workdir).expanduser())
     return record.config if record else None
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A manifest.json; UserError if it is damaged."""
+    """Return a manifest.json; UserError if it is damaged."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         return {name: dict(value) for name, value in manifest.items()}
@@ -102,8 +104,8 @@ def _damaged(path: Path) -> UserError:
 
 
 def pinned_revision(workdir: str | Path, config: Any, kind: Kind = MODEL) -> str:
-    """The commit that the run in a folder took its model or dataset from, while source and revision in the config are
-    the same; else that revision. So a run keeps what it began with when a branch moves on."""
+    """Return the commit that the run in a folder took its model or dataset from, while source and revision in the
+    config are the same; else that revision. So a run keeps what it began with when a branch moves on."""
     path = Path(workdir).expanduser() / MANIFEST
     origin = read_manifest(path).get(ORIGINS[kind], {}) if path.is_file() else {}
     source, revision = settings.get(config, kind.source), str(settings.get(config, kind.revision))
