@@ -31,9 +31,9 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Every setting of a run, with its default. Give one in a config file, or as `NAME=VALUE` on the command",
-        "line; `torchbooth fields WORD` finds one. [Training options](../guide/training-options.md) says which settings people change, and why. A",
-        "setting with the rule *may change* can have another value when a run is resumed.",
+        "Every setting of a run, with its default. Give one in a config file, or as `NAME=VALUE` on the command line;",
+        "`torchbooth fields WORD` finds one. [Training options](../guide/training-options.md) says which settings people",
+        "change, and why. A setting with the rule *may change* can have another value when a run is resumed.",
         "",
         WRITTEN,
     ]

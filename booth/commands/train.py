@@ -56,7 +56,6 @@ def run(package: str, options: argparse.Namespace) -> None:
     if options.dry_run:
         _check(backend_class, config, folder, push_to)
         return
-    assert folder is not None, "refused above"
     _join_hosts(package, options)
     meant = None if options.accept_changes else [name for name, _ in options.overrides]
     training.train(package, config, folder, options.from_step, meant, push_to)
