@@ -32,8 +32,8 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Every setting of a run, with its default. Give one in a config file, or as `NAME=VALUE` on the command line;",
-        "`torchbooth fields WORD` finds one. [Training options](../guide/training-options.md) says which settings people",
-        "change, and why. A setting with the rule *may change* can have another value when a run is resumed.",
+        "`torchbooth fields WORD` finds one. [Training options](../guide/training-options.md) says which settings",
+        "people change, and why. A setting with the rule *may change* can have another value when a run is resumed.",
         "",
         WRITTEN,
     ]
