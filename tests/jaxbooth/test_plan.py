@@ -123,7 +123,7 @@ def test_an_unknown_topology_is_one_line():
 
 
 def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(planning.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"the TPU compiler is not installed; pip install libtpu"):
         devices_of("v3:2x2")
 

@@ -22,7 +22,7 @@ def faults(result):
         "it does not go where it is asked to": result["setting_right"] >= 0.7,
         "the class has lost its variety": result["diversity_kept"] >= 0.7,
         "the class has become the subject": result["class_drift"] <= 0.4,
-        "the prior is lost": result["prior_kept"] >= 0.4,
+        "the prior is lost": result["prior_kept"] >= 0.5,
     }
     return [fault for fault, holds in rules.items() if not holds]
 
