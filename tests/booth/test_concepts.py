@@ -49,7 +49,7 @@ def batches(config, tmp_path):
         for name, value in fields.items():
             set_field(config, name.replace("_", ".", 1), value)
         whole = resolved(config)
-        validate(whole, "numpy", frozenset())
+        validate(whole, "numpy")
         inputs, backend = check_inputs(whole), FakeBackend(whole)
         with RunDir.open(tmp_path / run, "numpy", whole) as run:
             return prepare(whole, inputs, run, backend, backend.load(inputs.pipeline))
@@ -234,14 +234,14 @@ def test_config_files(suffix, tmp_path):
 def test_what_a_concept_cannot_have(config, entry, said):
     config.concepts = ({**resolved(config).concepts[0], **entry}, config.concepts[1])
     with pytest.raises(UserError, match=said):
-        validate(resolved(config), "numpy", frozenset())
+        validate(resolved(config), "numpy")
 
 
 def test_two_concepts_of_one_folder(config):
     (first, second) = resolved(config).concepts
     config.concepts = (first, {**second, "instance.images": first["instance.images"]})
     with pytest.raises(UserError, match="is what 2 concepts have; give each a folder of its own"):
-        validate(resolved(config), "numpy", frozenset())
+        validate(resolved(config), "numpy")
 
 
 def test_a_concept_without_photos_is_named(config, tmp_path):
