@@ -40,7 +40,7 @@ def tuned(folder, prior=1.0):
 
 
 def sampled(source):
-    return sample_for(Backend, source, SUBJECT, asked=8, per_setting=2, of_class=16)
+    return sample_for(Backend, source, SUBJECT, asked=16, per_setting=2, of_class=16)
 
 
 @pytest.fixture(scope="module")
