@@ -21,11 +21,11 @@ from booth.config import values as settings
 from booth.config.fields import SEED
 from booth.config.validation import check_backend
 from booth.data import pictures
-from booth.data.inputs import load_tokenizer
 from booth.diffusion.backend import Backend
 from booth.diffusion.sampling import ImageRequest, Sampler
 from booth.models import new_tokens
 from booth.models.pipeline import PipelineDir
+from booth.models.tokenizer import load_tokenizer
 
 log = logging.getLogger("booth")
 
