@@ -14,7 +14,8 @@ import numpy as np
 
 from booth.common.errors import UserError
 from booth.common.messages import StoredMessages
-from booth.config.values import is_pulled, is_remote, is_trained
+from booth.config.trained import is_pulled, is_trained
+from booth.config.values import is_remote
 from booth.diffusion.backend import Batch, Metrics
 from booth.diffusion.solvers import SamplingTable
 from booth.models.pipeline import PipelineDir
@@ -102,7 +103,7 @@ class Backend:
         return replace(state.models, params=state.models.params | self._result(state))
 
     def _result(self, state: State) -> Params:
-        """The trained tensors for use."""
+        """Return the trained tensors for use."""
         return ema.on_device(state.average, self._mesh) if state.average else state.trainable
 
     def with_lora_weight(self, state: State, weight: float) -> State:

@@ -28,7 +28,7 @@ _HANDLERS = ocp.type_handlers.create_type_handler_registry(
 
 
 def save(state: State, folder: Path) -> None:
-    """Writes into a folder, each host the parts that it holds first; returns when everything is there.
+    """Write into a folder, each host the parts that it holds first; return when everything is there.
 
     UserError, before anything is written, if a trainable tensor is not finite.
     """
@@ -68,8 +68,8 @@ def _without_tracebacks() -> Iterator[None]:
 
 
 def restore(state: State, folder: Path) -> State:
-    """The saved state, bit for bit, placed as `state` is; one that is not training gets the average, if there is one,
-    as its trainable tensors."""
+    """Return the saved state, bit for bit, placed as `state` is; one that is not training gets the average, if there is
+    one, as its trainable tensors."""
     if state.optimizer is None and (folder / _AVERAGE).exists():
         placed: Any = next(iter(state.trainable.values())).sharding
         updates = jax.ShapeDtypeStruct((), np.float32, sharding=shared_sharding(placed.mesh))

@@ -194,7 +194,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _trips(condition: list[_Instruction]) -> int:
-    """How often a loop runs that counts from 0 up to a constant, as every loop of `lax.scan` does."""
+    """Return how often a loop runs that counts from 0 up to a constant, as every loop of `lax.scan` does."""
     bounds = [int(rest.partition(")")[0]) for _, shape, op, rest in condition if op == "constant" and shape[0] == "s"]
     if len(bounds) != 1:
         raise ValueError(f"a loop's number of trips cannot be read from {condition}")
@@ -216,7 +216,7 @@ def _received(kind: str, shape: str, devices: int, with_operand: bool) -> int:
 
 
 def _group_size(rest: str) -> int:
-    """How many devices take part, from replica_groups in any of its spellings; ValueError for an unknown one."""
+    """Return how many devices take part, from replica_groups in any of its spellings; ValueError for an unknown one."""
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))

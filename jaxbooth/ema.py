@@ -31,13 +31,13 @@ def shardings(mesh: Mesh, weights: Any, device: str) -> Any:
 
 
 def on_device(average: Average, mesh: Mesh) -> Params:
-    """The average's weights where the networks can compute with them."""
+    """Return the average's weights where the networks can compute with them."""
     placed: Params = jax.device_put(average.weights, shardings(mesh, average.weights, "device"))
     return placed
 
 
 def begin(trainable: Params, mesh: Mesh, device: str) -> Average:
-    """The average before the first update: the weights as they are, in memory of its own."""
+    """Return the average before the first update: the weights as they are, in memory of its own."""
     weights = jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=shardings(mesh, trainable, device))(trainable)
     return Average(weights, place_shared(mesh, np.zeros((), np.float32)))
 
@@ -46,7 +46,7 @@ def begin(trainable: Params, mesh: Mesh, device: str) -> Average:
 def update(
     average: Average, trainable: Params, skipped: jax.Array, *, decay: float, device: str, mesh: Mesh
 ) -> Average:
-    """The average after an update; `skipped`, a scalar, is 1 where there was none. The given one is used up.
+    """Return the average after an update; `skipped`, a scalar, is 1 where there was none. The given one is used up.
 
     After update n (0 is the first) it moves `max(1 - decay, 9 / (10 + n))` of the way to the new weights, all of it
     after the first: diffusers' `EMAModel` without its options, whose decay is min(decay, (1 + n) / (10 + n)). An update

@@ -14,7 +14,7 @@ log = logging.getLogger("booth")
 
 
 def start(coordinator: str, hosts: int, index: int) -> None:
-    """Joins `hosts` processes, of which this is number `index`, at the address HOST:PORT of number 0. UserError."""
+    """Join `hosts` processes, of which this is number `index`, at the address HOST:PORT of number 0. UserError."""
     if not coordinator.rpartition(":")[2].isdigit():
         raise UserError(f"--coordinator {coordinator!r} must be HOST:PORT of host 0, such as 10.0.0.2:1234")
     if not 0 <= index < hosts:
@@ -45,7 +45,7 @@ def join() -> StoredMessages | None:
 
 
 def _under_srun() -> bool:
-    """Whether this is one of several tasks; a batch script by itself, outside srun, is one process."""
+    """Return whether this is one of several tasks; a batch script by itself, outside srun, is one process."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in os.environ
 
 
@@ -57,7 +57,8 @@ def _devices_of_task() -> dict[str, list[int]]:
 
 
 def _on_cloud_tpu() -> bool:
-    """Whether this is a TPU VM, with other hosts as far as its environment says; its metadata server knows better."""
+    """Return whether this is a TPU VM, with other hosts as far as its environment says; its metadata server knows
+    better."""
     from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm  # what JAX itself goes by; it has no public name
 
     named = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")

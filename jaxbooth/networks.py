@@ -51,28 +51,27 @@ class Models:
         return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
 
     def with_adapter(self) -> "Models":
-        """The same with the adapter's layers in its networks; their arrays are still to be added."""
+        """Return the same with the adapter's layers in its networks; their arrays are still to be added."""
         return replace(self, unet=self.adapted["unet"], text_encoder=self.adapted["text_encoder"])
 
     def of(self, component: str) -> dict[str, jax.Array]:
-        """The parameters of one component, by their names inside it."""
+        """Return the parameters of one component, by their names inside it."""
         return of(self.params, component)
 
 
 def of(params: Mapping[str, T], component: str) -> dict[str, T]:
-    """What belongs to one component, by the names inside it."""
+    """Return what belongs to one component, by the names inside it."""
     prefix = component + "."
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
 def build(pipeline: PipelineDir, mesh: Mesh, config: Any, adapter: Adapter | None = None) -> dict[str, Network]:
-    """All networks, without their weights, as `config.train` wants them computed on these devices.
+    """Return all networks, without their weights, as `config.train` wants them computed on these devices.
 
     An `adapter` is in the layers that it is for.
 
-    Only the UNet computes in `train.precision`: encoding is done once, or once an update, and in float32. UserError for
-    a kernel that the devices have not.
-    """
+    Only the UNet computes in `train.precision`: encoding is done once, or once an update, and in float32. Raise
+    UserError for a kernel that the devices have not."""
     train = config.train
     dtype = jnp.bfloat16 if train.precision == "bf16" else jnp.float32
     recompute = train.gradient_checkpointing
@@ -96,7 +95,8 @@ def build(pipeline: PipelineDir, mesh: Mesh, config: Any, adapter: Adapter | Non
 
 
 def load(pipeline: PipelineDir, mesh: Mesh, config: Any) -> Models:
-    """Reads the safetensors weights and places them by the sharding rules. UserError if they do not fit the configs.
+    """Read the safetensors weights and places them by the sharding rules. Raise UserError if they do not fit the
+    configs.
 
     Where an adapter trains instead of them, matrices and kernels are kept in the type that the network computes in.
     """
@@ -122,7 +122,7 @@ def load(pipeline: PipelineDir, mesh: Mesh, config: Any) -> Models:
 
 
 def initial_adapters(models: Models, seed: int) -> dict[str, np.ndarray]:
-    """The adapters' first values in Flax layout, by `component.name`."""
+    """Return the adapters' first values in Flax layout, by `component.name`."""
     assert models.adapter is not None
     return {
         f"{component}.{name}": to_flax(models.adapted[component], name, value)

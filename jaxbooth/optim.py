@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from booth.config.values import rate_group
+from booth.config.trained import rate_group
 
 Params = dict[str, jax.Array]
 
@@ -41,7 +41,7 @@ class Settings:
 
 
 def init(trainable: Params, settings: Settings) -> optax.OptState:
-    """The optimizer's states before the first update."""
+    """Return the optimizer's states before the first update."""
     if settings.optimizer == "prodigy":
         # Where it begins is one of them, which must not be the very arrays that training will give away.
         return _prodigy(settings, 1.0).init(jax.tree.map(jnp.copy, trainable))
@@ -103,7 +103,7 @@ def _prodigy_update(
 
 
 def clip_by_global_norm(gradients: Any, max_norm: float) -> tuple[Any, jax.Array]:
-    """Scales all gradients together to at most `max_norm` (0: leaves them); returns them and the norm before."""
+    """Scale all gradients together to at most `max_norm` (0: leaves them); return them and the norm before."""
     norm = optax.tree.norm(gradients)
     if max_norm > 0:
         scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))  # 1e-6 as in torch

@@ -1,73 +1,37 @@
-"""THE plan: the training step compiled for a TPU slice that is not there, by the real TPU compiler.
+"""The plan: the training step compiled for a TPU slice that is not there, by the real TPU compiler.
 
 What is compiled is `step.train_step` with the shapes and shardings that training would give it; no weights are read.
 Needs the `tpu` extra (libtpu), any CPU will do.
 """
 
-import importlib.util
-import math
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from booth.common.errors import UserError
 from booth.config.concepts import has_prior
-from booth.config.values import is_pulled, is_trained, rate_groups, trained_networks, trains_text
-from booth.data.inputs import largest_prompts, largest_size
-from booth.diffusion.backend import ROW_FIELDS, Batch
+from booth.config.trained import trained_networks, trains_text
 from booth.diffusion.sampling import latent_shape
 from booth.models.adapters import adapter_of
 from booth.models.pipeline import PipelineDir
 from jaxbooth import networks, optim, step
+from jaxbooth.chips import CHIPS, Chip, devices_of
 from jaxbooth.cost import Cost, Flops, count_flops, program_cost
 from jaxbooth.models.unet import UNet2DConditionModel
+from jaxbooth.plan_arguments import bytes_on_a_device, resident_bytes, shapes_of_arguments
 from jaxbooth.precision import exact_float32
-from jaxbooth.sharding import mesh_of, parameter_spec, row_spec, state_shardings
+from jaxbooth.sharding import mesh_of
 from jaxbooth.weights import Network, to_diffusers_shapes
 
 GIB = 2**30
 KERNEL_SPEED = 0.4  # of the peak: what kernels that the compiler cannot estimate are assumed to reach
-
-
-@dataclass(frozen=True)
-class Chip:
-    """One device: a core of v2 and v3, a chip of the others.
-
-    `flops`: bfloat16 operations a second; `clock`: of the matrix units, in Hz; `hbm_gib`: what the compiler lets a
-    program have; `link`: bytes a second that a device receives from the others, all links together. Google's figures
-    (cloud.google.com/tpu/docs/system-architecture-tpu-vm), the clock being what gives these operations a second.
-    """
-
-    flops: float
-    clock: float
-    hbm_gib: float
-    link: float
-
-
-CHIPS = {
-    "TPU v2": Chip(23e12, 700e6, 7.5, 62e9),
-    "TPU v3": Chip(61.5e12, 940e6, 15.48, 82e9),
-    "TPU v4": Chip(275e12, 1050e6, 30.75, 300e9),
-    "TPU v5 lite": Chip(197e12, 1500e6, 15.75, 200e9),
-    "TPU v5": Chip(459e12, 1750e6, 95.0, 600e9),
-    "TPU v6 lite": Chip(918e12, 1750e6, 31.25, 448e9),
-}
-# v4 and v5p are used with both cores of a chip as one device.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "v5e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
-    "v6e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
-}
 
 
 @dataclass
@@ -139,9 +103,9 @@ class Plan:
 
 
 def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bool) -> dict[str, Any]:
-    """Prints the plan of the config's own batch and, with `find_batch`, those on the way to the largest that fits.
+    """Print the plan of the config's own batch and, with `find_batch`, those on the way to the largest that fits.
 
-    Returns what `--json` writes, of the last that fits: a plan that says what does not fit is a plan too.
+    Return what `--json` writes, of the last that fits: a plan that says what does not fit is a plan too.
     """
     topology = topology or config.mesh.topology
     if not topology:
@@ -171,36 +135,6 @@ def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bo
     return best.as_dict()
 
 
-def devices_of(topology: str) -> list[Any]:
-    """The devices of a slice such as v3:2x2. UserError without libtpu, or for a slice that it does not know."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("the TPU compiler is not installed; pip install libtpu")
-    # It must neither look for a TPU nor ask Google's metadata server about one.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_WORKER_ID", "0")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    jax.config.update("jax_platforms", "cpu")
-    from jax.experimental import topologies
-
-    options = dict(_OPTIONS.get(topology, {}))
-    if topology.startswith(("v4:", "v5p:")):
-        options["chip_config_name"] = "megacore"
-    try:
-        devices: list[Any] = list(
-            topologies.get_topology_desc(topology_name=topology, platform="tpu", **options).devices
-        )
-    except Exception as error:  # whatever libtpu makes of it
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"topology {topology!r} is not one that libtpu knows ({said}); such as v3:2x2, v5e:2x4"
-        ) from error
-    if devices[0].device_kind not in CHIPS:
-        raise UserError(f"topology {topology!r} is of {devices[0].device_kind}; known are {', '.join(CHIPS)}")
-    return devices
-
-
 def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], rows_per_device: int) -> Plan:
     """Compiles the step for so many rows a device and update, and says what it needs. Minutes at full size."""
     mesh = mesh_of(devices, config.mesh.fsdp)
@@ -213,12 +147,12 @@ def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], 
     shapes = {name: to_diffusers_shapes(network) for name, network in plain.items()}
     parts = networks.build(pipeline, mesh, config, adapter_of(config, pipeline, shapes))
     made.resident_gib = (
-        _resident_bytes(parts, (*trained_networks(config), *(["text_encoder"] if trains_text(config) else [])), mesh)
+        resident_bytes(parts, (*trained_networks(config), *(["text_encoder"] if trains_text(config) else [])), mesh)
         / GIB
     )
-    arguments = _arguments(config, pipeline, parts, mesh, rows_per_device // pieces)
+    arguments = shapes_of_arguments(config, pipeline, parts, mesh, rows_per_device // pieces)
     if config.ema.decay > 0 and config.ema.device == "device":
-        made.resident_gib += _bytes_on_a_device(arguments[0]) / GIB
+        made.resident_gib += bytes_on_a_device(arguments[0]) / GIB
     traced = step.train_step.trace(
         *arguments,
         unet=parts["unet"],
@@ -233,7 +167,7 @@ def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], 
         except jax.errors.JaxRuntimeError as error:
             if not (needed := _too_much(str(error))):
                 raise
-            made.arguments_gib = _bytes_on_a_device(arguments) / GIB
+            made.arguments_gib = bytes_on_a_device(arguments) / GIB
             made.temporaries_gib, made.hbm_gib = needed
             made.peak_gib = made.arguments_gib + made.temporaries_gib + made.resident_gib
         else:
@@ -245,7 +179,7 @@ def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], 
 
 
 def largest(make: Callable[[int], Plan], step: int, first: Plan) -> Iterator[Plan]:
-    """Plans on the way from `first` to the largest number of rows a device that fits, a multiple of `step`.
+    """Plan on the way from `first` to the largest number of rows a device that fits, a multiple of `step`.
 
     Doubled or halved until one fits and one does not, then bisected.
     """
@@ -272,74 +206,6 @@ def _too_much(message: str) -> tuple[float, float] | None:
     return (float(found[1]) / {"G": 1, "M": 2**10, "K": 2**20}[found[2]], float(found[3])) if found else None
 
 
-def _bytes_on_a_device(shapes: Any) -> int:
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)
-    )
-
-
-def _arguments(
-    config: Any, pipeline: PipelineDir, parts: dict[str, Network], mesh: Mesh, rows_per_device: int
-) -> tuple[Any, Any, Any, Batch, Any]:
-    """Of the step, with shapes in place of arrays; `rows_per_device` of one piece."""
-    trainable, frozen = {}, {}
-    for component in ("unet", "text_encoder") if trains_text(config) else ("unet",):
-        for name, shape in parts[component].shapes.items():
-            spec = parameter_spec(name, shape.shape, mesh.shape["fsdp"])
-            if is_trained(config, f"{component}.{name}"):
-                trainable[f"{component}.{name}"] = _shape(mesh, shape.shape, spec)
-            else:
-                dtype = parts[component].dtype if len(shape.shape) > 1 else jnp.float32
-                frozen[f"{component}.{name}"] = _shape(mesh, shape.shape, spec, dtype)
-    states = jax.eval_shape(partial(optim.init, settings=optim.Settings.of(config)), trainable)
-    states = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        states,
-        state_shardings(mesh, states),
-    )
-    anchor = {name: shape for name, shape in trainable.items() if is_pulled(config, name)}
-    return trainable, states, frozen, _batch(config, pipeline, mesh, rows_per_device * mesh.size), anchor
-
-
-def _batch(config: Any, pipeline: PipelineDir, mesh: Mesh, rows: int) -> Batch:
-    pieces, latents = config.train.accumulation, latent_shape(pipeline, *largest_size(config, pipeline))
-    spec = P(None, *row_spec())
-    per_row: Any = {name: _shape(mesh, (pieces, rows), spec) for name in ROW_FIELDS}
-    per_row |= {name: _shape(mesh, (pieces, rows, *latents), spec) for name in ("latents", "noise")}
-    per_row["mask"] = _shape(mesh, (pieces, rows, *((1,) * len(latents))), spec)
-    per_row |= {name: _shape(mesh, (pieces, rows), spec, jnp.int32) for name in ("timestep", "prompt_index")}
-    prompts = largest_prompts(config)
-    tokens = pipeline.component_config("text_encoder")["max_position_embeddings"]
-    width = pipeline.component_config("unet")["cross_attention_dim"]
-    return Batch(
-        **per_row,
-        prompts=(
-            _shape(mesh, (prompts, tokens), P(), jnp.int32)
-            if trains_text(config)
-            else _shape(mesh, (prompts, tokens, width), P())
-        ),
-        learning_rate={component: _shape(mesh, (), P()) for component in rate_groups(config)},
-        key=_shape(mesh, (), P(), jnp.int32),
-        loss=config.train.loss,
-    )
-
-
-def _shape(mesh: Mesh, shape: tuple[int, ...], spec: P, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-
-
-def _resident_bytes(parts: dict[str, Network], trained: tuple[str, ...], mesh: Mesh) -> int:
-    """On a device, of the networks that stay there beside the step: all that do not train."""
-    return _bytes_on_a_device(
-        [
-            _shape(mesh, shape.shape, parameter_spec(name, shape.shape, mesh.shape["fsdp"]))
-            for component, network in parts.items()
-            if component not in trained
-            for name, shape in network.shapes.items()
-        ]
-    )
-
-
 def needed_flops(config: Any, pipeline: PipelineDir) -> float:
     """Of the UNet for a row: its forward pass, and twice that for the backward pass; once for an adapter's, which needs
     no gradients of the weights."""
@@ -354,7 +220,7 @@ def needed_flops(config: Any, pipeline: PipelineDir) -> float:
 
 
 def _read(made: Plan, compiled: Any, flops: Flops, needed: float, chip: Chip) -> None:
-    """Fills in what the compiled step says; `needed` FLOPs a row are those of `needed_flops`."""
+    """Fill in what the compiled step says; `needed` FLOPs a row are those of `needed_flops`."""
     memory = compiled.memory_analysis()
     rows = made.rows_per_device
     made.arguments_gib = memory.argument_size_in_bytes / GIB

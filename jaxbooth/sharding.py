@@ -1,4 +1,4 @@
-"""THE sharding: the mesh, which axis of a parameter is split, and how rows are spread.
+"""The sharding: the mesh, which axis of a parameter is split, and how rows are spread.
 
 The mesh has two axes: `data` (copies of the model) and `fsdp` (devices that share one copy of the weights and optimizer
 states). Rows of a batch are spread over both. Since a row's weight in the loss is part of the batch, any spread gives
@@ -35,12 +35,13 @@ _ROWS = P(_AXES)
 
 
 def make_mesh(fsdp: int) -> Mesh:
-    """A mesh [devices / fsdp, fsdp] over the devices of all hosts. UserError if fsdp does not divide their number."""
+    """Return a mesh [devices / fsdp, fsdp] over the devices of all hosts. Raise UserError if fsdp does not divide their
+    number."""
     return mesh_of(jax.devices(), fsdp)
 
 
 def mesh_of(devices: Sequence[Any], fsdp: int) -> Mesh:
-    """A mesh [devices / fsdp, fsdp] of these devices. UserError if fsdp does not divide their number."""
+    """Return a mesh [devices / fsdp, fsdp] of these devices. Raise UserError if fsdp does not divide their number."""
     if len(devices) % fsdp:
         raise UserError(f"mesh.fsdp={fsdp} must divide the number of devices, {len(devices)}")
     grid = np.array(devices).reshape(-1, fsdp)
@@ -48,13 +49,14 @@ def mesh_of(devices: Sequence[Any], fsdp: int) -> Mesh:
 
 
 def parameter_spec(name: str, shape: tuple[int, ...], fsdp: int) -> P:
-    """How a parameter (and its Adam moments) is split: along its last axis where its rule says so and that divides."""
+    """Return how a parameter (and its Adam moments) is split: along its last axis where its rule says so and that
+    divides."""
     spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
     return P(*[None] * (len(shape) - 1), *spec) if spec and shape[-1] % fsdp == 0 else P()
 
 
 def place_parameters(mesh: Mesh, params: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Moves parameters to their devices."""
+    """Move parameters to their devices."""
     shardings = state_shardings(mesh, dict(params))
     return {name: _place(shardings[name], value) for name, value in params.items()}
 
@@ -66,14 +68,15 @@ def _place(sharding: NamedSharding, value: np.ndarray) -> jax.Array:
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """The whole of an array, on every host: all must ask for it."""
+    """Return the whole of an array, on every host: all must ask for it."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
-    """The sharding of every leaf of a tree whose innermost dicts are keyed by parameter name; others are replicated."""
+    """Return the sharding of every leaf of a tree whose innermost dicts are keyed by parameter name; others are
+    replicated."""
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path[-1].key if isinstance(path[-1], DictKey) else None
@@ -83,7 +86,7 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def over_rows(mesh: Mesh, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """The function run by each device on its own rows and its own part of the parameters.
+    """Return the function run by each device on its own rows and its own part of the parameters.
 
     So the program says what is sent where (`gathered`, `summed`), and the compiler can neither split a network in its
     own way nor be asked to split a kernel that it knows nothing of.
@@ -92,7 +95,7 @@ def over_rows(mesh: Mesh, function: Callable[..., Any], in_specs: Any, out_specs
 
 
 def parameter_specs(mesh: Mesh, params: Mapping[str, Any]) -> dict[str, P]:
-    """How each parameter is split."""
+    """Return how each parameter is split."""
     return {name: parameter_spec(name, value.shape, mesh.shape["fsdp"]) for name, value in params.items()}
 
 
@@ -148,12 +151,12 @@ def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
 
 
 def place_shared(mesh: Mesh, value: Any) -> Any:
-    """The same array, or the same tree of arrays, on every device."""
+    """Return the same array, or the same tree of arrays, on every device."""
     return jax.tree.map(partial(_place, shared_sharding(mesh)), value)
 
 
 def pad_batch(batch: Batch, multiple: int) -> Batch:
-    """The batch with rows that repeat the last one with weight 0."""
+    """Return the batch with rows that repeat the last one with weight 0."""
     padded: Any = {name: pad_rows(getattr(batch, name), multiple) for name in ROW_FIELDS}
     for name in WEIGHT_FIELDS:
         padded[name][len(batch.weight) :] = 0
@@ -161,13 +164,14 @@ def pad_batch(batch: Batch, multiple: int) -> Batch:
 
 
 def batch_specs(batch: Batch) -> Batch:
-    """How a placed batch is split, for `over_rows`: rows over all devices, the rest whole on each."""
+    """Return how a placed batch is split, for `over_rows`: rows over all devices, the rest whole on each."""
     rows: Any = {name: P(None, *_ROWS) for name in ROW_FIELDS}
     return replace(jax.tree.map(lambda _: P(), batch), **rows)
 
 
 def place_batch(mesh: Mesh, batch: Batch, pieces: int) -> Batch:
-    """The batch on the devices in pieces, [pieces, rows, ...]: each padded by `pad_batch` and spread over all devices.
+    """Return the batch on the devices in pieces, [pieces, rows, ...]: each padded by `pad_batch` and spread over all
+    devices.
 
     The rest of a batch (prompts, learning rates) is the same on every device.
     """
@@ -184,7 +188,7 @@ def place_batch(mesh: Mesh, batch: Batch, pieces: int) -> Batch:
 
 
 def own_rows(mesh: Mesh, rows: int, pieces: int) -> frozenset[int] | None:
-    """Which rows of a batch `place_batch` gives to this host's devices; None: all, since there is one host.
+    """Return which rows of a batch `place_batch` gives to this host's devices; None: all, since there is one host.
 
     Padding repeats a piece's last row, which need not be one of them: with a weight of 0 it may be anything.
     """

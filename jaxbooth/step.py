@@ -42,7 +42,7 @@ class State:
 
 
 def init_optimizer(trainable: Params, settings: Settings, mesh: Mesh) -> optax.OptState:
-    """The optimizer's states before the first update, each placed as the parameter it belongs to."""
+    """Return the optimizer's states before the first update, each placed as the parameter it belongs to."""
     init = partial(optim.init, settings=settings)
     return jax.jit(init, out_shardings=state_shardings(mesh, jax.eval_shape(init, trainable)))(trainable)
 
@@ -84,7 +84,7 @@ def train_step(
 def _gradients(
     trainable: Params, frozen: Params, batch: Batch, unet: Network, text_encoder: Network, mesh: Mesh
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """The gradients and metrics of a batch: the sums of its rows'."""
+    """Return the gradients and metrics of a batch: the sums of its rows'."""
     specs, frozen_specs = parameter_specs(mesh, trainable), parameter_specs(mesh, frozen)
     local = partial(_local_gradients, specs=specs | frozen_specs, unet=unet, text_encoder=text_encoder)
     return over_rows(mesh, local, (specs, frozen_specs, batch_specs(batch)), (specs, P()))(trainable, frozen, batch)
@@ -128,7 +128,7 @@ def _local_gradients(
 
 
 def _row_keys(batch: Batch, rows: jax.Array) -> jax.Array:
-    """A key for each of these rows, given as numbers [b], new in each update."""
+    """Return a key for each of these rows, given as numbers [b], new in each update."""
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(batch.key)))(rows)
 
 

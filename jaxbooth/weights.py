@@ -1,4 +1,4 @@
-"""THE weights mapping: diffusers <-> Flax, total and invertible.
+"""The weights mapping: diffusers <-> Flax, total and invertible.
 
 The modules are named as in diffusers, so only the last part of a name and the layout of its array differ:
 
@@ -24,7 +24,7 @@ from flax import nnx
 from flax.typing import PathParts
 from jax.typing import DTypeLike
 
-from booth.models.pipeline import fit_weights
+from booth.models.weight_names import fit_weights
 from jaxbooth import adapters, tokens
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -65,12 +65,12 @@ class Network:
         dtype: DTypeLike = jnp.float32,
         **kw: Any,
     ) -> "Network":
-        """Builds `model(config, dtype=dtype, **kw)`; allocates nothing and compiles nothing.
+        """Build `model(config, dtype=dtype, **kw)`; allocates nothing and compiles nothing.
 
         The layers `adapted` get an adapter of this rank, scale and dropout, whose parameters are named as in PEFT; a
         text encoder gets rows for so many new tokens.
 
-        Raises:
+        Raise:
             UserError: where the model does not support the config.
         """
         built: Any = model(config, dtype=dtype, **kw)  # type: ignore[call-arg]
@@ -91,7 +91,7 @@ class Network:
         return network
 
     def bind(self, params: Mapping[str, jax.Array], row_keys: jax.Array | None = None) -> Any:
-        """Returns the model with these parameters, ready to be called.
+        """Return the model with these parameters, ready to be called.
 
         Meant for the inside of a jitted function, where it costs trace time only:
         `unet.bind(params)(latents_bhwc, timesteps_b, context_btd)`.
@@ -109,24 +109,24 @@ class Network:
 
 
 def _layer(model: Any, name: str) -> Any:
-    """A module's layer by its dotted name."""
+    """Return a module's layer by its dotted name."""
     for part in name.split("."):
         model = model[int(part)] if part.isdecimal() else getattr(model, part)
     return model
 
 
 def from_diffusers(network: Network, tensors: Mapping[str, np.ndarray], component: str) -> dict[str, np.ndarray]:
-    """Converts all tensors of a component.
+    """Convert all tensors of a component.
 
     Args:
         network: the model they are for.
         tensors: diffusers' name -> array in diffusers' layout, of any floating dtype.
         component: the name used in errors, such as `unet`.
 
-    Returns:
+    Return:
         Name -> float32 array in Flax's layout, for `Network.bind`.
 
-    Raises:
+    Raise:
         UserError: where names are missing or left over, or a shape is not the expected one.
     """
     shapes = to_diffusers_shapes(network)
@@ -134,24 +134,24 @@ def from_diffusers(network: Network, tensors: Mapping[str, np.ndarray], componen
 
 
 def to_flax(network: Network, name: str, array: np.ndarray) -> np.ndarray:
-    """Converts one tensor, [...] in diffusers' layout, to Flax's."""
+    """Convert one tensor, [...] in diffusers' layout, to Flax's."""
     return np.ascontiguousarray(array.transpose(np.argsort(network.axes[name])))
 
 
 def to_diffusers_shapes(network: Network) -> dict[str, tuple[int, ...]]:
-    """The shape in diffusers' layout of each parameter."""
+    """Return the shape in diffusers' layout of each parameter."""
     return {name: tuple(network.shapes[name].shape[axis] for axis in axes) for name, axes in network.axes.items()}
 
 
 def to_diffusers(network: Network, name: str, array: np.ndarray) -> np.ndarray:
-    """Converts one tensor back: the inverse of `from_diffusers`, to the bit.
+    """Convert one tensor back: the inverse of `from_diffusers`, to the bit.
 
     Args:
         network: the model it is from.
         name: its diffusers name.
         array: it, or anything of its shape (a gradient, an average), in Flax's layout.
 
-    Returns:
+    Return:
         The array in diffusers' layout, in its own dtype.
     """
     return np.ascontiguousarray(np.asarray(array).transpose(network.axes[name]))

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from booth.config.values import default_config, parse_text, set_field
+from booth.config.texts import parse_text
+from booth.config.values import default_config, set_field
 from booth.diffusion.backend import Batch
 from booth.diffusion.sampling import latent_shape
 from booth.models.open import open_pipeline

@@ -27,7 +27,8 @@ def run_tier(gigabytes: int, options: argparse.Namespace) -> dict[str, float]:
     """In this process: the job, and what it took."""
     import torch
 
-    from booth.config.values import load_config, set_field
+    from booth.config.loading import load_config
+    from booth.config.values import set_field
     from torchbooth.memory_plan import CONTEXT_GIB, GIB
     from torchbooth.train import train
 

@@ -34,7 +34,9 @@ from PIL import Image
 
 from booth.commands.cli import main
 from booth.common.files import publish, write_text
-from booth.config.values import flatten, load_config, trained_networks
+from booth.config.loading import load_config
+from booth.config.trained import trained_networks
+from booth.config.values import flatten
 from booth.data import pictures
 from booth.data.image_file import load_image
 from booth.diffusion.backend import load_backend

@@ -26,7 +26,8 @@ from booth.data.inputs import preview_batch_size
 from booth.models.open import open_pipeline
 from booth.models.pipeline import PipelineDir
 from torchbooth.backend import Backend
-from torchbooth.memory import AT_WORK, movable, trains
+from torchbooth.host_states import movable
+from torchbooth.memory import AT_WORK, trains
 from torchbooth.memory_plan import SAMPLING_TABLE, Sizes, plan
 from torchbooth.optim import BITSANDBYTES
 

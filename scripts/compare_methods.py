@@ -19,7 +19,7 @@ from dreambooth_scores import IDENTIFIER, instance_prompt
 from picture_world.captions import caption
 from picture_world.subjects import SUBJECTS
 
-from booth.config.values import load_config
+from booth.config.loading import load_config
 from booth.diffusion.backend import load_backend
 from booth.models.embedded import subject_path
 from booth.models.new_tokens import new_tokens

@@ -7,11 +7,9 @@ not on the version of Python or on the width of a terminal.
 """
 
 import argparse
-import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from booth.commands import cli
 from booth.config.fields import FIELDS, Field
@@ -104,21 +102,10 @@ def _purpose(purposes: Mapping[str, str]) -> str:
 def command_parsers(backend: str) -> dict[str, tuple[str, argparse.ArgumentParser]]:
     """Return (purpose, parser) of each command of `torchbooth` or `jaxbooth`, in their order."""
     (commands,) = (
-        action for action in _asked_for_help(backend)._actions if isinstance(action, argparse._SubParsersAction)
+        action for action in cli.build_parser(backend)._actions if isinstance(action, argparse._SubParsersAction)
     )
     purposes = {choice.dest: choice.help or "" for choice in commands._choices_actions}
     return {name: (purposes[name], commands.choices[name]) for name in purposes}
-
-
-def _asked_for_help(backend: str) -> argparse.ArgumentParser:
-    """Return the parser that prints the help of a backend's command line."""
-    asked: list[argparse.ArgumentParser] = []
-    with (
-        mock.patch.object(argparse.ArgumentParser, "print_help", lambda self, file=None: asked.append(self)),
-        contextlib.suppress(SystemExit),
-    ):
-        cli.main(backend, ["--help"])
-    return asked[0]
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

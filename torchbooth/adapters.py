@@ -13,7 +13,7 @@ _NAME = "default"  # PEFT's for the only adapter there is
 
 
 def add(network: Any, layers: Sequence[str], adapter: Adapter) -> None:
-    """Puts an adapter into layers of a network, in float32 whatever that is in."""
+    """Put an adapter into layers of a network, in float32 whatever that is in."""
     from peft import LoraConfig, inject_adapter_in_model
 
     settings = LoraConfig(
@@ -38,5 +38,5 @@ def set_weight(network: Any, weight: float) -> None:
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what PEFT adds for the case of several adapters."""
+    """Return a parameter's name without what PEFT adds for the case of several adapters."""
     return name.replace(f".{_NAME}.", ".")

@@ -10,7 +10,7 @@ import torch
 
 from booth.common.errors import UserError
 from booth.common.messages import StoredMessages
-from booth.config.values import is_pulled, is_trained, trains_text
+from booth.config.trained import is_pulled, is_trained, trains_text
 from booth.diffusion.backend import Batch, Metrics
 from booth.diffusion.solvers import SamplingTable
 from booth.models.adapters import adapter_of

@@ -22,7 +22,7 @@ _AVERAGE = "average.safetensors"
 
 
 def save(state: State, folder: Path) -> None:
-    """Writes the files into an existing folder; of several processes one does, but all must ask.
+    """Write the files into an existing folder; of several processes one does, but all must ask.
 
     UserError, before anything is written, if a trainable tensor is not finite.
     """
@@ -58,7 +58,7 @@ def save(state: State, folder: Path) -> None:
 
 
 def restore(state: State, folder: Path) -> State:
-    """Copies the saved tensors into the state's own, bit for bit; one that is not training gets the average, if any."""
+    """Copy the saved tensors into the state's own, bit for bit; one that is not training gets the average, if any."""
     device = str(next(iter(state.trainable.values())).device)
     if state.optimizer is None:
         averaged = folder / _AVERAGE
@@ -94,13 +94,13 @@ def saved_names(folder: Path) -> list[str]:
 
 
 def _of_average(state: State) -> dict[str, torch.Tensor]:
-    """The tensors of the average by their names in its file; none if there is no average."""
+    """Return the tensors of the average by their names in its file; none if there is no average."""
     return {**state.average.weights, _UPDATES: state.average.updates} if state.average else {}
 
 
 @torch.no_grad()
 def _copy(path: Path, into: Mapping[str, torch.Tensor], device: str) -> None:
-    """Copies a file's tensors into those of its names: all that there are. ValueError if those are others."""
+    """Copy a file's tensors into those of its names: all that there are. ValueError if those are others."""
     missing = set(into)
     for name, value in _read(path, device):
         if name == _UPDATES and name not in into:

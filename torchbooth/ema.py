@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from torchbooth.memory import HOST, HostStates
+from torchbooth.host_states import HOST, HostStates
 from torchbooth.sharding import local
 
 

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from booth.common.errors import UserError
 from booth.config.fields import memory_size
+from booth.config.trained import trained_networks
 from booth.config.validation import validate_updates
-from booth.config.values import default_of, get, may_change, set_field, trained_networks, typed
+from booth.config.values import default_of, get, may_change, set_field, typed
 from booth.diffusion.optimizers import state_bytes
 from booth.models.pipeline import PipelineDir
 from torchbooth.memory_plan import CONTEXT_GIB, GAPS, GIB, TECHNIQUES, plan
@@ -44,7 +45,8 @@ _CHOICES: tuple[tuple[tuple[float, dict[str, Any]], ...], ...] = (
 
 
 def fit(backend_class: type[Any], config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None = None) -> Any:
-    """The config with techniques added to its own until every phase fits into `memory.fit`; as it is if that is empty.
+    """Return the config with techniques added to its own until every phase fits into `memory.fit`; as it is if that is
+    empty.
 
     `backend_class` is torchbooth's `Backend`, which plans run. `recorded`: the config of the run that is resumed, whose
     techniques are kept; where `memory.fit` has changed since, those that may change in a run are chosen anew. Raise
@@ -80,7 +82,7 @@ def fit(backend_class: type[Any], config: Any, pipeline: PipelineDir, recorded: 
 
 
 def card_bytes(size: str) -> float:
-    """Of a size such as 8GB; "auto": what is free on the GPU, beside CUDA's context. UserError without one."""
+    """Of a size such as 8GB; "auto": what is free on the GPU, beside CUDA's context. Raise UserError without one."""
     if size != "auto":
         bytes_ = memory_size(size)
         assert bytes_ is not None, "the rule of memory.fit"
@@ -93,7 +95,7 @@ def card_bytes(size: str) -> float:
 def _fit_training(
     backend_class: type[Any], config: Any, pipeline: PipelineDir, limit: float, fixed: tuple[str, ...]
 ) -> Any:
-    """The cheapest combination whose update fits."""
+    """Return the cheapest combination whose update fits."""
     candidates = list(_candidates(config, pipeline, fixed))
     shapes = _trained_shapes(config, pipeline)
     for candidate in tqdm(candidates, desc="planning memory", unit="plan", leave=False):
@@ -133,7 +135,7 @@ def _candidates(config: Any, pipeline: PipelineDir, fixed: tuple[str, ...]) -> I
 
 
 def _eight_bit(optimizer: str) -> str:
-    """The same with states in 8 bits, if there is one here."""
+    """Return the same with states in 8 bits, if there is one here."""
     names = {"adamw": "adamw8bit", "lion": "lion8bit"} if importlib.util.find_spec("bitsandbytes") else {}
     return names.get(optimizer, optimizer)
 
@@ -144,7 +146,7 @@ def _computes_bfloat16(config: Any) -> bool:
 
 
 def _weaker(settings: Mapping[str, Any], config: Any) -> bool:
-    """Whether fewer blocks are recomputed than the user asked for."""
+    """Return whether fewer blocks are recomputed than the user asked for."""
     everything = config.train.gradient_checkpointing == "block" and not config.train.checkpointed_blocks
     return everything and bool(settings["train.checkpointed_blocks"])
 
@@ -179,7 +181,7 @@ def _at_least(config: Any, shapes: Mapping[str, Sequence[Sequence[int]]]) -> flo
 def _fit_others(
     backend_class: type[Any], config: Any, pipeline: PipelineDir, limit: float, fixed: tuple[str, ...]
 ) -> Any:
-    """What happens beside training: fewer pictures at once, states out of the way, at last tiles."""
+    """Return what happens beside training: fewer pictures at once, states out of the way, at last tiles."""
 
     def too_much(phase: str) -> bool:
         return _peak(backend_class, config, pipeline, phase) > limit

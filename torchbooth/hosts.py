@@ -26,7 +26,7 @@ def join() -> StoredMessages | None:
 
 
 def local_device() -> torch.device:
-    """The GPU of this process, or the CPU."""
+    """Return the GPU of this process, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", 0))

@@ -1,4 +1,4 @@
-"""THE memory techniques: what makes training fit on a small GPU, each of them once.
+"""The memory techniques: what makes training fit on a small GPU, each of them once.
 
 | technique                             | setting                         | what it costs                         |
 |---------------------------------------|---------------------------------|---------------------------------------|
@@ -14,20 +14,18 @@
 """
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from booth.common.errors import UserError
-from booth.config.values import rate_group
-from torchbooth.optim import SHARED_STATES, by_component, make_optimizer
+from booth.config.trained import rate_group
+from torchbooth.host_states import HOST, HostStates, movable
+from torchbooth.optim import by_component, make_optimizer
 
 log = logging.getLogger("booth")
-
-HOST = torch.device("cpu")
 
 
 # Activations
@@ -36,7 +34,7 @@ HOST = torch.device("cpu")
 def recompute_activations(network: Any, blocks: Sequence[str] = ()) -> None:
     """Has a network compute its activations once more in the backward pass instead of keeping them.
 
-    `blocks`: only these, by their names in it; () for all. UserError for a name that is no such block.
+    `blocks`: only these, by their names in it; () for all. Raise UserError for a name that is no such block.
     """
     if not hasattr(network, "enable_gradient_checkpointing"):  # transformers
         # Token ids carry no gradient, which the reentrant kind would need. The second name is of older versions.
@@ -57,7 +55,7 @@ def recompute_activations(network: Any, blocks: Sequence[str] = ()) -> None:
 
 
 def checkpointable_blocks(network: Any) -> list[str]:
-    """The blocks of a diffusers UNet that can compute their activations again: down_blocks.0 and so on."""
+    """Return the blocks of a diffusers UNet that can compute their activations again: down_blocks.0 and so on."""
     names = [f"{kind}.{index}" for kind in ("down_blocks", "up_blocks") for index in range(len(getattr(network, kind)))]
     return [*names, "mid_block"]
 
@@ -92,7 +90,7 @@ class Placement:
 
 
 def trains(network: Any) -> bool:
-    """Whether a network has parameters that want gradients."""
+    """Return whether a network has parameters that want gradients."""
     return any(parameter.requires_grad for parameter in network.parameters())
 
 
@@ -110,7 +108,7 @@ def use_tiles(vae: Any) -> None:
 
 
 def round_stochastically(target: torch.Tensor, values: torch.Tensor, generator: torch.Generator) -> None:
-    """Writes float32 `values` into the bfloat16 `target`, rounded up or down so that the mean is right.
+    """Write float32 `values` into the bfloat16 `target`, rounded up or down so that the mean is right.
 
     Of the two neighbours each is taken with the probability of how near it is (arXiv 2010.06192, section 3): 16
     uniform random bits are added to the 16 that bfloat16 drops. `values`, contiguous, is used up. Infinities and NaN
@@ -189,7 +187,7 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Updates every tensor that has a gradient."""
+        """Update every tensor that has a gradient."""
         for parameter in self._tensors:
             if parameter.grad is not None:
                 self._update(parameter)
@@ -215,7 +213,7 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
         parameter.grad = None
 
     def optimizer_of(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
-        """The one that has a tensor's states."""
+        """Return the one that has a tensor's states."""
         return self._tensors[parameter].optimizer
 
 
@@ -259,90 +257,11 @@ class _Tensor:
         optimizer.update_step(group, self._work, 0, 0)
 
 
-class HostStates:
-    """Optimizer states that live in pinned memory of the host and are on the device for their tensor's update only.
-
-    Copies run on a stream of their own. While one tensor is updated, the states of the one that came next the last
-    time are on their way. On a CPU everything is in one memory and in order already; the same copies are made.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._host: dict[int, dict[str, torch.Tensor]] = {}  # by id of a tensor's states
-        self._next: dict[int, dict[str, Any]] = {}
-        self._ahead: dict[int, tuple[dict[str, torch.Tensor], Any]] = {}
-        self._before: dict[str, Any] | None = None
-        self._stored: deque[Any] = deque()  # when copies back were done
-
-    @contextmanager
-    def fetched(self, state: dict[str, Any]) -> Iterator[None]:
-        """Inside, a tensor's states are on the device."""
-        arriving, event = self._ahead.pop(id(state)) if id(state) in self._ahead else self._fetch(state)
-        if self._before is not None:
-            self._next[id(self._before)] = state
-        self._before = state
-        following = self._next.get(id(state))
-        if following is not None and following is not state and id(following) not in self._ahead:
-            self._ahead[id(following)] = self._fetch(following)
-        if event is not None:
-            torch.cuda.current_stream(self._device).wait_event(event)
-        state.update(arriving)
-        yield
-        self._store(state)
-
-    def wait(self) -> None:
-        """Until all copies to the host's memory are done."""
-        if self._stream is not None:
-            self._stream.synchronize()
-
-    def _fetch(self, state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:
-        """(copies on the device, the event after which they are there)."""
-        # The host would run ahead of the copies, and all states be on the device in the end.
-        while len(self._stored) > 2:
-            self._stored.popleft().synchronize()
-        with self._copying():
-            copies = {key: value.to(self._device, non_blocking=True) for key, value in movable(state)}
-        if self._stream is None:
-            return copies, None
-        for copy in copies.values():
-            copy.record_stream(torch.cuda.current_stream(self._device))  # which will use memory of the other's
-        return copies, self._stream.record_event()
-
-    def _store(self, state: dict[str, Any]) -> None:
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        buffers = self._host.setdefault(id(state), {})
-        with self._copying():
-            for key, value in movable(state):
-                if key not in buffers:
-                    buffers[key] = torch.empty(
-                        value.shape, dtype=value.dtype, device=HOST, pin_memory=self._stream is not None
-                    )
-                buffers[key].copy_(value, non_blocking=True)
-                if self._stream is not None:
-                    value.record_stream(self._stream)
-        if self._stream is not None:
-            self._stored.append(self._stream.record_event())
-        state.update(buffers)
-
-    def _copying(self) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
-
-
-def movable(state: Mapping[str, Any]) -> list[tuple[str, torch.Tensor]]:
-    """Of one tensor's optimizer states what takes memory, and is its own."""
-    return [
-        (key, value)
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor) and value.numel() > 1 and key not in SHARED_STATES
-    ]
-
-
 def make_optimizer_of(
     trainable: Mapping[str, torch.nn.Parameter], config: Any, wait: Callable[[], None] = lambda: None
 ) -> torch.optim.Optimizer:
-    """The optimizer of parameters by `component.name`: one for all, unless a technique wants one for each tensor."""
+    """Return the optimizer of parameters by `component.name`: one for all, unless a technique wants one for each
+    tensor."""
     memory = config.memory
     if memory.fused_backward or memory.weights == "bf16" or memory.offload_optimizer == "always":
         return TensorwiseOptimizer(trainable, config, wait)

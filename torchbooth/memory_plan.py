@@ -1,4 +1,4 @@
-"""THE plan: the peak memory of every phase of a run on a GPU that need not be there.
+"""The plan: the peak memory of every phase of a run on a GPU that need not be there.
 
 torchbooth's own functions run on fake tensors (shapes without data), and what they would take is added up as tensors
 come and go. What it cannot see is a GPU's own: the context, workspaces of the libraries, gaps between tensors; for them
@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from booth.config.concepts import has_prior
-from booth.config.values import get, rate_groups, trains_text
+from booth.config.trained import rate_groups, trains_text
+from booth.config.values import get
 from booth.data.inputs import largest_prompts, largest_size, preview_batch_size
 from booth.diffusion.backend import ROW_FIELDS, Batch
 from booth.diffusion.sampling import latent_shape
@@ -27,7 +28,8 @@ from booth.diffusion.solvers import HISTORY, SamplingStep, is_guided
 from booth.models.adapters import adapter_of
 from booth.models.pipeline import PipelineDir
 from torchbooth import memory, networks, sample, tokens
-from torchbooth.memory import AT_WORK, HOST, movable, trains
+from torchbooth.host_states import HOST, movable
+from torchbooth.memory import AT_WORK, trains
 from torchbooth.networks import Models, diffusers_name
 from torchbooth.precision import weights_dtype
 from torchbooth.step import State
@@ -277,7 +279,7 @@ class Sizes:
         return torch.zeros(images, 3, *self.size[::-1])
 
     def batch(self, config: Any) -> Batch:
-        """A batch of zeros: only shapes and types matter."""
+        """Return a batch of zeros: only shapes and types matter."""
         rows = self.kinds * config.train.batch_size
         latents, row = np.zeros((rows, *self.latents), np.float32), np.zeros(rows, np.float32)
         arrays: dict[str, Any] = dict.fromkeys(ROW_FIELDS, row)

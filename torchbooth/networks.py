@@ -9,7 +9,8 @@ from accelerate import init_empty_weights
 
 from booth.common.errors import UserError
 from booth.models.adapters import Adapter
-from booth.models.pipeline import PipelineDir, fit_weights
+from booth.models.pipeline import PipelineDir
+from booth.models.weight_names import fit_weights
 
 _PREFIX = "text_model."  # transformers 5 leaves it out of the module's names, the folder format keeps it
 
@@ -35,7 +36,7 @@ class Models:
 
 
 def build(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """The networks by component, in eval mode without gradients: float32, the UNet in `unet_dtype`.
+    """Return the networks by component, in eval mode without gradients: float32, the UNet in `unet_dtype`.
 
     They have the weights that the mode around gives them.
     """
@@ -62,10 +63,10 @@ def build(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32) -> dic
 
 
 def load(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32, adapter: Adapter | None = None) -> Models:
-    """Reads the safetensors weights (never pickles) into the host's memory: float32, the UNet's in `unet_dtype`.
+    """Read the safetensors weights (never pickles) into the host's memory: float32, the UNet's in `unet_dtype`.
 
-    UserError if names or shapes do not fit the configs: the libraries' own loading would fill gaps with random numbers.
-    """
+    Raise UserError if names or shapes do not fit the configs: the libraries' own loading would fill gaps with random
+    numbers."""
     with init_empty_weights(include_buffers=False):
         modules = build(pipeline, unet_dtype)
     for component, module in modules.items():
@@ -81,5 +82,5 @@ def load(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32, adapter
 
 
 def diffusers_name(component: str, name: str) -> str:
-    """The name in a pipeline folder of a module's own parameter."""
+    """Return the name in a pipeline folder of a module's own parameter."""
     return name if component != "text_encoder" or name.startswith(_PREFIX) else _PREFIX + name

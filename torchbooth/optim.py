@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
-from booth.config.values import rate_group
+from booth.config.trained import rate_group
 from torchbooth.sharding import local, placed_as, whole
 
 EIGHT_BIT = ("adamw8bit", "lion8bit")
@@ -18,7 +18,7 @@ SHARED_STATES = {"qmap1": "dynamic", "qmap2": "udynamic"}
 
 
 def make_optimizer(parameters: Iterable[Any], config: Any) -> torch.optim.Optimizer:
-    """The optimizer of `train.optimizer` over float32 parameters, or groups of them.
+    """Return the optimizer of `train.optimizer` over float32 parameters, or groups of them.
 
     `adamw`: arXiv 1711.05101. `lion`: arXiv 2302.06675, with its own decays 0.9 and 0.99; wants a third to a tenth of
     AdamW's learning rate. `adafactor`: arXiv 1804.04235, second moments as row and column means, steps relative to each
@@ -58,13 +58,13 @@ def by_component(trainable: Mapping[str, torch.nn.Parameter]) -> list[dict[str, 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: Mapping[str, Any]) -> None:
-    """Sets each group's learning rate."""
+    """Set each group's learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = float(learning_rate[group["rate_group"]])
 
 
 def clip_by_global_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Scales all gradients together to at most `max_norm` (0: leaves them); returns the norm before, a scalar."""
+    """Scale all gradients together to at most `max_norm` (0: leaves them); return the norm before, a scalar."""
     # Split tensors and whole ones do not go into one call.
     kinds = [[p for p in parameters if isinstance(p, DTensor) == split] for split in (False, True)]
     kinds = [kind for kind in kinds if kind]
@@ -92,7 +92,7 @@ def pull(
     shares: Mapping[str, float],
     skipped: torch.Tensor,
 ) -> None:
-    """Moves each tensor of `anchor`'s names its group's share of the way there; where `skipped`, a scalar, is 1, none.
+    """Move each tensor of `anchor`'s names its group's share of the way there; where `skipped`, a scalar, is 1, none.
 
     L2-SP (arXiv 1802.01483, section 3), a penalty on the distance to where fine-tuning began, decoupled from the
     gradient as AdamW decouples weight decay (arXiv 1711.05101, section 2): in the loss, Adam would divide it by the
@@ -113,7 +113,7 @@ def step_if_finite(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> N
 
 
 def is_true(flag: torch.Tensor) -> bool:
-    """What a scalar on the device says, for which the host waits; in a plan, which has no numbers, False."""
+    """Return what a scalar on the device says, for which the host waits; in a plan, which has no numbers, False."""
     return not isinstance(flag, FakeTensor) and bool(flag)
 
 
@@ -123,7 +123,7 @@ def make_loss_scaler(device: torch.device, config: Any) -> torch.amp.GradScaler:
 
 
 def read_moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-    """What the optimizer knows about a parameter, as tensors that share no memory with another parameter's."""
+    """Return what the optimizer knows about a parameter, as tensors that share no memory with another parameter's."""
     state = optimizer.state[parameter]
     return {key: whole(torch.as_tensor(value)) for key, value in state.items() if key not in SHARED_STATES}
 
@@ -153,7 +153,7 @@ _SHARED_NUMBERS = ("d", "d_max", "d_numerator", "k")
 
 
 def read_numbers(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What the optimizer knows about all parameters together, float64 scalars by name."""
+    """Return what the optimizer knows about all parameters together, float64 scalars by name."""
     group = optimizer.param_groups[0]
     return {name: torch.tensor(group[name], dtype=torch.float64) for name in _SHARED_NUMBERS if name in group}
 
@@ -165,7 +165,8 @@ def write_numbers(optimizer: torch.optim.Optimizer, numbers: Mapping[str, torch.
 
 
 def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """A value split as its parameter, or with its memory format, if it has its shape: element by element in memory."""
+    """Return a value split as its parameter, or with its memory format, if it has its shape: element by element in
+    memory."""
     if isinstance(parameter, DTensor):
         return placed_as(value, parameter)
     if parameter.is_contiguous() or (value.shape, value.dtype) != (parameter.shape, parameter.dtype):

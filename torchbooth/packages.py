@@ -8,7 +8,7 @@ from torchbooth import optim
 
 
 def check_packages(config: Any) -> None:
-    """UserError if a setting needs a package that is not installed."""
+    """Raise UserError if a setting needs a package that is not installed."""
     if config.adapter.kind == "lora" and importlib.util.find_spec("peft") is None:
         raise UserError(
             "adapter.kind='lora' needs peft: pip install peft, or install this project with its [torch] extra"

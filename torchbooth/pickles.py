@@ -19,9 +19,9 @@ OLDEST = (2, 6)  # up to 2.5.1, weights_only could be got around (CVE-2025-32434
 
 
 def convert(source: Path, out: Path) -> None:
-    """Writes the tensors of a pickle to `out`; what else is in it, such as an optimizer's settings, is left out.
+    """Write the tensors of a pickle to `out`; what else is in it, such as an optimizer's settings, is left out.
 
-    It is read by `torch.load(weights_only=True)`, which makes tensors and runs nothing. Raises UserError, also for a
+    It is read by `torch.load(weights_only=True)`, which makes tensors and runs nothing. Raise UserError, also for a
     pickle that has anything else to run.
     """
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST:
@@ -59,7 +59,7 @@ def convert(source: Path, out: Path) -> None:
 
 
 def tensors_of(content: Any) -> dict[str, torch.Tensor]:
-    """The tensors by name; those of `state_dict`, where Lightning puts them, if there."""
+    """Return the tensors by name; those of `state_dict`, where Lightning puts them, if there."""
     while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):

@@ -25,7 +25,7 @@ def set_tf32(allowed: bool) -> None:
 
 
 def autocast(device: torch.device, precision: str, *, keep_copies: bool = True) -> torch.autocast:
-    """A context in which matrix products and convolutions use the compute type; for fp32 it changes nothing.
+    """Return a context in which matrix products and convolutions use the compute type; for fp32 it changes nothing.
 
     `keep_copies`: of weights in that type until the context ends, instead of converting them each time.
     """
@@ -34,7 +34,7 @@ def autocast(device: torch.device, precision: str, *, keep_copies: bool = True) 
 
 
 def check_precision(precision: str) -> None:
-    """UserError for fp16 without a GPU."""
+    """Raise UserError for fp16 without a GPU."""
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError(
             "train.precision='fp16' needs a GPU: on a CPU float16 is slower and less exact than float32;"

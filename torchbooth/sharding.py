@@ -1,4 +1,4 @@
-"""THE sharding: which rows each process computes on, how gradients become one sum, how weights are split.
+"""The sharding: which rows each process computes on, how gradients become one sum, how weights are split.
 
 The loss is a sum over rows whose weights say what each counts, so gradients of processes are added up and never
 divided. Data parallel: every process has all weights, and each gradient is reduced as soon as it is there. With
@@ -19,12 +19,12 @@ from booth.diffusion.backend import ROW_FIELDS, WEIGHT_FIELDS, Batch
 
 
 def processes() -> int:
-    """How many there are."""
+    """Return how many there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def leads() -> bool:
-    """Whether this one writes files."""
+    """Return whether this one writes files."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -32,7 +32,7 @@ def leads() -> bool:
 
 
 def own_rows(rows: int, pieces: int) -> Set[int] | None:
-    """The rows of a batch that this process computes on; None: all."""
+    """Return the rows of a batch that this process computes on; None: all."""
     if processes() == 1:
         return None
     return {row for piece in range(pieces) for row in range(rows)[piece::pieces][dist.get_rank() :: processes()]}
@@ -62,7 +62,7 @@ def split_rows(array: np.ndarray) -> np.ndarray:
 
 
 def join_rows(array: np.ndarray, rows: int) -> np.ndarray:
-    """The inverse of `split_rows`, on every process."""
+    """Return the inverse of `split_rows`, on every process."""
     if processes() == 1:
         return array
     parts: list[Any] = [None] * processes()
@@ -105,7 +105,7 @@ def sum_metrics(metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def check_mesh(fsdp: int) -> None:
-    """UserError if `mesh.fsdp` does not divide the number of processes."""
+    """Raise UserError if `mesh.fsdp` does not divide the number of processes."""
     if processes() % fsdp:
         raise UserError(
             f"mesh.fsdp={fsdp} must divide the number of processes, {processes()}: start them with"
@@ -114,7 +114,7 @@ def check_mesh(fsdp: int) -> None:
 
 
 def shard(unet: Any, fsdp: int) -> None:
-    """Splits a UNet's weights over `fsdp` processes, in place; block by block they come together."""
+    """Split a UNet's weights over `fsdp` processes, in place; block by block they come together."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -131,7 +131,7 @@ def shard(unet: Any, fsdp: int) -> None:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor without its sharding; all processes must ask."""
+    """Return a tensor without its sharding; all processes must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -142,7 +142,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def placed_as(value: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-    """A whole tensor split as the example is, if that has its shape."""
+    """Return a whole tensor split as the example is, if that has its shape."""
     if not isinstance(example, DTensor) or value.shape != example.shape:
         return value
     return distribute_tensor(value.to(example.device), example.device_mesh, example.placements, src_data_rank=None)

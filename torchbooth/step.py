@@ -36,7 +36,7 @@ class State:
 
 
 def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str, torch.Tensor]]:
-    """Updates the state's tensors in place; metrics are float32 scalars on the device."""
+    """Update the state's tensors in place; metrics are float32 scalars on the device."""
     optimizer = state.optimizer
     assert optimizer is not None
     fused = optimizer if isinstance(optimizer, TensorwiseOptimizer) and optimizer.fused else None
@@ -108,6 +108,6 @@ def encode_for_update(models: Models, prompts: torch.Tensor) -> tuple[torch.Tens
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The array as a tensor on the device; the copy overlaps with what that is doing."""
+    """Return the array as a tensor on the device; the copy overlaps with what that is doing."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

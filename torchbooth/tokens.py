@@ -20,6 +20,6 @@ class TokenEmbedding(torch.nn.Embedding):
 
 
 def add(text_encoder: Any, rows: np.ndarray) -> None:
-    """Puts rows [tokens, width] into the encoder, without gradients."""
+    """Put rows [tokens, width] into the encoder, without gradients."""
     table = TokenEmbedding(text_encoder.get_input_embeddings(), torch.from_numpy(rows))
     text_encoder.set_input_embeddings(table.requires_grad_(False))

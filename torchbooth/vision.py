@@ -62,7 +62,7 @@ class Dino:
     """A vision transformer whose CLS token, after the last norm, describes a picture."""
 
     def __init__(self, source: str) -> None:
-        """A folder, or a hub id that is in the cache. UserError if it holds no such network."""
+        """A folder, or a hub id that is in the cache. Raise UserError if it holds no such network."""
         self._network, folder = _load("--dino", source)
         if not isinstance(getattr(self._network.config, "image_size", None), int):
             raise UserError(f"--dino {source} holds no vision transformer; give one such as facebook/dino-vits16")
@@ -78,7 +78,7 @@ class Clip:
     """CLIP: pictures and texts as vectors of one space."""
 
     def __init__(self, source: str) -> None:
-        """A folder, or a hub id that is in the cache. UserError if it holds no CLIPModel."""
+        """A folder, or a hub id that is in the cache. Raise UserError if it holds no CLIPModel."""
         self._network, folder = _load("--clip", source)
         if type(self._network).__name__ != "CLIPModel":
             raise UserError(f"--clip {source} holds no CLIPModel; give one such as openai/clip-vit-base-patch32")

@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from booth.commands.options import path
 from booth.common.errors import UserError
 from booth.config.sources import DATASET, MODEL
 from booth.config.validation import check_backend
@@ -30,7 +32,45 @@ log = logging.getLogger("booth")
 LEARNED = 0.1  # share of the subject below which a best checkpoint is warned of
 
 
-def evaluate(package: str, options: argparse.Namespace) -> None:
+def add_parser(commands: Any, package: str) -> None:
+    parser = commands.add_parser("evaluate", help="which checkpoint is the best: a score for each, and why")
+    judged = parser.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--run", dest="run_dir", type=path, help="a run folder: all checkpoints that it has")
+    judged.add_argument("--pictures", type=path, help="or a folder of pictures, to compare with --real")
+    parser.add_argument("--real", type=path, help="folder of the subject's pictures; default: the photos of --run")
+    parser.add_argument(
+        "--dino", type=path, default="", help="folder or cached hub id of DINO weights, for the subject"
+    )
+    parser.add_argument("--clip", type=path, default="", help="the same of CLIP weights, for prompts (and the subject)")
+    parser.add_argument("--prompt", default="", help="what shows the subject; default: the run's")
+    parser.add_argument("--class-prompt", default="", help="what shows the class; default: the run's")
+    parser.add_argument(
+        "--settings", type=path, default="auto",
+        help="prompts of the subject in settings: DreamBench's (objects, live), world, or a file, one a line with {}",
+    )  # fmt: skip
+    for option, least, default, what in (
+        ("--instance-images", 1, 8, "pictures of the instance prompt"),
+        ("--setting-images", 1, 1, "of each setting"),
+        ("--class-images", 2, 16, "of the class prompt"),
+        ("--batch-size", 1, 0, "images sampled at once; default: as for previews"),
+    ):
+        parser.add_argument(option, type=_at_least(least), default=default, metavar="N", help=what)
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="compute type")
+    parser.set_defaults(run=run)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """Return a type of argument."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} must be a whole number, at least {least}")
+        return int(text)
+
+    return read
+
+
+def run(package: str, options: argparse.Namespace) -> None:
     if options.pictures:
         _compare_folders(package, options)
     else:

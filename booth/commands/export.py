@@ -1,22 +1,22 @@
-"""The commands that write models: export, merge and torchbooth convert."""
+"""The command `export`: a checkpoint or a model becomes a pipeline folder, a file for WebUIs, or a LoRA file."""
 
 import argparse
-import importlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from booth.commands.options import check_of_run, open_model
+from booth.commands.options import add_model, check_of_run, open_model, path
 from booth.common import disk_space
 from booth.common.errors import UserError
-from booth.config import values as settings
+from booth.config.trained import trained_networks
 from booth.data.prompts import spoken_prompt
 from booth.diffusion.backend import Backend, load_backend
 from booth.evaluate import results
 from booth.models import export_folder as folder_export
-from booth.models import export_single_file, lora_file, lora_merge, lora_metadata, new_tokens
+from booth.models import export_single_file, lora_file, lora_metadata, new_tokens
 from booth.models.adapters import adapter_of, said_of_unusual
 from booth.models.pipeline import PipelineDir
 from booth.train.trained_run import Trained, find_trained
@@ -26,7 +26,33 @@ log = logging.getLogger("booth")
 EMBEDDINGS = tuple(new_tokens.LAYOUTS)  # of --format: new tokens alone
 
 
-def export(package: str, options: argparse.Namespace) -> None:
+def add_parser(commands: Any, package: str) -> None:
+    parser = commands.add_parser("export", help="checkpoint or model -> diffusers pipeline, single file, or LoRA file")
+    exported = parser.add_mutually_exclusive_group(required=True)
+    exported.add_argument("--run", dest="run_dir", type=path, help="a run folder: its newest checkpoint, or --step")
+    exported.add_argument(
+        "--from", dest="model", type=path,
+        help="a pipeline: folder, hub id, embedded, single file; or a LoRA file, to write it in another format",
+    )  # fmt: skip
+    add_model(parser, "--from")
+    parser.add_argument("--step", type=int, help="checkpoint of --run")
+    parser.add_argument("--best", action="store_true", help="the checkpoint of --run that `evaluate` found best")
+    parser.add_argument(
+        "--format", default="diffusers",
+        choices=("diffusers", "single-file", *lora_file.FORMATS, *EMBEDDINGS),
+        help="a pipeline folder; one checkpoint file for WebUIs; the LoRA alone, for diffusers (peft) or WebUIs"
+        " (kohya); or new tokens alone, as diffusers and WebUIs read them (embedding) or in kohya's layout"
+        " (emb_params)",
+    )  # fmt: skip
+    parser.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
+    parser.add_argument("--out", required=True, type=path, help="folder of the pipeline, or NAME.safetensors")
+    parser.add_argument("--title", default="", help="of a file for WebUIs; default: its name")
+    parser.add_argument("--trigger-phrase", help="of a file for WebUIs; default: the prompt that --run trained with")
+    parser.set_defaults(run=run)
+
+
+def run(package: str, options: argparse.Namespace) -> None:
+    """Write what --format asks for."""
     out, single = Path(options.out), options.format == "single-file"
     if options.best and (options.step is not None or not options.run_dir):
         raise UserError("--best chooses a checkpoint of --run; give --run, and no --step")
@@ -50,7 +76,7 @@ def export(package: str, options: argparse.Namespace) -> None:
     words = _words_beside(out, added) if single else []
     if options.verify:
         pipeline.verify()
-    networks = settings.trained_networks(trained.config) if trained else ()
+    networks = trained_networks(trained.config) if trained else ()
     size = (
         export_single_file.file_size(pipeline, options.precision, networks)
         if single
@@ -127,11 +153,6 @@ def _open_exported(options: argparse.Namespace) -> PipelineDir:
     return open_model(options)
 
 
-def convert(package: str, options: argparse.Namespace) -> None:
-    load_backend(package)
-    importlib.import_module(f"{package}.pickles").convert(Path(options.file), Path(options.out))
-
-
 def _export_lora(package: str, options: argparse.Namespace) -> None:
     out, phrase = Path(options.out), options.trigger_phrase
     if options.format != "kohya" and (options.title or phrase is not None):
@@ -200,20 +221,3 @@ def _export_embeddings(package: str, options: argparse.Namespace) -> None:
     for _ in new_tokens.set_aside(backend.tensors(state), rows):
         pass
     _write_words(files, added, rows, options.format)
-
-
-def merge(package: str, options: argparse.Namespace) -> None:
-    paths, out = [Path(path) for path in options.lora], Path(options.out)
-    weights = lora_merge.weights_of(paths, options.weight)
-    loras = [lora_file.read_lora(path) for path in paths]
-    pipeline = open_model(options)
-    folder_export.check_target(pipeline, out)
-    if options.verify:
-        pipeline.verify()
-    for lora in loras:
-        lora_merge.check_fits(pipeline, lora)
-    size = folder_export.export_size(pipeline, options.precision, pipeline.family.trainable)
-    disk_space.require([disk_space.Need("the pipeline", out, size)], "make room, or merge to another disk")
-    tensors = lora_merge.merged(pipeline, loras, weights)
-    folder_export.export(pipeline, out, tensors, options.precision, merged=lora_merge.record(loras, weights))
-    log.info("%s with %s written to %s", options.model, ", ".join(options.lora), out)

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from booth.commands.options import path
 from booth.common.disk_space import readable
@@ -111,22 +112,22 @@ def destination(options: argparse.Namespace, repository: str, option: str) -> De
     return Destination(repository, options.license, options.public, options.with_photos, options.replace)
 
 
-def push(package: str, options: argparse.Namespace) -> None:
-    """Any backend's command pushes any backend's run: only files are read."""
-    to = destination(options, options.to, "--to")
-    assert to is not None, "--to is required"
-    run = Path(options.run_dir)
-    _exported(gather(run))
-    to.check()
-    print(to.push(run))
-
-
-def add_command(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `push`."""
+def add_parser(commands: Any, package: str) -> None:
+    parser = commands.add_parser("push", help="a finished run -> the Hugging Face hub")
     parser.add_argument("--run", dest="run_dir", required=True, type=path, help="a finished run folder")
     parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="made if it is not there")
     add_options(parser)
-    parser.set_defaults(run=push)
+    parser.set_defaults(run=run)
+
+
+def run(package: str, options: argparse.Namespace) -> None:
+    """Push a run of any backend: only files are read. Print the address of its page."""
+    to = destination(options, options.to, "--to")
+    assert to is not None, "--to is required"
+    folder = Path(options.run_dir)
+    _exported(gather(folder))
+    to.check()
+    print(to.push(folder))
 
 
 def _exported(report: Report) -> Path:

@@ -3,137 +3,75 @@
 import argparse
 import hashlib
 import logging
-import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from booth.commands.options import add_source, check_of_run, open_model, path
 from booth.commands.png_text import Recipe, infotext
-from booth.commands.xy_grid import MANY, Axis, read_axes, varied
+from booth.commands.sample_options import Asked, read_options
+from booth.commands.xy_grid import AXES, MANY
 from booth.common.errors import OutOfMemory, UserError
 from booth.common.progress import progress
 from booth.config import values as settings
-from booth.config.fields import SEED
+from booth.config.choices import SOLVERS
 from booth.config.validation import check_backend
 from booth.data import pictures
-from booth.diffusion.backend import Backend
+from booth.diffusion.backend import Backend, load_backend
 from booth.diffusion.sampling import ImageRequest, Sampler
 from booth.models import new_tokens
+from booth.models.modelspec import native_resolution
 from booth.models.pipeline import PipelineDir
 from booth.models.tokenizer import load_tokenizer
+from booth.train.trained_run import find_trained
 
 log = logging.getLogger("booth")
 
-_DEFAULTS = {
-    "negative_prompt": "",
-    "solver": "dpm++",
-    "steps": 25,
-    "guidance": 7.5,
-    "seeds": [0],
-}  # where None is given
-_AUTO_BATCH = 8  # images at once that `--batch-size auto` begins with
+
+def add_parser(commands: Any, package: str) -> None:
+    parser = commands.add_parser("sample", help="prompts -> PNGs and a grid")
+    add_source(parser)
+    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    parser.add_argument("--prompts", type=path, metavar="FILE", help="one a line; # begins a comment")
+    parser.add_argument("--negative-prompt", help="what the images should not show")
+    parser.add_argument("--solver", choices=SOLVERS, help="how the noise is removed; default: dpm++")
+    parser.add_argument("--steps", type=int, help="denoising steps; default: 25")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; default: 7.5, 1 turns it off")
+    parser.add_argument("--seeds", type=int, nargs="+", help="one image for every prompt and seed; default: 0")
+    parser.add_argument("--size", help="512 or WIDTHxHEIGHT; default: the size the model was made for")
+    parser.add_argument("--batch-size", default="4", help="images sampled at once; torchbooth: auto, as memory allows")
+    for option, where in (("--x", "across"), ("--y", "down")):
+        parser.add_argument(
+            option, action="append", default=[], metavar="NAME=VALUE,...",
+            help=f"a grid, xy.png, with these values {where}: {', '.join(AXES)} (prompts: between |)",
+        )  # fmt: skip
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="compute type")
+    parser.add_argument("--lora-weight", type=float, help="how much the LoRA of --run counts; default: 1")
+    parser.add_argument("--out", required=True, type=path, help="folder for the images")
+    parser.set_defaults(run=run)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the options ask for, in the order of the grid."""
-
-    recipes: list[Recipe]
-    across: Axis | None
-    down: Axis | None
-    columns: int
-    batch_size: int
-    by_memory: bool  # go on with fewer at once should memory run out
-
-    @property
-    def is_xy(self) -> bool:
-        return bool(self.across or self.down)
+def run(package: str, options: argparse.Namespace) -> None:
+    """Make and write the images of a model, or of a run's checkpoint."""
+    asked = read_options(options)
+    backend_class = load_backend(package)
+    check_of_run(options, "--model")
+    trained = find_trained(backend_class, options.run_dir, options.step, options.precision) if options.run_dir else None
+    pipeline = trained.pipeline if trained else open_model(options)
+    if options.verify:
+        pipeline.verify()
+    _write_images(backend_class, options, asked, pipeline, trained)
 
 
-def read_options(options: argparse.Namespace) -> Asked:
-    """UserError for options that no model could make images with."""
-    axes = read_axes(options.x, options.y)
-    _check_not_both(options, axes)
-    for name, value in _DEFAULTS.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    for seed in options.seeds:
-        if not SEED.holds(seed):
-            raise UserError(f"--seeds {seed} must be {SEED.text}")
-    if not 0 <= options.guidance < math.inf:
-        raise UserError(f"--guidance {options.guidance} must be a finite number, at least 0")
-    weight = options.lora_weight
-    if weight is not None and not math.isfinite(weight):
-        raise UserError(f"--lora-weight {weight} must be a finite number")
-    batch = {"batch_size": _batch_size(options.batch_size), "by_memory": options.batch_size == "auto"}
-    across, down = (axes.pop(0) if given else None for given in (options.x, options.y))
-    prompts, seeds, names = _prompts(options), options.seeds, [axis.name for axis in (across, down) if axis]
-    if not prompts and "prompt" not in names:
-        raise UserError("the following arguments are required: --prompt (or --prompts FILE)")
-    if "checkpoint" in names and (options.step is not None or not options.run_dir):
-        raise UserError("the axis checkpoint names checkpoints of --run; give --run, and no --step")
-    recipes = [
-        Recipe(
-            prompt, options.negative_prompt, seed, options.solver, options.steps, options.guidance, options.step, weight
-        )
-        for prompt in prompts or [""]
-        for seed in seeds
-    ]  # fmt: skip
-    if not names:
-        return Asked(recipes, None, None, len(seeds), **batch)
-    for name, option, given in (("prompt", "--prompt", prompts), ("seed", "--seeds", seeds)):
-        if name not in names and len(given) > 1:
-            raise UserError(f"a grid of --x and --y has one {name}: give one with {option}, or make {name} an axis")
-    grid = varied(recipes[0], across, down)
-    if len(grid) > MANY:
-        log.warning("--x and --y ask for %d images", len(grid))
-    return Asked(grid, across, down, len(across.values) if across else 1, **batch)
-
-
-def _check_not_both(options: argparse.Namespace, axes: Sequence[Axis]) -> None:
-    """UserError for an option beside an axis that changes the same."""
-    by_axis = {"seed": ["seeds"], "prompt": ["prompt", "prompts"], "checkpoint": []}
-    for axis in axes:
-        for name in by_axis.get(axis.name, [axis.name]):
-            if getattr(options, name) not in (None, []):
-                option = f"--{name.replace('_', '-')}"
-                raise UserError(
-                    f"{option} is given beside the axis {axis.name}, which has its values; give one of them"
-                )
-
-
-def _batch_size(text: str) -> int:
-    if text == "auto":
-        return _AUTO_BATCH
-    if not re.fullmatch(r"\d+", text) or int(text) < 1:
-        raise UserError(f"--batch-size {text} must be at least 1, or auto")
-    return int(text)
-
-
-def _prompts(options: argparse.Namespace) -> list[str]:
-    """Those of --prompt, then those of the file."""
-    prompts = list(options.prompt)
-    if options.prompts:
-        try:
-            lines = Path(options.prompts).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"--prompts {options.prompts} is not all UTF-8; write it anew") from error
-        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if not found:
-            raise UserError(f"--prompts {options.prompts} holds no prompt; write one a line")
-        prompts += found
-    return prompts
-
-
-def run(
+def _write_images(
     backend_class: type[Backend], options: argparse.Namespace, asked: Asked, pipeline: PipelineDir, trained: Any
 ) -> None:
-    """Makes and writes the images; `trained` is the run's checkpoint that --run names, or None. Raises UserError."""
+    """Make and write the images; `trained` is the run's checkpoint that --run names, or None. Raises UserError."""
     size = _size(options.size, pipeline)
     recipes = asked.recipes
     if trained:
@@ -279,12 +217,11 @@ def _inference_config(precision: str) -> Any:
 
 def _size(text: str | None, pipeline: PipelineDir) -> tuple[int, int]:
     if text is None:
-        unet, vae = pipeline.component_config("unet"), pipeline.component_config("vae")
-        if not isinstance(unet.get("sample_size"), int):
+        side = native_resolution({name: pipeline.component_config(name) for name in ("unet", "vae")})
+        if side is None:
             raise UserError(
                 f"--size is missing: {pipeline.path}/unet/config.json names no sample_size; give one such as 512"
             )
-        side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
         return side, side
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not match:

@@ -24,7 +24,7 @@ class Need:
 
 
 def require(needs: Sequence[Need], advice: str) -> None:
-    """UserError if a disk has too little space for what is to be written to it; `advice` completes it."""
+    """Raise UserError if a disk has too little space for what is to be written to it; `advice` completes it."""
     disks: dict[int, list[Need]] = {}
     for need in needs:
         if need.size > 0:
@@ -51,7 +51,7 @@ def _existing(folder: Path) -> Path:
 
 @contextmanager
 def explained(path: Path, size: int) -> Iterator[None]:
-    """UserError with the bytes needed and free, if a block that writes `path` finds the disk full."""
+    """Raise UserError with the bytes needed and free, if a block that writes `path` finds the disk full."""
     try:
         yield
     except OSError as error:

@@ -20,7 +20,7 @@ class OutOfMemory(UserError):
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Says what a UserError from the depths is about, such as a field; nothing for an empty name."""
+    """Say what a UserError from the depths is about, such as a field; nothing for an empty name."""
     try:
         yield
     except UserError as error:
@@ -33,7 +33,7 @@ ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 def said_by(error: BaseException) -> str:
-    """What a library's error says, as part of one line."""
+    """Return what a library's error says, as part of one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

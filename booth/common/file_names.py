@@ -21,18 +21,18 @@ def printable(text: str) -> str:
 
 
 def listed(names: Sequence[str], shown: int = 5) -> str:
-    """The first names and how many more there are, in one line of a terminal."""
+    """Return the first names and how many more there are, in one line of a terminal."""
     some = ", ".join(map(printable, names[:shown]))
     return some if len(names) <= shown else f"{some} and {len(names) - shown} more"
 
 
 def composed(name: str) -> str:
-    """A name in the one form that is kept and shown: NFC."""
+    """Return a name in the one form that is kept and shown: NFC."""
     return unicodedata.normalize("NFC", name)
 
 
 def natural(name: str) -> tuple[list[tuple[int, str]], str, str]:
-    """The key of an order in which 2.jpg is before 10.jpg, and which is the same on every system."""
+    """Return the key of an order in which 2.jpg is before 10.jpg, and which is the same on every system."""
     parts = re.split(r"(\d+)", composed(name).lower())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], composed(name), name
 

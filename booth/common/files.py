@@ -17,7 +17,7 @@ STAGING_PREFIX = ".staging-"
 
 @contextmanager
 def publish(path: Path) -> Iterator[Path]:
-    """Yields a staging path beside `path`; what was written there gets its final name only if the block succeeds.
+    """Yield a staging path beside `path`; what was written there gets its final name only if the block succeeds.
 
     The block makes a file or a folder at the staging path. An existing file is replaced, an existing folder an error.
     """
@@ -36,18 +36,18 @@ def publish(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content atomically, in UTF-8; UserError if the disk is full."""
+    """Replace a file's content atomically, in UTF-8; UserError if the disk is full."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file's content atomically; UserError if the disk is full."""
+    """Replace a file's content atomically; UserError if the disk is full."""
     with disk_space.explained(path, len(content)), publish(path) as staging:
         staging.write_bytes(content)
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
+    """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         _patiently(lambda: shutil.rmtree(path))
     else:
@@ -55,7 +55,7 @@ def remove(path: Path) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Gives a file or a folder another name; a file that has it is replaced."""
+    """Give a file or a folder another name; a file that has it is replaced."""
     _patiently(lambda: old.replace(new))
 
 

@@ -14,7 +14,7 @@ _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def require(size: int, what: str) -> None:
-    """UserError if `what` takes more memory than is available, as far as that is known."""
+    """Raise UserError if `what` takes more memory than is available, as far as that is known."""
     there = available()
     if there is not None and size > there:
         raise UserError(

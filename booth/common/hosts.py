@@ -16,7 +16,7 @@ class Hosts(Protocol):
         ...
 
     def receive(self) -> Any:
-        """The leader's next message; waits for it as long as the leader lives."""
+        """Return the leader's next message; waits for it as long as the leader lives."""
         ...
 
     def confirm(self, failure: str) -> None:
@@ -24,7 +24,7 @@ class Hosts(Protocol):
         ...
 
     def confirmed(self) -> list[str]:
-        """Waits for every other host to confirm the last message; the failure of each, "" where there is none."""
+        """Wait for every other host to confirm the last message; the failure of each, "" where there is none."""
         ...
 
     def fail(self, reason: str, code: int) -> None:

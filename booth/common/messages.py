@@ -90,7 +90,7 @@ class StoredMessages:
             self._watcher.join()
 
     def _watch(self) -> None:
-        """Ends this process once one has failed, unless it ends by itself: Python's way out waits for the others."""
+        """End this process once one has failed, unless it ends by itself: Python's way out waits for the others."""
         while not self._over.is_set():
             self._pass_on()
             content = self._store.ask(f"{self._keys}/failed")

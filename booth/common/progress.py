@@ -1,4 +1,4 @@
-"""THE progress bar: redrawn all the time on a terminal, every two seconds where a log file keeps each drawing."""
+"""The progress bar: redrawn all the time on a terminal, every two seconds where a log file keeps each drawing."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""THE randomness: every random number of a run is a pure function of (seed, stream, step, row).
+"""The randomness: every random number of a run is a pure function of (seed, stream, step, row).
 
 The generator is counter-based (Philox 4x64), so nothing is carried from draw to draw: a resumed run, a run on another
 number of devices and a run on the other backend see the same numbers, and drawing for one purpose never shifts
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def generator(seed: int, stream: str, step: int = 0, row: int = 0) -> np.random.Generator:
-    """A generator for one purpose at one place of a run.
+    """Return a generator for one purpose at one place of a run.
 
     Philox increments the low word of its counter, so step and row sit in the high words: draws of up to 2**66 numbers
     cannot run into the neighbouring row's.
@@ -27,7 +27,7 @@ def normal(seed: int, stream: str, step: int, row: int, shape: tuple[int, ...]) 
 
 
 def derive_seed(seed: int, stream: str, row: int) -> int:
-    """A seed for something with a life of its own (one class image), in 0 .. 2**63 - 1."""
+    """Return a seed for something with a life of its own (one class image), in 0 .. 2**63 - 1."""
     return int(generator(seed, stream, 0, row).integers(2**63))
 
 

@@ -4,6 +4,7 @@ What a setting does lives where it is done; here is only what it may be, and no 
 This room may import `common`.
 """
 
-from booth.config.values import default_config, load_config
+from booth.config.loading import load_config
+from booth.config.values import default_config
 
 __all__ = ["default_config", "load_config"]

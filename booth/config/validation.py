@@ -10,7 +10,8 @@ from booth.common.errors import UserError, naming
 from booth.config.concepts import concepts_of
 from booth.config.fields import AUTO, FIELDS, Field, packages
 from booth.config.sources import DATASET, MODEL
-from booth.config.values import flat, flatten, get, is_remote, trained_networks, trains_text, typed, without_effect
+from booth.config.trained import trained_networks, trains_text
+from booth.config.values import flat, flatten, get, is_remote, typed, without_effect
 
 
 def validate_settings(config: ConfigDict, backend: str) -> None:

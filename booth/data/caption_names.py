@@ -17,7 +17,7 @@ _OF_CAMERAS = frozenset(["am", "at", "cover", "e", "edited", "image", "mp", "pm"
 
 
 def captions_from_names(stems: Sequence[str]) -> list[str]:
-    """The caption of each name, which is without its suffix; empty where a name has no words."""
+    """Return the caption of each name, which is without its suffix; empty where a name has no words."""
     names = [_without_copy(" ".join(re.split(r"[\s_-]+", composed(stem))).strip()) for stem in stems]
     numbers: dict[str, set[str]] = defaultdict(set)  # after the same words
     for name in names:

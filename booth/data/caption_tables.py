@@ -49,12 +49,12 @@ def captions_of_table(folder: Path, images: Sequence[Path], column: str) -> dict
 
 
 def read_table(path: Path) -> tuple[list[str], list[Row]]:
-    """The columns and the rows. UserError names the line in which something would be lost."""
+    """Return the columns and the rows. UserError names the line in which something would be lost."""
     return (_read_csv if path.suffix.lower() == ".csv" else _read_json)(path)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. UserError if it is no UTF-8."""
+    """Return the text of a file. Raise UserError if it is no UTF-8."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -151,7 +151,7 @@ def _check_columns(path: Path, columns: list[str], column: str) -> None:
 
 
 def _text(path: Path, row: Row, column: str) -> str:
-    """A cell in one line; numbers as they are written, and empty for none."""
+    """Return a cell in one line; numbers as they are written, and empty for none."""
     value = row.cells.get(column)
     if value is None or value != value:  # NaN, which pandas writes for nothing
         return ""

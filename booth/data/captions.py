@@ -18,7 +18,8 @@ _FIELD = "instance.captions"
 
 
 def read_captions(folder: Path, paths: Sequence[Path], source: str, column: str, prompt: str) -> list[str]:
-    """The caption of each image, put in `prompt` where that has `{caption}`; with the source "none" just `prompt`.
+    """Return the caption of each image, put in `prompt` where that has `{caption}`; with the source "none" just
+    `prompt`.
 
     UserError names images without a caption, captions without an image, and the columns there are.
     """
@@ -45,7 +46,8 @@ def read_captions(folder: Path, paths: Sequence[Path], source: str, column: str,
 
 
 def variants(caption: str, shuffled: int, kept: int, seed: int, name: str) -> list[str]:
-    """The caption in so many orders of its comma-separated tags, the first `kept` in their place; [caption] for 0.
+    """Return the caption in so many orders of its comma-separated tags, the first `kept` in their place; [caption] for
+    0.
 
     A fixed set, since each is encoded once; drawn from the image's own content (`name`, its sha256).
     """
@@ -82,7 +84,7 @@ def _beside(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
 
 
 def _from_names(paths: Sequence[Path]) -> dict[str, str]:
-    """Says what was made of the names, first where a part of one was left out."""
+    """Say what was made of the names, first where a part of one was left out."""
     captions = dict(zip((path.name for path in paths), captions_from_names([path.stem for path in paths]), strict=True))
     told = sorted(paths, key=lambda path: len(captions[path.name]) == len(path.stem))
     log.info("%s='names': %s", _FIELD, listed([f"{path.name!r} -> {captions[path.name]!r}" for path in told]))

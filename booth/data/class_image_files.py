@@ -8,8 +8,9 @@ from pathlib import Path
 from booth.common.errors import UserError
 from booth.common.file_names import listed
 from booth.data.image_folder import find_images
+from booth.data.images import Size
 from booth.data.kohya_folders import Subfolder, repeated_folders
-from booth.data.views import Size, nearest
+from booth.data.views import nearest
 
 # What class images depend on, beside the base and their size.
 RECIPE = ("prior.prompt", "prior.seed", "prior.solver", "prior.inference_steps", "prior.guidance")
@@ -22,7 +23,8 @@ _OURS = re.compile(r"class-(\d+x\d+-)?\d{5,}\.png$")
 
 
 def own_images(folder: Path) -> list[Path]:
-    """The images in a class image folder, or in kohya's folders in it, that we did not make; in natural name order."""
+    """Return the images in a class image folder, or in kohya's folders in it, that we did not make; in natural name
+    order."""
     images = find_images(folder, _FIELD) if folder.exists() else []
     own = [path for path in images if not _OURS.match(path.name)]
     return own + [path for sub in class_folders(folder) for path in find_images(sub.path, _FIELD)]
@@ -31,7 +33,7 @@ def own_images(folder: Path) -> list[Path]:
 def class_folders(folder: Path) -> list[Subfolder]:
     """kohya's folders (`1_dog`) in a class image folder that holds no other images but those we made.
 
-    UserError if their numbers differ: all class images are shown equally often.
+    Raise UserError if their numbers differ: all class images are shown equally often.
     """
     images = find_images(folder, _FIELD) if folder.exists() else []
     found = repeated_folders(folder, _FIELD, but=[path for path in images if _OURS.match(path.name)])
@@ -44,8 +46,8 @@ def class_folders(folder: Path) -> list[Subfolder]:
 
 
 def to_make(count: int, shares: Mapping[Size, int], own: Sequence[Size]) -> dict[Size, int]:
-    """How many images of each size are to be made, so that with the first `count` of one's own there are `count` in the
-    proportions of `shares`. UserError if a size gets none."""
+    """Return how many images of each size are to be made, so that with the first `count` of one's own there are `count`
+    in the proportions of `shares`. Raise UserError if a size gets none."""
     nearest_to = [nearest(size, tuple(shares)) for size in own]
     have = dict.fromkeys(shares, 0) | Counter(nearest_to[:count])
     made = dict.fromkeys(shares, 0)

@@ -36,7 +36,7 @@ _EXAMINED = 200  # pictures at most
 
 
 def advice(config: Any, inputs: Inputs) -> Iterator[str]:
-    """A line for each thing that people would do otherwise; none if there is nothing to say."""
+    """Return a line for each thing that people would do otherwise; none if there is nothing to say."""
     for place, concept in enumerate(inputs.concepts):
         photos = [photo for photo in inputs.instances if photo.concept == place]
         for line in _about(concept.config, photos, inputs):
@@ -46,7 +46,7 @@ def advice(config: Any, inputs: Inputs) -> Iterator[str]:
 
 
 def _about(config: Any, instances: Sequence[Example], inputs: Inputs) -> Iterator[str]:
-    """The same of one concept."""
+    """Return the same of one concept."""
     photos = instances[:_EXAMINED]
     shown = progress(photos, desc="looking at photos", disable=len(photos) < 20, leave=False)
     small = {photo: _small(photo.path) for photo in shown}
@@ -113,7 +113,7 @@ def _captions(config: Any, photos: Sequence[Example]) -> Iterator[str]:
 
 
 def _begins_with(table: Path, column: str) -> bool:
-    """Whether there is such a table, and its first line names the column."""
+    """Return whether there is such a table, and its first line names the column."""
     if not table.is_file():
         return False
     with table.open(encoding="utf-8-sig", errors="replace") as file:
@@ -141,7 +141,7 @@ def _buckets(config: Any, photos: Sequence[Example], inputs: Inputs) -> Iterator
 
 
 def _seen(size: Size, shown: Size) -> float:
-    """The share of a picture that is left once it covers a size and is cropped to it."""
+    """Return the share of a picture that is left once it covers a size and is cropped to it."""
     whole = covering(size, shown)
     return shown[0] * shown[1] / (whole[0] * whole[1])
 
@@ -202,7 +202,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def _hash(grey: np.ndarray) -> np.ndarray:
-    """Whether each of 8x8 places is darker than the next to its right."""
+    """Return whether each of 8x8 places is darker than the next to its right."""
     tiny = np.asarray(Image.fromarray(grey).resize((9, 8), Image.Resampling.BOX))
     return tiny[:, :-1] < tiny[:, 1:]
 

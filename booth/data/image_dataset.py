@@ -43,10 +43,10 @@ class Photos:
 
 
 def open_photos(source: str, image_column: str, captions: str = "none", revision: str = "") -> Photos:
-    """The folder with the photos of `instance.images`, which is that itself if it is one, or is nothing at all.
+    """Return the folder with the photos of `instance.images`, which is that itself if it is one, or is nothing at all.
 
     A dataset is unpacked, with all its columns of text as metadata, and downloaded before if `source` is the id of one
-    on the hub, at `revision`. `captions` is as in `read_captions`. Raises UserError.
+    on the hub, at `revision`. `captions` is as in `read_captions`. Raise UserError.
     """
     where, path, origin = f"instance.images={source!r}", Path(source), {}
     if is_id(source):
@@ -66,7 +66,7 @@ def open_photos(source: str, image_column: str, captions: str = "none", revision
 
 
 def cache_folder() -> Path:
-    """Where unpacked datasets are."""
+    """Return where unpacked datasets are."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "booth" / "datasets"
 
@@ -88,13 +88,14 @@ def _is_tabular(path: Path) -> bool:
 
 
 def _is_dataset(folder: Path) -> bool:
-    """Whether a folder without images has a table of some, or Parquet or Arrow files as deep as data/train/0.arrow."""
+    """Return whether a folder without images has a table of some, or Parquet or Arrow files as deep as
+    data/train/0.arrow."""
     tabular = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth) if _is_tabular(path))
     return any((folder / name).is_file() for name in TABLES) or any(tabular)
 
 
 def _unpacked(source: Path, image_column: str, where: str) -> Path:
-    """The folder of image files of a dataset, which is made if it is not there."""
+    """Return the folder of image files of a dataset, which is made if it is not there."""
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     digest = hashlib.sha256(f"{_VERSION} {image_column}".encode())
     for path in progress(files, desc="hashing the dataset", unit="file", leave=False, delay=2):
@@ -140,7 +141,7 @@ def _unpack(rows: Iterator[dict[str, Any]], image_column: str, source: Path, fol
 
 
 def _rows(source: Path, image_column: str, where: str) -> Iterator[dict[str, Any]]:
-    """The rows for training: all columns of text, and the image as {"bytes": ..., "path": ...}. UserError."""
+    """Return the rows for training: all columns of text, and the image as {"bytes": ..., "path": ...}. UserError."""
     import datasets  # here: it takes a while, and photos in a folder need none of it
 
     datasets.disable_progress_bars()
@@ -168,14 +169,14 @@ def _rows(source: Path, image_column: str, where: str) -> Iterator[dict[str, Any
 
 
 def _check_tables(source: Path) -> None:
-    """UserError if what is wrong with a dataset is a line of its table, which `datasets` does not say as well."""
+    """Raise UserError if what is wrong with a dataset is a line of its table, which `datasets` does not say as well."""
     for table in TABLES if source.is_dir() else ():
         if (source / table).is_file():
             read_table(source / table)
 
 
 def _opened(source: Path, scratch: str, where: str) -> Any:
-    """What `datasets` makes of a file or folder: rows, or splits with rows."""
+    """Return what `datasets` makes of a file or folder: rows, or splits with rows."""
     from datasets import load_dataset, load_from_disk
 
     if any((source / name).is_file() for name in ("state.json", "dataset_dict.json")):
@@ -189,7 +190,7 @@ def _opened(source: Path, scratch: str, where: str) -> Any:
 
 
 def _split(found: Any, where: str) -> Any:
-    """The rows of the split train, or of the only one, read one after another."""
+    """Return the rows of the split train, or of the only one, read one after another."""
     from datasets import Dataset
 
     if isinstance(found, dict):
@@ -208,7 +209,7 @@ def _is_image(feature: Any) -> bool:
 
 
 def _content(image: Mapping[str, Any] | None, source: Path) -> bytes:
-    """The bytes of an image in a row, or in a file of the dataset's folder. ValueError if there are none."""
+    """Return the bytes of an image in a row, or in a file of the dataset's folder. ValueError if there are none."""
     content, path = (image or {}).get("bytes"), (image or {}).get("path")
     if content is None and path and Path(os.path.normpath(path)).is_relative_to(source) and Path(path).is_file():
         return Path(path).read_bytes()

@@ -27,9 +27,9 @@ _TOO_MANY_PIXELS = (Image.DecompressionBombError, Image.DecompressionBombWarning
 
 
 def load_image(path: Path, least: int = 0) -> Image.Image:
-    """Opens a file as an RGB image: EXIF orientation applied, 16 bits scaled to 8, transparency laid on white.
+    """Open a file as an RGB image: EXIF orientation applied, 16 bits scaled to 8, transparency laid on white.
 
-    Raises whatever PIL raises for a file it cannot decode; ValueError for what is no image, for float pixels, for grey
+    Raise whatever PIL raises for a file it cannot decode; ValueError for what is no image, for float pixels, for grey
     of more than 16 bits, for more than MOST_BYTES and for too many pixels. Meanwhile a pixel takes 8 bytes, and 16 in a
     WebP or HEIC; the most pixels that PIL reads, 89 million, take 0.7 and 1.4 GB. A JPEG may have more: it is read at a
     half, a quarter or an eighth of its size, as little less as possible, in MOST_MEMORY. With `least` every JPEG is, as
@@ -49,7 +49,8 @@ def load_image(path: Path, least: int = 0) -> Image.Image:
 
 
 def load_alpha(path: Path) -> Image.Image | None:
-    """How opaque each pixel of a file is, "L", as large as `load_image` has it; None where nothing is transparent."""
+    """Return how opaque each pixel of a file is, "L", as large as `load_image` has it; None where nothing is
+    transparent."""
     image = _decoded(path)
     if not image.has_transparency_data:
         return None
@@ -64,7 +65,7 @@ def image_format(content: bytes) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What an error says of a file or folder, without its path, in one line."""
+    """Return what an error says of a file or folder, without its path, in one line."""
     if isinstance(error, MemoryError):
         return "there is too little memory to read it; make it smaller"
     words = printable(" ".join((getattr(error, "strerror", None) or str(error)).split()))
@@ -74,7 +75,7 @@ def reason(error: Exception) -> str:
 
 
 def _decoded(path: Path, least: int = 0) -> Image.Image:
-    """The first frame as it is stored, but upright."""
+    """Return the first frame as it is stored, but upright."""
     if (size := path.stat().st_size) > MOST_BYTES:
         raise ValueError(f"{size} bytes, and at most {MOST_BYTES} are read; convert it to JPEG")
     with _in_plain_words():
@@ -90,7 +91,7 @@ def _decoded(path: Path, least: int = 0) -> Image.Image:
 
 
 def _open(source: Path | io.BytesIO) -> ImageFile.ImageFile:
-    """An image of which only the head is read yet. ValueError says what it is if it is none."""
+    """Return an image of which only the head is read yet. ValueError says what it is if it is none."""
     try:
         return Image.open(source, formats=_formats())
     except UnidentifiedImageError as error:
@@ -98,8 +99,8 @@ def _open(source: Path | io.BytesIO) -> ImageFile.ImageFile:
 
 
 def _large_jpeg(path: Path) -> ImageFile.ImageFile:
-    """A JPEG of more pixels than PIL opens, which is decoded at a part of its size. Raises PIL's error if it is none,
-    and ValueError if it would take too much memory even so."""
+    """Return a JPEG of more pixels than PIL opens, which is decoded at a part of its size. Raise PIL's error if it is
+    none, and ValueError if it would take too much memory even so."""
     try:
         file = jpeg_factory(path)  # type: ignore[arg-type]  # PIL.Image.open without its check
     except SyntaxError:
@@ -145,7 +146,7 @@ def _head(source: Path | io.BytesIO) -> bytes:
 
 
 def _why_no_image(head: bytes) -> str:
-    """What a file is that no decoder takes, by how it begins."""
+    """Return what a file is that no decoder takes, by how it begins."""
     if not head:
         return "an empty file; copy it again"
     if not any(head):

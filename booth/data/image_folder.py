@@ -21,7 +21,8 @@ _BESIDE_IMAGES = frozenset([".txt", ".json", ".jsonl", ".csv", ".db", ".ini"])  
 
 
 def find_images(folder: str | Path, field: str) -> list[Path]:
-    """The image files of a folder in natural name order (2.jpg before 10.jpg). UserError names the config field."""
+    """Return the image files of a folder in natural name order (2.jpg before 10.jpg). UserError names the config
+    field."""
     entries = _entries(folder, field)
     if entries is None:
         raise UserError(f"{field}={str(folder)!r} is not a folder; give the folder that holds the images")
@@ -29,24 +30,24 @@ def find_images(folder: str | Path, field: str) -> list[Path]:
 
 
 def is_mask(path: Path) -> bool:
-    """Whether an image is named as the mask of another: X-mask.png."""
+    """Return whether an image is named as the mask of another: X-mask.png."""
     return path.stem.lower().endswith(MASK_END)
 
 
 def masks_in(folder: Path) -> FileLookup:
-    """The masks in a folder, by the stems of their photos."""
+    """Return the masks in a folder, by the stems of their photos."""
     masks = filter(is_mask, find_images(folder, "instance.masks"))
     return FileLookup(masks, lambda path: path.stem[: -len(MASK_END)])
 
 
 def folders_in(folder: str | Path, field: str) -> list[Path]:
-    """Those that are not hidden, in natural name order."""
+    """Return those that are not hidden, in natural name order."""
     folders = [path for path in _entries(folder, field) or () if not path.name.startswith(".") and _is(path, S_ISDIR)]
     return sorted(folders, key=lambda path: natural(path.name))
 
 
 def folders_with_images(folder: str | Path, field: str, but: Collection[Path] = ()) -> str:
-    """Those in a folder that hold images themselves, with how many, in one line; empty if there are none."""
+    """Return those in a folder that hold images themselves, with how many, in one line; empty if there are none."""
     counted = []
     for path in folders_in(folder, field):
         with suppress(UserError):  # what may not be read says nothing
@@ -80,7 +81,7 @@ def log_passed_over(folder: str | Path, field: str, taken: Collection[Path] = ()
 
 
 def _entries(folder: str | Path, field: str) -> list[Path] | None:
-    """What lies in a folder; None if it is no folder, UserError if it cannot be looked into."""
+    """Return what lies in a folder; None if it is no folder, UserError if it cannot be looked into."""
     try:
         return list(Path(folder).iterdir()) if Path(folder).is_dir() else None
     except OSError as error:
@@ -97,7 +98,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _is(path: Path, kind: Callable[[int], bool], *, otherwise: bool = False) -> bool:
-    """Whether a file is of a kind; `otherwise` for what cannot be looked at."""
+    """Return whether a file is of a kind; `otherwise` for what cannot be looked at."""
     try:
         return kind(path.stat().st_mode)
     except OSError:

@@ -55,7 +55,7 @@ Size = tuple[int, int]  # (width, height) in pixels
 def read_examples(
     paths: Sequence[Path], caption: str, kind: Literal["instance", "prior"], field: str, **known: Any
 ) -> list[Example]:
-    """Decodes every file once; UserError names all that cannot be read and lists the rest as fine.
+    """Decode every file once; UserError names all that cannot be read and lists the rest as fine.
 
     `known`: further fields of the examples.
     """
@@ -87,7 +87,8 @@ def read_examples(
 def instance_examples(
     folder: str, prompt: str, captions: str = "none", column: str = "text", *, masks: bool = False
 ) -> list[Example]:
-    """The subject's photos with their captions; UserError when there are none, or one cannot be read or has no caption.
+    """Return the subject's photos with their captions; UserError when there are none, or one cannot be read or has no
+    caption.
 
     `captions` and `column` are as in `read_captions`; `masks`: whether images named as masks lie beside the photos.
     """
@@ -109,7 +110,7 @@ def instance_examples(
 
 
 def _check_names(paths: Sequence[Path]) -> None:
-    """UserError for two that are one name in two Unicode forms: a run would take one for the other."""
+    """Raise UserError for two that are one name in two Unicode forms: a run would take one for the other."""
     same = defaultdict(list)
     for path in paths:
         same[composed(path.name)].append(path)

@@ -17,10 +17,10 @@ from booth.data import class_image_files, images
 from booth.data.image_dataset import Photos, cache_folder, open_photos
 from booth.data.image_file import load_image
 from booth.data.image_folder import log_passed_over
-from booth.data.images import Example
+from booth.data.images import Example, Size
 from booth.data.kohya_folders import Subfolder, may_be_an_order, repeated_folders
 from booth.data.masks import mask_hash, with_masks
-from booth.data.views import AUTO, Size, bucket_sizes, nearest
+from booth.data.views import AUTO, bucket_sizes, nearest
 from booth.diffusion.sampling import Sampler, latent_shape, sampling_table, side_multiple
 from booth.diffusion.schedule import noise_schedule, zero_terminal_snr
 from booth.diffusion.solvers import is_guided
@@ -52,7 +52,7 @@ class Inputs:
         return used
 
     def size_of(self, example: Example) -> Size:
-        """What an image is brought to; a class image to a size that instance images have too."""
+        """Return what an image is brought to; a class image to a size that instance images have too."""
         return nearest(example.size, self.sizes if example.kind == "instance" else tuple(self.used_sizes))
 
     @property
@@ -76,7 +76,7 @@ class Inputs:
         )
 
     def origins(self, config: Any) -> dict[Kind, dict[str, str]]:
-        """Where model and photos came from, if from the hub; {} for a local folder."""
+        """Return where model and photos came from, if from the hub; {} for a local folder."""
         model = self.pipeline.model
         found = {MODEL: {"id": model.id, "commit": model.commit} if model else {}, DATASET: self.dataset}
         return {
@@ -85,7 +85,7 @@ class Inputs:
         }  # fmt: skip
 
     def sampler(self, config: Any, section: str, size: Size | None = None, *, tuned: bool = False) -> Sampler:
-        """The sampler that `prior` or `samples` of the config describes, by default at the training resolution.
+        """Return the sampler that `prior` or `samples` of the config describes, by default at the training resolution.
 
         `tuned`: of what the run trains, which may have another noise schedule than the base.
         """
@@ -102,7 +102,7 @@ class Inputs:
 
 
 def as_trained(pipeline: PipelineDir, config: Any) -> PipelineDir:
-    """The pipeline with the noise schedule that the run trains with. UserError as `zero_terminal_snr`."""
+    """Return the pipeline with the noise schedule that the run trains with. UserError as `zero_terminal_snr`."""
     if not config.train.zero_terminal_snr:
         return pipeline
     return pipeline.with_scheduler(zero_terminal_snr(pipeline.component_config("scheduler")))
@@ -115,7 +115,7 @@ def largest_size(config: Any, pipeline: PipelineDir) -> Size:
 
 
 def largest_prompts(config: Any) -> int:
-    """How many prompts are encoded in an update, at most: as many as rows where photos have their own."""
+    """Return how many prompts are encoded in an update, at most: as many as rows where photos have their own."""
     kinds, concepts = 2 if has_prior(config) else 1, concepts_of(config)
     own = len(concepts) > 1 or any(concept.config.instance.captions != "none" for concept in concepts)
     return kinds * config.train.batch_size if own else kinds
@@ -130,7 +130,7 @@ def preview_batch_size(config: Any) -> int:
 
 
 def check_inputs(config: Any, revision: str = "", dataset_revision: str = "") -> Inputs:
-    """Looks at everything that can be refused, before anything is written and before a device starts. UserError.
+    """Look at everything that can be refused, before anything is written and before a device starts. UserError.
 
     `revision` and `dataset_revision` are the commits that a run keeps to, if it has them already; each of several
     concepts has a dataset of its own, at its `instance.revision`.
@@ -184,7 +184,7 @@ def _open_photos(concept: Concept, revision: str) -> Photos:
 
 
 def _instances(concept: Concept, place: int, root: str) -> list[Example]:
-    """A concept's photos: those of the folder `root`, or of the folders with repeats in that."""
+    """Return a concept's photos: those of the folder `root`, or of the folders with repeats in that."""
     settings, examples = concept.config.instance, []
     of_concept = concept.name and str(place)
     with naming(concept.name):
@@ -225,7 +225,7 @@ def _check_prior(config: Any, pipeline: PipelineDir, photos: Sequence[str]) -> N
 
 
 def check_class_images(inputs: Inputs) -> None:
-    """UserError if class images would be too few for all sizes, or of several concepts in one folder."""
+    """Raise UserError if class images would be too few for all sizes, or of several concepts in one folder."""
     folders: dict[str, Concept] = {}
     for concept in inputs.concepts:
         if not concept.has_prior:
@@ -251,7 +251,8 @@ def _check_sampling(config: Any, section: str, pipeline: PipelineDir) -> None:
 
 
 def _check_apart(photos: Sequence[str], of_class: str) -> None:
-    """UserError if class images would lie among photos; other subfolders are not looked into, so they may be nested."""
+    """Raise UserError if class images would lie among photos; other subfolders are not looked into, so they may be
+    nested."""
     class_paths = _looked_into(of_class, class_image_files.class_folders(Path(of_class)))
     of_photos = [path for folder in photos for path in _looked_into(folder, repeated_folders(folder))]
     if shared := [path for path in class_paths if path in of_photos]:
@@ -266,7 +267,7 @@ def _looked_into(folder: str, subfolders: Sequence[Subfolder]) -> list[Path]:
 
 
 def _check_tokens(config: Any, pipeline: PipelineDir, instances: Sequence[Example]) -> None:
-    """UserError for a new token that no prompt has, or whose initializer the model does not know as one token."""
+    """Raise UserError for a new token that no prompt has, or whose initializer the model does not know as one token."""
     if not pipeline.to_download:
         initial_rows(config, pipeline)
     for token in new_tokens(config):

@@ -29,7 +29,7 @@ class Subfolder:
 
 
 def repeated_folders(folder: str | Path, field: str = "instance.images", but: Collection[Path] = ()) -> list[Subfolder]:
-    """The subfolders `<repeats>_<words>` of a folder that has no images itself, fewest repeats first; or [].
+    """Return the subfolders `<repeats>_<words>` of a folder that has no images itself, fewest repeats first; or [].
 
     `but`: images in the folder that do not count. Other subfolders are never looked into. Class images that kohya's
     scripts keep in such a folder (`1_dog`) look the same as photos: they belong into another folder. UserError names
@@ -66,7 +66,7 @@ def repeated_folders(folder: str | Path, field: str = "instance.images", but: Co
 
 
 def may_be_an_order(folders: Sequence[Subfolder]) -> bool:
-    """Whether their numbers are 1, 2, 3, ..., as people number what has an order."""
+    """Return whether their numbers are 1, 2, 3, ..., as people number what has an order."""
     return len(folders) > 1 and [sub.repeats for sub in folders] == [*range(1, len(folders) + 1)]
 
 

@@ -24,7 +24,7 @@ _PROPORTIONS = 0.03  # difference of the logarithms of two aspect ratios; scaled
 
 
 def with_masks(examples: Sequence[Example], source: str) -> list[Example]:
-    """The same examples, each with the file that holds its mask; as they are for the source "none".
+    """Return the same examples, each with the file that holds its mask; as they are for the source "none".
 
     UserError names photos without a mask, and masks that are empty or of other proportions.
     """
@@ -48,10 +48,10 @@ def mask_hash(example: Example) -> str:
 
 
 def loss_weights(view: View, latent_size: Size, background: float) -> np.ndarray:
-    """How much each latent of a view counts, float32 [h, w, 1] with the mean 1.
+    """Return how much each latent of a view counts, float32 [h, w, 1] with the mean 1.
 
-    Where the mask is black it is `background` of what it is where the mask is white. UserError if that leaves nothing.
-    """
+    Where the mask is black it is `background` of what it is where the mask is white. Raise UserError if that leaves
+    nothing."""
     image = shown(_mask(view.example), view).resize(latent_size, Image.Resampling.BOX)
     weights = background + (1 - background) * np.asarray(image, np.float64)[..., None] / 255
     if weights.mean() < 1e-3:
@@ -63,7 +63,7 @@ def loss_weights(view: View, latent_size: Size, background: float) -> np.ndarray
 
 
 def _with_files(examples: Sequence[Example]) -> list[Example]:
-    """With X-mask.png beside X.jpg. UserError for two masks of one photo."""
+    """With X-mask.png beside X.jpg. Raise UserError for two masks of one photo."""
     masks = {folder: masks_in(folder) for folder in {example.path.parent for example in examples}}
     masked = []
     for example in examples:

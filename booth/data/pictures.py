@@ -53,7 +53,7 @@ def labelled_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Image.Ima
 def thumbnail(path: Path, box: tuple[int, int], most: int) -> tuple[bytes, tuple[int, int]]:
     """(JPEG, (width, height)) of an image file: no larger than the box, and `most` bytes at most.
 
-    Raises what `load_image` does.
+    Raise what `load_image` does.
     """
     image = load_image(path, 2 * max(box))
     image.info.clear()  # PIL would write a photo's comment again
@@ -90,8 +90,8 @@ def xy_grid(images: Sequence[np.ndarray], across: Sequence[str], down: Sequence[
 
 
 def save(picture: Image.Image, path: Path, parameters: str = "") -> None:
-    """As PNG, with the text `parameters` in it; it has its name only when it is complete. UserError if the disk is
-    full."""
+    """As PNG, with the text `parameters` in it; it has its name only when it is complete. Raise UserError if the disk
+    is full."""
     buffer, info = io.BytesIO(), PngInfo()
     if parameters:
         info.add_text("parameters", parameters)  # iTXt where it is not all Latin-1

@@ -9,7 +9,8 @@ from booth.models.new_tokens import new_tokens, spoken
 
 
 def instance_prompts(config: Any) -> list[str]:
-    """What the photos of a run are called, each once: prompts without captions, and the words of kohya's folders."""
+    """Return what the photos of a run are called, each once: prompts without captions, and the words of kohya's
+    folders."""
     prompts: list[str] = []
     for concept in concepts_of(config):
         settings = concept.config.instance
@@ -19,5 +20,6 @@ def instance_prompts(config: Any) -> list[str]:
 
 
 def spoken_prompt(config: Any, prefix: str = "") -> str:
-    """The prompts of a run as one says them to a WebUI: without captions, and with the names of new tokens' files."""
+    """Return the prompts of a run as one says them to a WebUI: without captions, and with the names of new tokens'
+    files."""
     return spoken(", ".join(instance_prompts(config)), new_tokens(config), prefix).strip(" ,")

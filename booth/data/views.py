@@ -32,7 +32,7 @@ class View:
 
 
 def bucket_sizes(buckets: Sequence[str], resolution: int, multiple: int) -> tuple[Size, ...]:
-    """The sizes that images are brought to: one square without buckets, else those listed, such as "448x576".
+    """Return the sizes that images are brought to: one square without buckets, else those listed, such as "448x576".
 
     "auto" stands for all whose sides are multiples of `multiple`, from half to twice the resolution, each as long as it
     can be with no more pixels than the square.
@@ -53,7 +53,7 @@ def bucket_sizes(buckets: Sequence[str], resolution: int, multiple: int) -> tupl
 
 
 def nearest(size: Size, sizes: Sequence[Size]) -> Size:
-    """The one of `sizes` whose aspect ratio is the nearest; of equally near ones that with the most pixels."""
+    """Return the one of `sizes` whose aspect ratio is the nearest; of equally near ones that with the most pixels."""
 
     def far(other: Size) -> tuple[float, int]:
         return round(abs(math.log(size[0] * other[1] / (size[1] * other[0]))), 9), -other[0] * other[1]
@@ -62,7 +62,7 @@ def nearest(size: Size, sizes: Sequence[Size]) -> Size:
 
 
 def views(example: Example, size: Size, crop: str, variants: int, flip: bool, seed: int) -> list[View]:
-    """The fixed set of views of one image; a step picks one.
+    """Return the fixed set of views of one image; a step picks one.
 
     `crop`: "center", "random" (`variants` of them), or "focal": where most of what stands out is seen. Random crops are
     drawn from the image's own content, so other files in the folder do not change them.
@@ -80,7 +80,7 @@ def views(example: Example, size: Size, crop: str, variants: int, flip: bool, se
 
 
 def covering(size: Size, target: Size) -> Size:
-    """The size of an image once it just covers `target`, in its own proportions."""
+    """Return the size of an image once it just covers `target`, in its own proportions."""
     if target[0] * size[1] >= target[1] * size[0]:
         return target[0], round(size[1] * target[0] / size[0])
     return round(size[0] * target[1] / size[1]), target[1]
@@ -93,7 +93,7 @@ def pixels(view: View) -> np.ndarray:
 
 
 def shown(image: Image.Image, view: View) -> Image.Image:
-    """What a view has of its image, or of one with the same proportions."""
+    """Return what a view has of its image, or of one with the same proportions."""
     whole, size = covering(image.size, view.size), view.size
     x, y = image.size[0] / whole[0], image.size[1] / whole[1]
     # Only the crop is computed: the whole of a very long image may not fit into memory once its short side is enlarged.
@@ -103,7 +103,7 @@ def shown(image: Image.Image, view: View) -> Image.Image:
 
 
 def _focal_corner(example: Example, whole: Size, size: Size) -> tuple[int, int]:
-    """The crop's corner in the image of size `whole`, which is longer than the crop in one direction."""
+    """Return the crop's corner in the image of size `whole`, which is longer than the crop in one direction."""
     image = load_image(example.path).resize((_SIDE, _SIDE), Image.Resampling.BOX)
     along = 0 if whole[0] > size[0] else 1
     profile = saliency(_lab(image)).sum(axis=0 if along == 0 else 1)
@@ -126,7 +126,7 @@ def _lab(image: Image.Image) -> np.ndarray:
 
 
 def saliency(colours: np.ndarray) -> np.ndarray:
-    """How much each place of a small picture [h, w, 3] (CIELAB) stands out, [h, w].
+    """Return how much each place of a small picture [h, w, 3] (CIELAB) stands out, [h, w].
 
     The distance of its colour from the picture's mean (Achanta et al., CVPR 2009, equation 4), and less towards the
     edges, since people aim at what they photograph.

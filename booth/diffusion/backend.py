@@ -46,7 +46,7 @@ class Batch:
     loss: str = "mse"  # what the error is, of `objective.LOSSES`; the same in all updates of a run, so compiled in
 
     def pieces(self, count: int) -> list["Batch"]:
-        """The batch in `count` pieces with as many rows of each kind, in any framework's arrays.
+        """Return the batch in `count` pieces with as many rows of each kind, in any framework's arrays.
 
         A row's weight belongs to the whole batch, so losses and gradients of the pieces are simply added.
         """
@@ -78,27 +78,27 @@ class Backend(Protocol[Models, State]):
 
     @staticmethod
     def check(config: Any) -> None:
-        """UserError for settings that need other hardware or another package than there is; starts no device."""
+        """Raise UserError for settings that need other hardware or another package than there is; starts no device."""
         ...
 
     @staticmethod
     def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None) -> Any:
-        """The config with what `memory.fit` chooses; `recorded` is the flat config of a run that is resumed.
+        """Return the config with what `memory.fit` chooses; `recorded` is the flat config of a run that is resumed.
 
-        UserError if the run cannot fit.
+        Raise UserError if the run cannot fit.
         """
         ...
 
     @staticmethod
     def hosts() -> Hosts | None:
-        """Joins the processes that were started together for one run; None where there is one.
+        """Join the processes that were started together for one run; None where there is one.
 
-        Called before anything else of the backend. UserError if they do not find each other.
+        Called before anything else of the backend. Raise UserError if they do not find each other.
         """
         ...
 
     def load(self, pipeline: PipelineDir) -> Models:
-        """Reads all networks of the pipeline and places them: enough to sample and to encode."""
+        """Read all networks of the pipeline and places them: enough to sample and to encode."""
         ...
 
     def encode_images(self, models: Models, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,18 +134,20 @@ class Backend(Protocol[Models, State]):
         ...
 
     def models(self, state: State) -> Models:
-        """The networks with the weights as trained so far, for sampling: their average, if `ema.decay` asks for one."""
+        """Return the networks with the weights as trained so far, for sampling: their average, if `ema.decay` asks for
+        one."""
         ...
 
     def with_lora_weight(self, state: State, weight: float) -> State:
-        """The state with its adapters counting `weight` times as much as they were trained to, for sampling.
+        """Return the state with its adapters counting `weight` times as much as they were trained to, for sampling.
 
         The given one may be changed by it; called again with it, a weight takes the place of the one before.
         """
         ...
 
     def own_rows(self, rows: int) -> Set[int] | None:
-        """Which of a batch's rows this process computes on; None: all. The latents and noise of others may be 0."""
+        """Return which of a batch's rows this process computes on; None: all. The latents and noise of others may be
+        0."""
         ...
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -157,14 +159,14 @@ class Backend(Protocol[Models, State]):
         ...
 
     def save(self, state: State, folder: Path) -> None:
-        """Writes trainable tensors, optimizer states and average into an existing empty folder.
+        """Write trainable tensors, optimizer states and average into an existing empty folder.
 
         UserError, before anything is written, if a trainable tensor is not finite.
         """
         ...
 
     def restore(self, state: State, folder: Path) -> State:
-        """The state saved in `folder`, bit for bit, in the shape and placement of `state` (which is consumed).
+        """Return the state saved in `folder`, bit for bit, in the shape and placement of `state` (which is consumed).
 
         A state without optimizer states gets, as its trainable tensors, the average if there is one, and nothing else.
         """
@@ -184,7 +186,7 @@ class Backend(Protocol[Models, State]):
 
 
 def load_backend(package: str) -> type[Backend[Any, Any]]:
-    """The Backend class of `jaxbooth` or `torchbooth`; UserError if its framework is not installed."""
+    """Return the Backend class of `jaxbooth` or `torchbooth`; UserError if its framework is not installed."""
     try:
         return importlib.import_module(f"{package}.backend").Backend
     except ImportError as error:
@@ -197,7 +199,7 @@ def load_backend(package: str) -> type[Backend[Any, Any]]:
 def load_vision(package: str) -> Any:
     """Return the backend's module of the networks that describe pictures, with the classes `Dino` and `Clip`.
 
-    UserError if PyTorch, which computes them for both backends, is not installed.
+    Raise UserError if PyTorch, which computes them for both backends, is not installed.
     """
     try:
         return importlib.import_module(f"{package}.vision")

@@ -1,4 +1,4 @@
-"""THE DreamBooth loss (arXiv 2208.12242, eq. 2), for NumPy, JAX and torch arrays alike.
+"""The DreamBooth loss (arXiv 2208.12242, eq. 2), for NumPy, JAX and torch arrays alike.
 
 One forward pass covers instance and class rows. The prior is a weight on a row (1/B for instance rows, lambda/B for
 class rows; min-SNR multiplies each by its own timestep's), not a half of the batch: any shard of the batch is right
@@ -15,10 +15,10 @@ def noisy_latents(batch: Any) -> Any:
 
 
 def dreambooth_loss(prediction: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
-    """The loss of a batch and its parts, float32 scalars.
+    """Return the loss of a batch and its parts, float32 scalars.
 
     `prediction`: float32 [rows, h, w, c or 2c]; a model with learned variance predicts 2c channels, of which the first
-    half is the mean. Returns (loss, {"loss", "instance_loss", "prior_loss"}): the parts are means over their rows,
+    half is the mean. Return (loss, {"loss", "instance_loss", "prior_loss"}): the parts are means over their rows,
     before lambda; prior_loss is 0 without class rows. All are sums over rows: those of a batch's pieces add up.
     """
     prediction = prediction[..., : batch.latents.shape[-1]]
@@ -33,7 +33,7 @@ def dreambooth_loss(prediction: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _error(difference: Any, batch: Any) -> Any:
-    """What each number's difference costs, [rows, h, w, c].
+    """Return what each number's difference costs, [rows, h, w, c].
 
     "mse": x^2. "huber" and "smooth_l1" are the pseudo-Huber losses that diffusers' research scripts and
     kohya-ss/sd-scripts give these names (arXiv 2403.16728): 2 delta (sqrt(x^2 + delta^2) - delta), which is

@@ -42,9 +42,9 @@ class Sampler:
     def images(
         self, backend: Backend, models: Any, requests: Sequence[ImageRequest], wanted: Set[int] | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (index, uint8 [height, width, 3]) of the wanted requests (default: all), batch by batch.
+        """Yield (index, uint8 [height, width, 3]) of the wanted requests (default: all), batch by batch.
 
-        UserError for an image that is not finite.
+        Raise UserError for an image that is not finite.
         """
         table = sampling_table(self.pipeline, self.solver, self.steps)
         contexts = self._contexts(backend, models, requests)
@@ -72,7 +72,7 @@ class Sampler:
                     yield index, to_uint8(image)
 
     def check(self) -> None:
-        """UserError for a size, solver or number of steps that this model cannot be sampled with."""
+        """Raise UserError for a size, solver or number of steps that this model cannot be sampled with."""
         sampling_table(self.pipeline, self.solver, self.steps)
         _ = self.latent_shape
 
@@ -115,7 +115,7 @@ def step_noise(seed: int, steps: int, shape: tuple[int, int, int]) -> np.ndarray
 def latent_shape(pipeline: PipelineDir, width: int, height: int) -> tuple[int, int, int]:
     """(h, w, c) of the latents of an image.
 
-    Raises UserError for a size that is not made of whole latents: nothing is cropped.
+    Raise UserError for a size that is not made of whole latents: nothing is cropped.
     """
     vae = pipeline.component_config("vae")
     factor = _halvings(vae)
@@ -125,12 +125,13 @@ def latent_shape(pipeline: PipelineDir, width: int, height: int) -> tuple[int, i
 
 
 def side_multiple(pipeline: PipelineDir) -> int:
-    """What image sides should be a multiple of, so that no level of the UNet halves an odd number: 64 pixels for SD."""
+    """Return what image sides should be a multiple of, so that no level of the UNet halves an odd number: 64 pixels for
+    SD."""
     return _halvings(pipeline.component_config("vae")) * _halvings(pipeline.component_config("unet"))
 
 
 def _halvings(config: Mapping[str, Any]) -> int:
-    """How many times fewer rows a network's lowest level has than its highest."""
+    """Return how many times fewer rows a network's lowest level has than its highest."""
     return int(2 ** (len(config["block_out_channels"]) - 1))
 
 

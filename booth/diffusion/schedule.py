@@ -73,7 +73,7 @@ class NoiseSchedule:
         return 1.0 / (np.sqrt(snr) if self.prediction_type == "epsilon" else snr + 1.0)
 
     def huber_delta(self, timestep: np.ndarray, delta: float, kind: str) -> np.ndarray:
-        """The delta of a timestep's pseudo-Huber loss, float64, of the timestep's shape (arXiv 2403.16728).
+        """Return the delta of a timestep's pseudo-Huber loss, float64, of the timestep's shape (arXiv 2403.16728).
 
         `kind`: "constant", or from 1 at the first timestep towards `delta` at the last: "exponential",
         delta^(t / timesteps), or "snr", (1 - delta) / (1 + sigma_t / alpha_t)^2 + delta.
@@ -90,9 +90,10 @@ class NoiseSchedule:
 
 
 def zero_terminal_snr(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scheduler config of a model that is trained with zero terminal SNR (arXiv 2305.08891, sections 3.1 and 3.3).
+    """Return the scheduler config of a model that is trained with zero terminal SNR (arXiv 2305.08891, sections 3.1 and
+    3.3).
 
-    The class is DDIM where the config's own would pass over it. UserError for a model that does not predict the
+    The class is DDIM where the config's own would pass over it. Raise UserError for a model that does not predict the
     velocity.
     """
     if config.get("prediction_type", "epsilon") != "v_prediction":
@@ -111,7 +112,7 @@ def zero_terminal_snr(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
-    """Reads a diffusers scheduler config. Raises UserError for a schedule or prediction type that is not supported."""
+    """Read a diffusers scheduler config. Raise UserError for a schedule or prediction type that is not supported."""
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise UserError(f"scheduler: prediction_type={prediction_type!r} must be one of {', '.join(PREDICTION_TYPES)}")

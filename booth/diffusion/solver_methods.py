@@ -16,21 +16,21 @@ from booth.diffusion.schedule import NoiseSchedule
 
 
 def _clean(schedule: NoiseSchedule, signal: np.ndarray, sigma: np.ndarray) -> dict[str, Any]:
-    """The coefficients of the clean latents as they are predicted at these noise levels."""
+    """Return the coefficients of the clean latents as they are predicted at these noise levels."""
     if schedule.prediction_type == "epsilon":
         return {"estimate_x": 1 / signal, "estimate_p": -sigma / signal}
     return {"estimate_x": signal, "estimate_p": -sigma}
 
 
 def _noise(schedule: NoiseSchedule, signal: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The coefficients of x and of the prediction in the noise as it is predicted."""
+    """Return the coefficients of x and of the prediction in the noise as it is predicted."""
     if schedule.prediction_type == "epsilon":
         return np.zeros_like(signal), np.ones_like(signal)
     return sigma, signal
 
 
 def _ddim(settings: Mapping[str, Any], schedule: NoiseSchedule, timestep: np.ndarray) -> dict[str, Any]:
-    """The noise is predicted too, and mixed in again at the next level.
+    """Return the noise is predicted too, and mixed in again at the next level.
 
     As in diffusers, the noise is the one that belongs to the clean latents before they are clipped.
     """

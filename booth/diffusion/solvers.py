@@ -122,19 +122,20 @@ def solver_step(step: SamplingStep, x: Any, history: History, prediction: Any, n
 
 
 def needs_noise(table: SamplingTable) -> bool:
-    """Whether steps add fresh noise."""
+    """Return whether steps add fresh noise."""
     return any(step.next_noise for step in table)
 
 
 def is_guided(guidance: float) -> bool:
-    """Whether classifier-free guidance (arXiv 2207.12598, eq. 6) needs the negative prompt; at 1 it cancels out."""
+    """Return whether classifier-free guidance (arXiv 2207.12598, eq. 6) needs the negative prompt; at 1 it cancels
+    out."""
     return guidance > 1
 
 
 def solver_table(config: Mapping[str, Any], solver: str, steps: int) -> SamplingTable:
     """As diffusers' scheduler of that name is made from this config (DDIM with eta 0, PNDM with `skip_prk_steps`).
 
-    `config` is the content of scheduler_config.json, of whichever scheduler class. Raises UserError for more steps than
+    `config` is the content of scheduler_config.json, of whichever scheduler class. Raise UserError for more steps than
     the schedule has room for, and for what a config may ask for that is not supported.
     """
     schedule = noise_schedule(config)
@@ -157,7 +158,8 @@ def solver_table(config: Mapping[str, Any], solver: str, steps: int) -> Sampling
 
 
 def _rows(columns: Mapping[str, Any]) -> SamplingTable:
-    """A step for each timestep; what is the same for all may be a single number, and the oldest estimates left out."""
+    """Return a step for each timestep; what is the same for all may be a single number, and the oldest estimates left
+    out."""
     count = len(columns["timestep"])
     lists = {name: np.broadcast_to(column, [count, *np.shape(column)[1:]]).tolist() for name, column in columns.items()}
     lists["timestep"] = [float(timestep) for timestep in lists["timestep"]]
@@ -166,7 +168,7 @@ def _rows(columns: Mapping[str, Any]) -> SamplingTable:
 
 
 def as_in_pipeline(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scheduler config after diffusers' StableDiffusionPipeline loaded it.
+    """Return the scheduler config after diffusers' StableDiffusionPipeline loaded it.
 
     The pipeline takes a file's own `steps_offset` other than 1 and `clip_sample` true for mistakes and mends them; keys
     that the file leaves out stay left out.

@@ -28,7 +28,8 @@ class Judge(Protocol):
         ...
 
     def read(self, texts: Sequence[str]) -> np.ndarray | None:
-        """Unit vectors [n, e] that a picture's `content` is compared with. UserError for a text that says nothing."""
+        """Unit vectors [n, e] that a picture's `content` is compared with. Raise UserError for a text that says
+        nothing."""
         ...
 
 
@@ -76,7 +77,7 @@ class Networks:
 def judge_of(package: str, dino: str, clip: str, source: str = "") -> Judge:
     """Return the judge that --dino and --clip name; without them the yardstick, if `source` is the embedded base.
 
-    UserError if there is none, and for networks that cannot be loaded.
+    Raise UserError if there is none, and for networks that cannot be loaded.
     """
     if not dino and not clip:
         if source == EMBEDDED:

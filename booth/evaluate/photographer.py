@@ -100,7 +100,8 @@ class Photographer:
         return [folder / f"{index:03d}.png" for index in range(len(self._requests))]
 
     def take(self, files: Sequence[Path], step: int | None) -> list[np.ndarray]:
-        """uint8 [h, w, 3] each. UserError if the checkpoint is damaged, a picture not finite, or memory runs out."""
+        """uint8 [h, w, 3] each. Raise UserError if the checkpoint is damaged, a picture not finite, or memory runs
+        out."""
         if missing := {index for index, file in enumerate(files) if not file.is_file()}:
             name = "base" if step is None else f"step {step}"
             models = self._base() if step is None else self._restored(step)
@@ -131,7 +132,7 @@ class Photographer:
 
 
 def write_sheet(run_dir: Path, found: Evaluation, inputs: Inputs, shots: Shots, photographer: Photographer) -> Path:
-    """Writes scores.png: photos, then for base and checkpoints a row each of pictures at the same seeds."""
+    """Write scores.png: photos, then for base and checkpoints a row each of pictures at the same seeds."""
     size = tuple(photographer.recipe["size"])
     photos = [ImageOps.fit(load_image(example.path), size) for example in inputs.instances[: sum(_SHOWN)]]
     rows: list[tuple[str, list[np.ndarray]]] = [("photos", [np.asarray(photo) for photo in photos])]

@@ -96,12 +96,14 @@ def evaluation_prompts(instance: str, of_class: str, templates: tuple[str, ...])
 
 
 def subject_of(prompt: str) -> str:
-    """What a prompt is a photo of: "sks dog" for "a photo of a sks dog"; all of it if it is no photo of anything."""
+    """Return what a prompt is a photo of: "sks dog" for "a photo of a sks dog"; all of it if it is no photo of
+    anything."""
     return re.sub(r"(?i)^\s*((an?|the)\s+)?((photo(graph)?|picture|image) of\s+)?((an?|the)\s+)?", "", prompt).strip()
 
 
 def is_alive(of_class: str) -> bool:
-    """Whether a class prompt names people or animals, by its head noun: the last word before one such as "with"."""
+    """Return whether a class prompt names people or animals, by its head noun: the last word before one such as
+    "with"."""
     named = re.split(r"[^\w\s'-]|\s(?:with|without|in|on|at|by|of|from|wearing)\s", subject_of(of_class).lower())[0]
     words = re.findall(r"[\w'-]+", named)
     if not words or set(_LIKENESS.split()).intersection(words):
@@ -112,8 +114,8 @@ def is_alive(of_class: str) -> bool:
 
 
 def templates_of(name: str, of_class: str) -> tuple[str, ...]:
-    """Those of a list by its name, by what the class is (`auto`), or of a file that has one a line; UserError for a
-    file without any, or with a line that has no {}."""
+    """Return those of a list by its name, by what the class is (`auto`), or of a file that has one a line; UserError
+    for a file without any, or with a line that has no {}."""
     if name == "auto":
         name, shown, other = (
             ("live", "live subjects", "objects") if is_alive(of_class) else ("objects", "objects", "live")

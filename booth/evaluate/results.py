@@ -60,14 +60,14 @@ class Evaluation:
 
 
 def markdown_table(first: str, columns: Sequence[str], lines: Mapping[str, Measures]) -> str:
-    """A cell is empty where a line has no such measure."""
+    """Return a cell is empty where a line has no such measure."""
     rows = [[first, *columns], ["---"] * (len(columns) + 1)]
     rows += [[name, *(f"{line[key]:.3f}" if key in line else "" for key in columns)] for name, line in lines.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def read(run_dir: Path) -> Evaluation | None:
-    """What was measured before; None if there is nothing, or it cannot be read."""
+    """Return what was measured before; None if there is nothing, or it cannot be read."""
     try:
         content = json.loads((run_dir / FOLDER / SCORES).read_text(encoding="utf-8"))
         checkpoints = [Scored(**scored) for scored in content["checkpoints"]]

@@ -45,13 +45,13 @@ class SeenModel:
 
 
 def fidelity(generated: np.ndarray, real: np.ndarray) -> float:
-    """The mean cosine over all pairs of a generated and a real picture: DINO and CLIP-I of the paper, and its PRES of
-    class pictures. Unit vectors [n, d] and [m, d]."""
+    """Return the mean cosine over all pairs of a generated and a real picture: DINO and CLIP-I of the paper, and its
+    PRES of class pictures. Unit vectors [n, d] and [m, d]."""
     return float((generated @ real.T).mean())
 
 
 def likeness(vectors: np.ndarray) -> float:
-    """The mean cosine over all pairs of different pictures; of a single one 1. Unit vectors [n, d]."""
+    """Return the mean cosine over all pairs of different pictures; of a single one 1. Unit vectors [n, d]."""
     if len(vectors) < 2:
         return 1.0
     return float((vectors @ vectors.T)[np.triu_indices(len(vectors), k=1)].mean())
@@ -63,13 +63,13 @@ def diversity(vectors: np.ndarray) -> float:
 
 
 def prompt_fidelity(pictures: np.ndarray, texts: np.ndarray) -> float:
-    """The mean cosine between each picture and its own text: CLIP-T of the paper. Unit vectors [n, e] both."""
+    """Return the mean cosine between each picture and its own text: CLIP-T of the paper. Unit vectors [n, e] both."""
     return float((pictures * texts).sum(axis=1).mean())
 
 
 def of_photos(photos: Seen, texts: np.ndarray | None, prompt_measure: str) -> Measures:
-    """The anchors that photos give: their likeness to each other, and how far they go with texts of which they show
-    nothing but the subject."""
+    """Return the anchors that photos give: their likeness to each other, and how far they go with texts of which they
+    show nothing but the subject."""
     found = {name: likeness(vectors) for name, vectors in photos.identity.items()}
     if photos.content is not None and texts is not None:
         found[prompt_measure] = fidelity(photos.content, texts)
@@ -79,7 +79,7 @@ def of_photos(photos: Seen, texts: np.ndarray | None, prompt_measure: str) -> Me
 def of_model(
     model: SeenModel, photos: Seen, texts: np.ndarray | None, prompt_measure: str, base: SeenModel
 ) -> Measures:
-    """The measures of one model, `base` being the untouched one at the same seeds.
+    """Return the measures of one model, `base` being the untouched one at the same seeds.
 
     Of the subject: the first of `photos.identity` and its like, over all pictures asked to show it; `prompt_measure`,
     over those in settings. Of the class: `pres`, likeness to the photos (less is better); `like_base`, the mean cosine
@@ -112,7 +112,7 @@ SHARES = ("subject", "prompt", "prior")
 
 
 def shares(model: Measures, base: Measures, photos: Measures, subject_measure: str, prompt_measure: str) -> Measures:
-    """What of a model counts, each from 0 to 1, and their geometric mean, `score`.
+    """Return what of a model counts, each from 0 to 1, and their geometric mean, `score`.
 
     `subject`: the way from the base's pictures (0) to photos of the subject (1).
     `prompt`: from pictures that show the subject and nothing of the setting, as the photos do (0), to the base's (1).
@@ -138,7 +138,7 @@ def shares(model: Measures, base: Measures, photos: Measures, subject_measure: s
 
 
 def best(scored: Iterable[tuple[int, Measures]]) -> int | None:
-    """The step with the highest score, of equal ones the first; None if there is none above 0."""
+    """Return the step with the highest score, of equal ones the first; None if there is none above 0."""
     found = [(measures.get("score", 0.0), -step) for step, measures in scored]
     score, step = max(found, default=(0.0, 0))
     return -step if score > 0 else None

@@ -49,7 +49,8 @@ class Looks:
 
 
 def look(pictures: Sequence[np.ndarray]) -> Looks:
-    """Looks at uint8 pictures [h, w, 3] of any sizes, at least one. UserError if the network's weights are unusable."""
+    """Look at uint8 pictures [h, w, 3] of any sizes, at least one. Raise UserError if the network's weights are
+    unusable."""
     weights, classes, settings = _load()
     pixels = np.stack([_pixels(picture) for picture in pictures])
     parts = [_forward(weights, pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]

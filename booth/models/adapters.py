@@ -1,4 +1,4 @@
-"""THE adapters: LoRA (arXiv 2106.09685). Which layers get one, its shapes and first values, and how it merges.
+"""The adapters: LoRA (arXiv 2106.09685). Which layers get one, its shapes and first values, and how it merges.
 
 A layer's weight W acts as W + (alpha / rank) B A, where A [rank, in] and B [out, rank] are all that trains. Of a
 convolution A is one too, [rank, in, h, w], and B is 1x1. Tensors are named as PEFT names them:
@@ -15,8 +15,9 @@ import numpy as np
 from booth.common import randomness
 from booth.common.errors import UserError
 from booth.config.fields import AUTO
-from booth.config.values import trained_networks
-from booth.models.pipeline import PipelineDir, canonical_name, few
+from booth.config.trained import trained_networks
+from booth.models.pipeline import PipelineDir
+from booth.models.weight_names import canonical_name, few
 
 _ATTENTION = r"\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q_proj|k_proj|v_proj|out_proj))"
 _FEED_FORWARD = r"\.(ff\.net\.(0\.proj|2)|mlp\.(fc1|fc2))"
@@ -51,7 +52,7 @@ class LowRank:
         return (len(self.up), *self.down.shape[1:])
 
     def with_alpha(self, alpha: float) -> "LowRank":
-        """The same with another alpha, for which B makes up; itself if B cannot.
+        """Return the same with another alpha, for which B makes up; itself if B cannot.
 
         B keeps its type if that holds the new numbers exactly, as it does where they differ by a power of two; else it
         is float32 at least.
@@ -87,7 +88,7 @@ class Adapter:
         return self.alpha / self.rank
 
     def layers(self, component: str) -> tuple[str, ...]:
-        """The names inside a component of its layers that get one."""
+        """Return the names inside a component of its layers that get one."""
         return tuple(name.partition(".")[2] for name in self.shapes if name.startswith(f"{component}."))
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -99,7 +100,8 @@ class Adapter:
         return shapes
 
     def initial(self, seed: int) -> dict[str, np.ndarray]:
-        """A normal with deviation 1 / rank; B zero, so that nothing is changed yet. float32, equal on both backends."""
+        """Return a normal with deviation 1 / rank; B zero, so that nothing is changed yet. float32, equal on both
+        backends."""
         tensors = {}
         for row, (name, shape) in enumerate(self.tensor_shapes().items()):
             if ".lora_A." in name:
@@ -145,7 +147,8 @@ def added(
 def adapter_of(
     config: Any, pipeline: PipelineDir, weights: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None
 ) -> Adapter | None:
-    """The adapter that a config asks for; None for full fine-tuning. UserError if its rule matches no layer.
+    """Return the adapter that a config asks for; None for full fine-tuning. Raise UserError if its rule matches no
+    layer.
 
     `weights`: by component the shapes of its weights in diffusers' layout, if the pipeline's files are not to be read.
     """
@@ -170,8 +173,8 @@ def adapter_of(
 
 
 def as_begun(config: Any, saved: Callable[[], Collection[str]]) -> Any:
-    """The config of a run with a rule for the layers that its adapters were begun with, by what it `saved`: the names
-    of the trainable tensors in a checkpoint. For `all` has meant EVERY_LAYER."""
+    """Return the config of a run with a rule for the layers that its adapters were begun with, by what it `saved`: the
+    names of the trainable tensors in a checkpoint. For `all` has meant EVERY_LAYER."""
     if config.adapter.kind == "none" or config.adapter.targets != "all" or not unusual(_adapted(saved())):
         return config
     config = config.copy_and_resolve_references()
@@ -180,12 +183,12 @@ def as_begun(config: Any, saved: Callable[[], Collection[str]]) -> Any:
 
 
 def unusual(layers: Iterable[str]) -> list[str]:
-    """Those of the layers, by `component.layer`, whose adapters not all programs read."""
+    """Return those of the layers, by `component.layer`, whose adapters not all programs read."""
     return [layer for layer in layers if not re.fullmatch(PRESETS["all"], layer)]
 
 
 def said_of_unusual(layers: Iterable[str]) -> str:
-    """What there is to say of them, in one line; "" if there are none."""
+    """Return what there is to say of them, in one line; "" if there are none."""
     if not (found := unusual(layers)):
         return ""
     return (
@@ -195,7 +198,7 @@ def said_of_unusual(layers: Iterable[str]) -> str:
 
 
 def _adapted(names: Iterable[str]) -> set[str]:
-    """The layers whose adapters tensors are of."""
+    """Return the layers whose adapters tensors are of."""
     return {name.partition(".lora_")[0] for name in names if ".lora_" in name}
 
 

@@ -41,7 +41,7 @@ _VALUES: Mapping[tuple[str, str], tuple[Any, Callable[[Any], bool]]] = {
 
 
 def check_values(where: str, component: str, config: Mapping[str, Any]) -> None:
-    """UserError if a component's config, by `where` it is from, has a value that cannot be computed with."""
+    """Raise UserError if a component's config, by `where` it is from, has a value that cannot be computed with."""
     for (owner, key), (default, holds) in _VALUES.items():
         if owner == component and not holds(config.get(key, default)):
             raise UserError(

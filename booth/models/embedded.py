@@ -19,14 +19,14 @@ _REINSTALL = "this installation of booth is incomplete, install it again"
 
 
 def base_path() -> Path:
-    """The diffusers folder of the embedded base; UserError if it was not installed."""
+    """Return the diffusers folder of the embedded base; UserError if it was not installed."""
     if not (BASE / "model_index.json").is_file():
         raise UserError(f"model.source={EMBEDDED}: {BASE} has no model_index.json; {_REINSTALL}")
     return BASE
 
 
 def subject_path(name: str) -> Path:
-    """The folder with a subject's pictures, for `instance.images`; UserError if there is none of that name."""
+    """Return the folder with a subject's pictures, for `instance.images`; UserError if there is none of that name."""
     names = sorted(path.name for path in SUBJECTS.glob("*") if path.is_dir())
     if name not in names:
         fix = f"take one of {', '.join(names)}" if names else f"{SUBJECTS} is empty: {_REINSTALL}"

@@ -8,7 +8,6 @@ import json
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,13 @@ from booth.common.disk_space import readable
 from booth.common.errors import UserError, reading
 from booth.common.files import STAGING_PREFIX, publish, remove, rename
 from booth.models import new_tokens
+from booth.models.component_writer import ComponentWriter, convert_weights, is_as_wanted
+from booth.models.exported_files import copy_file, copy_files, copy_weights, write_json
 from booth.models.open import open_pipeline
-from booth.models.pipeline import PipelineDir, TensorSpec, canonical_name, components, has_vocabulary, written_key
+from booth.models.pipeline import PipelineDir, components, has_vocabulary
 from booth.models.plain_opening import name_float32
-from booth.models.safetensors_file import CODES, Precision, SafetensorsFile
+from booth.models.safetensors_file import CODES, Precision
+from booth.models.safetensors_reader import TensorSpec
 from booth.models.tokenizer import Tokenizer
 
 RECORD = "export.json"
@@ -37,14 +39,14 @@ def export(
     added: Sequence[str] = (),
     merged: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Writes the pipeline with its trained weights to `out`; an earlier export there is replaced when all is done.
+    """Write the pipeline with its trained weights to `out`; an earlier export there is replaced when all is done.
 
     `trained` yields (component, canonical name, float32 array), components whole, in any order; one array is held at
     a time. Precision "source": trained weights are float32 and the rest stays as it is; else all weights get that type.
     `step`, the training step, is only recorded. `added`: new tokens, for which the trained text encoder's table has
     rows at its end; the tokenizer learns them. `merged`: LoRA files that are in the weights, which is recorded.
 
-    Raises UserError if `out` holds something else or cannot be written, or if fp16 cannot hold a weight; RuntimeError
+    Raise UserError if `out` holds something else or cannot be written, or if fp16 cannot hold a weight; RuntimeError
     if a trained component's tensors are not exactly the source's.
     """
     out = Path(out).resolve()  # "." has no name to stage beside
@@ -54,7 +56,7 @@ def export(
         finish_interrupted(out)
         with publish(fresh) as staging:
             record = _write_pipeline(source, staging, trained, precision, added, merged)
-            _write_json(staging / RECORD, {"step": step, **record})
+            write_json(staging / RECORD, {"step": step, **record})
         if out.exists():
             rename(out, aside)
         rename(fresh, out)
@@ -68,12 +70,12 @@ def export(
 
 
 def _beside(out: Path) -> tuple[Path, Path]:
-    """Where an export is before it gets its name, and where the one is that it replaces."""
+    """Return where an export is before it gets its name, and where the one is that it replaces."""
     return out.with_name(f".new-{out.name}"), out.with_name(f".old-{out.name}")
 
 
 def finish_interrupted(out: Path) -> None:
-    """Removes what a crash in the middle of an export left; an earlier export is back under its name."""
+    """Remove what a crash in the middle of an export left; an earlier export is back under its name."""
     fresh, aside = _beside(out)
     if aside.exists() and not out.exists():  # between the two renames
         rename(aside, out)
@@ -98,7 +100,8 @@ def export_size(source: PipelineDir, precision: Precision, trained: Collection[s
 
 
 def exported_step(folder: Path, precision: Precision | None = None) -> int | None:
-    """The step an exported pipeline was recorded with; None if there is no export (in `precision`) or no step."""
+    """Return the step an exported pipeline was recorded with; None if there is no export (in `precision`) or no
+    step."""
     if not (folder / RECORD).is_file():
         return None
     try:
@@ -110,7 +113,7 @@ def exported_step(folder: Path, precision: Precision | None = None) -> int | Non
 
 
 def check_target(source: PipelineDir, out: Path) -> None:
-    """UserError if an export to `out` would replace anything but an earlier export."""
+    """Raise UserError if an export to `out` would replace anything but an earlier export."""
     out = out.resolve()
     if any(path.resolve().is_relative_to(out) for path in (source.path, source.where)):
         raise UserError(f"export to {out} would replace the source pipeline {source.where}; choose another folder")
@@ -128,34 +131,34 @@ def _write_pipeline(
     added: Sequence[str],
     merged: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Fills a new folder; returns what there is to say about it."""
+    """Fill a new folder; return what there is to say about it."""
     out.mkdir()
     changes: dict[str, str] = {}  # file -> why it is no copy of the source's file of that name
     present = source.component_files()
     for component in present:
         (out / component).mkdir()
 
-    writers: dict[str, _ComponentWriter] = {}
+    writers: dict[str, ComponentWriter] = {}
     for component, name, array in trained:
         if component not in writers:
             assert component in source.family.trainable, f"{component} cannot have been trained"
             more = {new_tokens.TABLE: len(added)} if component == "text_encoder" else {}
-            writers[component] = _ComponentWriter(source, component, out, CODES.get(precision, "F32"), more)
+            writers[component] = ComponentWriter(source, component, out, CODES.get(precision, "F32"), more)
         writers[component].add(name, array)
     for component in source.family.networks:
         shutil.copyfile(source.path / component / "config.json", out / component / "config.json")
         if component in writers:
             writers[component].finish("with LoRA" if merged else "trained", changes)
-        elif _is_as_wanted(source, component, CODES.get(precision)):
-            _copy_weights(source, component, out, changes)
+        elif is_as_wanted(source, component, CODES.get(precision)):
+            copy_weights(source, component, out, changes)
         else:
-            _convert_weights(source, component, out, precision, changes)
+            convert_weights(source, component, out, precision, changes)
 
     for component, files in present.items():
         if component not in source.family.networks:
-            _copy_files(source, files, out / component, changes)
+            copy_files(source, files, out / component, changes)
     if source.changed_scheduler is not None:
-        _write_json(out / "scheduler" / "scheduler_config.json", source.changed_scheduler)
+        write_json(out / "scheduler" / "scheduler_config.json", source.changed_scheduler)
         changes["scheduler/scheduler_config.json"] = "the noise schedule that was trained with"
     _complete_tokenizer(source, out / "tokenizer", changes)
     if added:
@@ -181,121 +184,8 @@ def _write_pipeline(
     }
 
 
-class _ComponentWriter:
-    """Writes a network's weights, given in any order, under the source's keys into files of the source's names."""
-
-    def __init__(
-        self,
-        source: PipelineDir,
-        component: str,
-        out: Path,
-        code: str | None,
-        more_rows: Mapping[str, int] = MappingProxyType({}),
-    ) -> None:
-        """`code` is the dtype to write; None keeps each tensor's own. `more_rows`: than in the source, by name."""
-        self._component = component
-        self._weights = source.weights[component]
-        self._index = out / component / _plain_name(self._weights.index, source) if self._weights.index else None
-        self._files: dict[Path, SafetensorsFile] = {}  # by the source's file
-        self._places: dict[str, tuple[SafetensorsFile, str]] = {}  # by canonical name: file and key
-        for path, specs in self._weights.specs.items():
-            keys = {key: written_key(component, key) for key in specs}
-            names = {key: canonical_name(component, key) for key in specs}
-            wanted = {}
-            for key, spec in specs.items():
-                more = more_rows.get(names[key] or "", 0)
-                shape = (spec.shape[0] + more, *spec.shape[1:]) if more else spec.shape
-                wanted[keys[key]] = TensorSpec(code, shape) if code and names[key] else spec
-            file = self._files[path] = SafetensorsFile(out / component / _plain_name(path, source), wanted)
-            for key, name in names.items():
-                if name is None:  # a buffer, in no backend's hands
-                    file.write(keys[key], self._weights.tensor(path, key))
-                else:
-                    self._places[name] = file, keys[key]
-        self._missing = set(self._places)
-        self._unexpected: list[str] = []
-
-    def add(self, name: str, array: np.ndarray) -> None:
-        if name not in self._missing:  # unknown, or given twice
-            self._unexpected.append(name)
-            return
-        self._missing.remove(name)
-        file, key = self._places[name]
-        file.write(key, array)
-
-    def finish(self, reason: str, changes: dict[str, str]) -> None:
-        if self._missing or self._unexpected:
-            raise RuntimeError(
-                f"{self._component}: the weights to export are not those of the source;"
-                f" missing: {sorted(self._missing)}, unexpected: {sorted(self._unexpected)}"
-            )
-        for path, file in self._files.items():
-            prefixed = file.specs.keys() != self._weights.specs[path].keys()
-            changes[_relative(file.path)] = reason + (", keys given the text_model. prefix" if prefixed else "")
-        if self._index:
-            files = self._files.values()
-            content = {
-                "metadata": {"total_size": sum(file.data_bytes for file in files)},
-                "weight_map": {key: file.path.name for file in files for key in file.specs},
-            }
-            _write_json(self._index, content)
-            changes[_relative(self._index)] = "index of these shards"
-
-
-def _is_as_wanted(source: PipelineDir, component: str, code: str | None) -> bool:
-    """Whether the files of a network that was not trained can be copied byte for byte."""
-    return source.weights[component].whole_files and all(
-        key == written_key(component, key) and (code in (None, spec.dtype) or canonical_name(component, key) is None)
-        for specs in source.weights[component].specs.values()
-        for key, spec in specs.items()
-    )
-
-
-def _convert_weights(
-    source: PipelineDir, component: str, out: Path, precision: Precision, changes: dict[str, str]
-) -> None:
-    writer = _ComponentWriter(source, component, out, CODES.get(precision))
-    for key, array in source.weights[component].read():
-        if name := canonical_name(component, key):
-            writer.add(name, array)
-    writer.finish("rewritten" if precision == "source" else f"converted to {precision}", changes)
-
-
-def _copy_weights(source: PipelineDir, component: str, out: Path, changes: dict[str, str]) -> None:
-    weights = source.weights[component]
-    for path in weights.specs:
-        _copy(path, out / component / _plain_name(path, source), changes)
-    if weights.index:
-        index = out / component / _plain_name(weights.index, source)
-        _copy(weights.index, index, changes)
-        if source.variant:  # the shards were renamed
-            content = json.loads(index.read_text(encoding="utf-8"))
-            shards = content["weight_map"]
-            content["weight_map"] = {key: _plain_name(Path(shards[key]), source) for key in shards}
-            _write_json(index, content)
-
-
-def _copy_files(source: PipelineDir, files: Sequence[Path], out: Path, changes: dict[str, str]) -> None:
-    """A component that is not ours to read (tokenizer, scheduler, safety checker, ...), with all its files."""
-    for path in files:
-        if not path.name.startswith("."):
-            plain = path.with_name(_plain_name(path, source))
-            _copy(path, out / (path.name if plain in files else plain.name), changes)
-
-
-def _plain_name(path: Path, source: PipelineDir) -> str:
-    """The file's name without the variant, so that it loads without asking for one."""
-    return path.name.replace(f".{source.variant}", "", 1) if source.variant else path.name
-
-
-def _copy(path: Path, target: Path, changes: dict[str, str]) -> None:
-    shutil.copyfile(path, target)  # its content only: file modes are the umask's
-    if target.name != path.name:
-        changes[_relative(target)] = f"named {path.name} in the source"
-
-
 def _complete_tokenizer(source: PipelineDir, folder: Path, changes: dict[str, str]) -> None:
-    """Adds vocab.json and merges.txt, which transformers 4 needs, where the source has only tokenizer.json."""
+    """Add vocab.json and merges.txt, which transformers 4 needs, where the source has only tokenizer.json."""
     if has_vocabulary(folder):
         return
     with reading(f"{source.tokenizer_path / 'tokenizer.json'} is broken", "download it again"):
@@ -304,10 +194,10 @@ def _complete_tokenizer(source: PipelineDir, folder: Path, changes: dict[str, st
         added = {token["content"]: token["id"] for token in tokenizer["added_tokens"] if token["content"] not in vocab}
         lines = ["#version: 0.2", *(merge if isinstance(merge, str) else " ".join(merge) for merge in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    _write_json(folder / "vocab.json", vocab)
+    write_json(folder / "vocab.json", vocab)
     changes["tokenizer/vocab.json"] = changes["tokenizer/merges.txt"] = "made from tokenizer.json"
     if added:
-        _write_json(folder / "added_tokens.json", added)
+        write_json(folder / "added_tokens.json", added)
         changes["tokenizer/added_tokens.json"] = "made from tokenizer.json"
 
 
@@ -315,35 +205,27 @@ def _add_tokens(source: PipelineDir, out: Path, added: Sequence[str], changes: d
     """Teaches an export's tokenizer new tokens, and its text encoder's config the size of the table."""
     config = source.component_config("text_encoder")
     first = config.get("vocab_size", 49408)
-    _write_json(out / "text_encoder" / "config.json", {**config, "vocab_size": first + len(added)})
+    write_json(out / "text_encoder" / "config.json", {**config, "vocab_size": first + len(added)})
     Tokenizer(source.tokenizer_path, config["max_position_embeddings"], first, added).save(out / "tokenizer")
     ids = {token: first + place for place, token in enumerate(added)}
     path = out / "tokenizer" / "added_tokens.json"  # for transformers 4, which need not read tokenizer.json
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    _write_json(path, {**before, **ids})
+    write_json(path, {**before, **ids})
     for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
         changes[f"tokenizer/{name}"] = "new tokens"
     changes["text_encoder/config.json"] = "new tokens"
 
 
 def _write_model_index(source: PipelineDir, out: Path, absent: set[str], changes: dict[str, str]) -> None:
-    _copy(source.path / "model_index.json", out / "model_index.json", changes)
+    copy_file(source.path / "model_index.json", out / "model_index.json", changes)
     reasons = [f"{', '.join(sorted(absent))}: named there, but not in the source's folder"] if absent else []
     before = json.loads((out / "model_index.json").read_text(encoding="utf-8"))
     if source.model_index.get("scheduler") != before.get("scheduler"):
         reasons.append("scheduler: a class that knows its config")
     if reasons:
-        _write_json(out / "model_index.json", {**source.model_index, **{name: [None, None] for name in absent}})
+        write_json(out / "model_index.json", {**source.model_index, **{name: [None, None] for name in absent}})
         changes["model_index.json"] = "; ".join(reasons)
 
 
 def _hashes(pipeline: PipelineDir) -> dict[str, str]:
     return {component: pipeline.weights_hash(component) for component in pipeline.family.networks}
-
-
-def _relative(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

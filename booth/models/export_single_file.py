@@ -10,16 +10,17 @@ from booth.common import disk_space
 from booth.common.errors import UserError, reading
 from booth.common.files import publish, write_text
 from booth.models import ldm_layout, modelspec
-from booth.models.pipeline import PipelineDir, TensorSpec, canonical_name, read_json
+from booth.models.pipeline import PipelineDir, read_json
 from booth.models.safetensors_file import CODES, Precision, SafetensorsFile
-from booth.models.safetensors_reader import SUFFIX
+from booth.models.safetensors_reader import SUFFIX, TensorSpec
 from booth.models.single_file import configs_of
+from booth.models.weight_names import canonical_name
 
 _TEXT_NORM = ("text_encoder", "text_model.final_layer_norm.weight")
 
 
 def check_target(source: PipelineDir, out: Path) -> None:
-    """UserError unless `source` has a single-file form, and `out` is a free name for it."""
+    """Raise UserError unless `source` has a single-file form, and `out` is a free name for it."""
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out} must end with {SUFFIX} for --format single-file")
     if out.exists():
@@ -48,11 +49,11 @@ def write(
     resolution: int | None = None,
     trigger_phrase: str = "",
 ) -> None:
-    """Writes `source` with its trained weights into one file, and the .yaml beside it that some models need.
+    """Write `source` with its trained weights into one file, and the .yaml beside it that some models need.
 
     `trained` yields (component, canonical name, float32 array), the components `trains` whole, in any order; one array
     is held at a time. Precision "source": trained weights are float32 and the rest stays as it is; else all weights get
-    that type. Raises UserError if `out` cannot be written, or if fp16 cannot hold a weight; RuntimeError if a trained
+    that type. Raise UserError if `out` cannot be written, or if fp16 cannot hold a weight; RuntimeError if a trained
     component's tensors are not exactly the source's.
     """
     check_target(source, out)
@@ -138,7 +139,8 @@ def _file_specs(source: PipelineDir, precision: Precision, trains: Collection[st
 
 
 def _check_weights(source: PipelineDir) -> None:
-    """UserError unless the weights are those of the layout; a weight that has no key is spelled COMPONENT/NAME."""
+    """Raise UserError unless the weights are those of the layout; a weight that has no key is spelled
+    COMPONENT/NAME."""
     pieces = ldm_layout.table(configs_of(source))
     places, found = ldm_layout.inverse(pieces), _source_specs(source)
     whole = {key for key, piece in pieces.items() if all((piece.component, name) in found for name in piece.names)}
@@ -147,7 +149,7 @@ def _check_weights(source: PipelineDir) -> None:
 
 
 def _check_vocabulary(source: PipelineDir) -> None:
-    """UserError if a tokenizer was taught words: WebUIs have CLIP's own vocabulary, and read no other."""
+    """Raise UserError if a tokenizer was taught words: WebUIs have CLIP's own vocabulary, and read no other."""
     rows = source.component_config("text_encoder").get("vocab_size", 49408)
     folder = source.tokenizer_path
     if (folder / "vocab.json").is_file():
@@ -163,5 +165,5 @@ def _check_vocabulary(source: PipelineDir) -> None:
 
 
 def _is_our_config(path: Path) -> bool:
-    """Whether a .yaml is a config of the original code, and not, say, one of a run."""
+    """Return whether a .yaml is a config of the original code, and not, say, one of a run."""
     return path.read_bytes().lstrip().startswith(b"model:") and b"ldm.models.diffusion.ddpm" in path.read_bytes()

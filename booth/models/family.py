@@ -76,9 +76,9 @@ _DEFAULTS = SD1.features
 def detect_family(
     source: str, model_index: Mapping[str, Any], component_config: Callable[[str], Mapping[str, Any]]
 ) -> Family:
-    """The family of a pipeline folder, from model_index.json and the components' configs.
+    """Return the family of a pipeline folder, from model_index.json and the components' configs.
 
-    Raises UserError, beginning with `source`, if no supported family fits; it names how the pipeline differs from the
+    Raise UserError, beginning with `source`, if no supported family fits; it names how the pipeline differs from the
     nearest one.
     """
     _refuse_code(source, model_index)
@@ -95,7 +95,8 @@ def detect_family(
 
 
 def _refuse_code(source: str, model_index: Mapping[str, Any]) -> None:
-    """UserError for a class that is none of the libraries': diffusers would import it from the pipeline's own files."""
+    """Raise UserError for a class that is none of the libraries': diffusers would import it from the pipeline's own
+    files."""
     for name, entry in model_index.items():
         if isinstance(entry, list) and len(entry) == 2 and entry[1] and entry[0] not in _LIBRARIES:
             raise UserError(

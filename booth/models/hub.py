@@ -71,7 +71,7 @@ class HubModel:
         return configs, [name for names in chosen.values() for name in names]
 
     def missing(self, names: Collection[str]) -> list[str]:
-        """Those of the files that are not in the cache yet."""
+        """Return those of the files that are not in the cache yet."""
         return [name for name in names if not (self.path / name).is_file()]
 
     def size(self, names: Collection[str]) -> int:
@@ -79,9 +79,9 @@ class HubModel:
         return sum(self.sizes[name] for name in names)
 
     def fetch(self, names: Collection[str]) -> None:
-        """Downloads those of the files that are not in the cache, one after another: if it breaks off, one is lost.
+        """Download those of the files that are not in the cache, one after another: if it breaks off, one is lost.
 
-        Raises UserError.
+        Raise UserError.
         """
         if not (missing := self.missing(names)):
             return
@@ -99,7 +99,7 @@ class HubModel:
                 hf_hub_download(self.id, name, revision=self.commit)
 
     def verify(self, names: Collection[str]) -> None:
-        """Compares the content of those of the files that are in the cache with the hashes that the hub gave.
+        """Compare the content of those of the files that are in the cache with the hashes that the hub gave.
 
         UserError names all that differ; a file whose hash is not known is named in a warning.
         """
@@ -125,7 +125,7 @@ class HubModel:
 
 
 def _blob_name(path: Path) -> str:
-    """What the cache calls the content of a file, which is the hash that the hub gave; "" if it does not say."""
+    """Return what the cache calls the content of a file, which is the hash that the hub gave; "" if it does not say."""
     name = path.readlink().name if path.is_symlink() else ""
     return name if _HASH.fullmatch(name) else ""
 
@@ -141,9 +141,10 @@ def _hash(path: Path, like: str, done: Callable[[int], object]) -> str:
 
 
 def find(source: str, revision: str = "") -> HubModel:
-    """The model of an id at a branch, tag or commit ("": its default branch), with model_index.json in the cache.
+    """Return the model of an id at a branch, tag or commit ("": its default branch), with model_index.json in the
+    cache.
 
-    If the hub cannot be asked, what an earlier download left in the cache is taken. Raises UserError.
+    If the hub cannot be asked, what an earlier download left in the cache is taken. Raise UserError.
     """
     from huggingface_hub import hf_hub_download  # here: a local folder needs none of it
 
@@ -157,8 +158,8 @@ def find(source: str, revision: str = "") -> HubModel:
 
 
 def commit_of(kind: Kind, source: str, name: str, revision: str) -> str:
-    """The commit of a branch, tag or commit ("": the default branch) of what the user wrote as `source` and is at
-    `name`; what the cache remembers, if the hub cannot be asked. Raises UserError."""
+    """Return the commit of a branch, tag or commit ("": the default branch) of what the user wrote as `source` and is
+    at `name`; what the cache remembers, if the hub cannot be asked. Raise UserError."""
     from huggingface_hub import HfApi
 
     if not _REVISION.fullmatch(revision):
@@ -188,7 +189,7 @@ def _listing(name: str, commit: str, path: Path) -> tuple[dict[str, int], dict[s
 
 @contextmanager
 def explained(kind: Kind, source: str, name: str, revision: str, file: str = "") -> Iterator[None]:
-    """Turns what huggingface_hub and its transports raise into one line that says what to do."""
+    """Turn what huggingface_hub and its transports raise into one line that says what to do."""
     try:
         yield
     except ENDS:
@@ -241,6 +242,6 @@ def _explanation(error: BaseException, kind: Kind, source: str, name: str, revis
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, as part of one line."""
+    """Return what an error says, as part of one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""THE layout of single-file checkpoints: latent diffusion's (LDM's) keys <-> our weights, total and invertible.
+"""The layout of single-file checkpoints: latent diffusion's (LDM's) keys <-> our weights, total and invertible.
 
 The keys are the module paths of the original code (github.com/CompVis/stable-diffusion and
 github.com/Stability-AI/stablediffusion), which numbers blocks through where diffusers nests them. Three things are more
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from booth.common.errors import UserError
-from booth.models.pipeline import few, written_key
+from booth.models.weight_names import few, written_key
 
 UNET, VAE, CLIP, OPEN_CLIP = (
     "model.diffusion_model.",
@@ -50,7 +50,7 @@ Configs = Mapping[str, Mapping[str, Any]]
 def table(configs: Configs) -> dict[str, Piece]:
     """Key in the file -> what it is, of every weight of a pipeline with these configs (unet, vae, text_encoder).
 
-    UserError for a config that the original code has no form for.
+    Raise UserError for a config that the original code has no form for.
     """
     try:
         return {
@@ -72,7 +72,7 @@ def inverse(pieces: Mapping[str, Piece]) -> dict[tuple[str, str], tuple[str, int
 
 
 def unused(text_encoder: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors that the originals have beside the weights, so that a file has each key of theirs.
+    """Return the tensors that the originals have beside the weights, so that a file has each key of theirs.
 
     Stable Diffusion 1: the positions 0 to 76. Stable Diffusion 2 takes the last but one layer of OpenCLIP, and a
     diffusers folder has no more than that: the last layer is made of zeros here, a residual block that adds nothing,
@@ -103,18 +103,18 @@ def unused(text_encoder: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def is_open_clip(text_encoder: Mapping[str, Any]) -> bool:
-    """Whether a text encoder is OpenCLIP's, Stable Diffusion 2's: as `booth.models.family` tells them apart."""
+    """Return whether a text encoder is OpenCLIP's, Stable Diffusion 2's: as `booth.models.family` tells them apart."""
     return text_encoder.get("hidden_act") == "gelu"
 
 
 def plain_key(key: str) -> str:
-    """The key as the table has it: files made with early versions of transformers leave `text_model.` out."""
+    """Return the key as the table has it: files made with early versions of transformers leave `text_model.` out."""
     return CLIP + written_key("text_encoder", key.removeprefix(CLIP)) if key.startswith(CLIP) else key
 
 
 def check_complete(where: str, found: Collection[str], pieces: Mapping[str, Piece], also: Collection[str] = ()) -> None:
-    """UserError, beginning with `where`, unless `found` are all keys of the table, with those of `also` or without;
-    it lists what is missing and what is left over."""
+    """Raise UserError, beginning with `where`, unless `found` are all keys of the table, with those of `also` or
+    without; it lists what is missing and what is left over."""
     missing = pieces.keys() - set(found)
     left_over = [key for key in set(found) - pieces.keys() - set(also) if not _BESIDE.match(key)]
     if missing or left_over:
@@ -147,7 +147,7 @@ def _module(name: str, key: str, inside: Mapping[str, str] | None = None) -> Nam
 
 
 def _transformer(name: str, key: str) -> Names:
-    """The attention of a UNet, whose parts have one name here and there."""
+    """Return the attention of a UNet, whose parts have one name here and there."""
     block = "transformer_blocks.0"
     both = [f"{block}.{part}" for part in ("norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2")]
     both += [f"{block}.{attention}.to_out.0" for attention in ("attn1", "attn2")]

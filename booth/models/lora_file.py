@@ -42,7 +42,8 @@ class LoraFile:
 
 
 def read_lora(path: Path) -> LoraFile:
-    """A LoRA file, or that in a folder as diffusers writes it. UserError for anything that is no plain LoRA."""
+    """Return a LoRA file, or that in a folder as diffusers writes it. Raise UserError for anything that is no plain
+    LoRA."""
     path = path / FILE if path.is_dir() else path
     if path.suffix.lower() in PICKLES:
         raise UserError(
@@ -82,7 +83,7 @@ def read_lora(path: Path) -> LoraFile:
 def write(
     path: Path, layers: Mapping[str, LowRank], layout: str, precision: Precision, about: lora_metadata.About
 ) -> None:
-    """In one of FORMATS. UserError if the disk is full, or if fp16 cannot hold a number."""
+    """In one of FORMATS. Raise UserError if the disk is full, or if fp16 cannot hold a number."""
     if layout == "kohya":
         write_kohya(path, layers, precision, about)
     else:
@@ -90,7 +91,7 @@ def write(
 
 
 def write_kohya(path: Path, layers: Mapping[str, LowRank], precision: Precision, about: lora_metadata.About) -> None:
-    """UserError if the disk is full, or if fp16 cannot hold a number."""
+    """Raise UserError if the disk is full, or if fp16 cannot hold a number."""
     content = {kohya_key(layer, "alpha"): np.array(update.alpha, np.float32) for layer, update in layers.items()}
     for layer, update in layers.items():
         content |= {
@@ -101,7 +102,7 @@ def write_kohya(path: Path, layers: Mapping[str, LowRank], precision: Precision,
 
 
 def write_peft(path: Path, layers: Mapping[str, LowRank], precision: Precision) -> None:
-    """UserError if the disk is full, or if fp16 cannot hold a number."""
+    """Raise UserError if the disk is full, or if fp16 cannot hold a number."""
     content: dict[str, np.ndarray] = {}
     folded = {layer: update.with_alpha(float(update.rank)) for layer, update in layers.items()}
     for layer, update in folded.items():
@@ -115,9 +116,9 @@ def write_peft(path: Path, layers: Mapping[str, LowRank], precision: Precision) 
 def write_lora(
     folder: Path, adapter: Adapter, tensors: Iterable[tuple[str, str, np.ndarray]], precision: Precision, step: int
 ) -> None:
-    """Writes FILE and a record of the step into `folder`; `tensors` are (component, name, float32 array).
+    """Write FILE and a record of the step into `folder`; `tensors` are (component, name, float32 array).
 
-    UserError if the disk is full, or if fp16 cannot hold a number.
+    Raise UserError if the disk is full, or if fp16 cannot hold a number.
     """
     write_peft(folder / FILE, updates_of(adapter, tensors), precision)
     record = {"step": step, "precision": precision, "rank": adapter.rank, "alpha": adapter.alpha}
@@ -125,14 +126,14 @@ def write_lora(
 
 
 def updates_of(adapter: Adapter, tensors: Iterable[tuple[str, str, np.ndarray]]) -> dict[str, LowRank]:
-    """What a run's adapter adds, by `component.layer`; what else trained is left out."""
+    """Return what a run's adapter adds, by `component.layer`; what else trained is left out."""
     own = {f"{component}.{name}": array for component, name, array in tensors if ".lora_" in name}
     assert own.keys() == adapter.tensor_shapes().keys(), "an adapter is exported whole"
     return adapter.updates(own)
 
 
 def check_target(out: Path) -> None:
-    """UserError unless `out` is a free name for a LoRA file."""
+    """Raise UserError unless `out` is a free name for a LoRA file."""
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out} must end with {SUFFIX}")
     if out.exists():
@@ -140,7 +141,7 @@ def check_target(out: Path) -> None:
 
 
 def require_space(out: Path, layers: Iterable[LowRank]) -> None:
-    """UserError if the disk has too little space for them, in float32."""
+    """Raise UserError if the disk has too little space for them, in float32."""
     size = sum(4 * (update.down.size + update.up.size) + 600 for update in layers)  # 600: three entries in the header
     disk_space.require([disk_space.Need("the LoRA", out.parent, size)], "make room, or choose another --out")
 
@@ -151,7 +152,7 @@ def _typed(layer: str, array: np.ndarray, precision: Precision) -> np.ndarray:
 
 
 def _low_rank(path: Path, layer: str, parts: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> LowRank:
-    """UserError if they do not go together."""
+    """Raise UserError if they do not go together."""
     if missing := [part for part in ("down", "up") if part not in parts]:
         raise UserError(f"{path}: {layer} has no {missing[0]} matrix; download it again")
     down, up = parts["down"], parts["up"]
@@ -166,7 +167,7 @@ def _low_rank(path: Path, layer: str, parts: Mapping[str, np.ndarray], settings:
 
 
 def _alpha(path: Path, layer: str, rank: int, settings: Mapping[str, Any], own: np.ndarray | None = None) -> float:
-    """A layer's `own`, or by the settings of PEFT. UserError if it cannot be used."""
+    """Return a layer's `own`, or by the settings of PEFT. Raise UserError if it cannot be used."""
     try:
         # As it is written: float32's 0.1 is the float 0.1.
         value = lora_metadata.peft_alpha(settings, layer, rank) if own is None else float(str(own.reshape(())))

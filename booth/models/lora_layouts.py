@@ -1,4 +1,4 @@
-"""THE layouts of LoRA files: their keys <-> layers by `component.layer`, as diffusers names them, and parts.
+"""The layouts of LoRA files: their keys <-> layers by `component.layer`, as diffusers names them, and parts.
 
     PEFT's, which diffusers writes     unet.mid_block.attentions.0.proj_in.lora_A.weight
     kohya's, which WebUIs read         lora_unet_mid_block_attentions_0_proj_in.lora_down.weight
@@ -15,7 +15,7 @@ import re
 from typing import Literal
 
 from booth.common.errors import UserError
-from booth.models.pipeline import written_key
+from booth.models.weight_names import written_key
 
 Part = Literal["down", "up", "alpha"]
 

@@ -11,11 +11,12 @@ import numpy as np
 from booth.common.errors import UserError
 from booth.models.adapters import LowRank, added, layers, weight_shapes
 from booth.models.lora_file import LoraFile
-from booth.models.pipeline import PipelineDir, few
+from booth.models.pipeline import PipelineDir
+from booth.models.weight_names import few
 
 
 def weights_of(files: Sequence[Path], weights: Sequence[float]) -> list[float]:
-    """One for each file, 1 where none is given. UserError for other numbers of them, or what is no number."""
+    """One for each file, 1 where none is given. Raise UserError for other numbers of them, or what is no number."""
     if weights and len(weights) != len(files):
         raise UserError(f"--weight is given {len(weights)} times and --lora {len(files)}; give one for each, in order")
     for weight in weights:
@@ -25,7 +26,7 @@ def weights_of(files: Sequence[Path], weights: Sequence[float]) -> list[float]:
 
 
 def check_fits(pipeline: PipelineDir, lora: LoraFile) -> None:
-    """UserError names layers that the pipeline does not have, or that have other shapes there."""
+    """Raise UserError names layers that the pipeline does not have, or that have other shapes there."""
     components = sorted({layer.partition(".")[0] for layer in lora.layers})
     known = {
         f"{component}.{name}": shape
@@ -56,7 +57,7 @@ def merged(
 
 
 def record(loras: Sequence[LoraFile], weights: Sequence[float]) -> list[dict[str, Any]]:
-    """What an export says of them."""
+    """Return what an export says of them."""
     return [
         {"file": lora.path.name, "sha256": hashlib.sha256(lora.path.read_bytes()).hexdigest(), "weight": weight}
         for lora, weight in zip(loras, weights, strict=True)
@@ -64,5 +65,5 @@ def record(loras: Sequence[LoraFile], weights: Sequence[float]) -> list[dict[str
 
 
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A 1x1 convolution is a linear layer, and some trainers write it so."""
+    """Return a 1x1 convolution is a linear layer, and some trainers write it so."""
     return shape[:2] if shape[2:] == (1, 1) else shape

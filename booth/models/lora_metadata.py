@@ -48,7 +48,8 @@ class About:
 
 
 def about_file(metadata: Mapping[str, str], layers: Mapping[str, LowRank], name: str, title: str, phrase: str) -> About:
-    """What is known of a file that is converted: what it says, and the family by the width of its cross-attention."""
+    """Return what is known of a file that is converted: what it says, and the family by the width of its
+    cross-attention."""
     widths = {
         update.down.shape[1] for layer, update in layers.items() if layer.endswith((".attn2.to_k", ".attn2.to_v"))
     }
@@ -62,7 +63,7 @@ def about_file(metadata: Mapping[str, str], layers: Mapping[str, LowRank], name:
 
 
 def about_run(config: Any, pipeline: PipelineDir, name: str, title: str, phrase: str) -> About:
-    """What is known of a run."""
+    """Return what is known of a run."""
     prediction = pipeline.component_config("scheduler").get("prediction_type", "epsilon")
     return About(
         name,
@@ -76,7 +77,7 @@ def about_run(config: Any, pipeline: PipelineDir, name: str, title: str, phrase:
 
 
 def kohya(layers: Mapping[str, LowRank], about: About) -> dict[str, str]:
-    """The entries of a file in kohya's layout, but for the hash."""
+    """Return the entries of a file in kohya's layout, but for the hash."""
     convs = [update for update in layers.values() if update.shape[2:] not in ((), (1, 1))]
     others = [update for update in layers.values() if update.shape[2:] in ((), (1, 1))]
     sizes = {f"conv_{name}": value for name, value in _sizes(convs).items()} if convs else {}
@@ -111,15 +112,15 @@ def modelspec(about: About) -> dict[str, str]:
 
 
 def sealed(content: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file that has ModelSpec's hash, 0x and the sha256 of all that follows the header."""
+    """Return a safetensors file that has ModelSpec's hash, 0x and the sha256 of all that follows the header."""
     plain = save(dict(content))
     tensors = plain[8 + int.from_bytes(plain[:8], "little") :]
     return packed(content, {**metadata, HASH: f"0x{hashlib.sha256(tensors).hexdigest()}"})
 
 
 def peft(layers: Mapping[str, LowRank], before: Mapping[str, LowRank]) -> dict[str, str]:
-    """The entries of a file in PEFT's layout; `before`: the layers with the alphas that they had before it was put into
-    B, which are said too if they were others."""
+    """Return the entries of a file in PEFT's layout; `before`: the layers with the alphas that they had before it was
+    put into B, which are said too if they were others."""
     said = {_PEFT: _settings(layers)}
     if any(update.alpha != before[layer].alpha for layer, update in layers.items()):
         said[_BEFORE] = _settings(before)
@@ -153,12 +154,12 @@ def _settings(layers: Mapping[str, LowRank]) -> str:
 
 
 def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Those of a file in PEFT's layout, {} if it has none; UserError if they are broken."""
+    """Return those of a file in PEFT's layout, {} if it has none; UserError if they are broken."""
     return _read_settings(path, metadata, _PEFT)
 
 
 def settings_before(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Those before alphas were put into B; {} if they were not, or by another program."""
+    """Return those before alphas were put into B; {} if they were not, or by another program."""
     return _read_settings(path, metadata, _BEFORE)
 
 
@@ -170,8 +171,8 @@ def _read_settings(path: Path, metadata: Mapping[str, str], key: str) -> dict[st
 
 
 def peft_alpha(settings: Mapping[str, Any], layer: str, rank: int) -> float:
-    """The alpha of a layer by settings of `peft.LoraConfig`s, with the component before their names or not; the rank
-    where they say nothing, as diffusers takes it. AttributeError, TypeError or ValueError if they are broken."""
+    """Return the alpha of a layer by settings of `peft.LoraConfig`s, with the component before their names or not; the
+    rank where they say nothing, as diffusers takes it. AttributeError, TypeError or ValueError if they are broken."""
     component, _, name = layer.partition(".")
     own = {key.removeprefix(f"{component}."): value for key, value in settings.items()}
     if own.get("use_dora"):
@@ -192,7 +193,7 @@ def _sizes(updates: list[LowRank]) -> dict[str, str]:
 
 
 def _arguments(kept: Mapping[str, str]) -> dict[str, Any]:
-    """What a converted file says of its network; {} if that is broken."""
+    """Return what a converted file says of its network; {} if that is broken."""
     try:
         return dict(json.loads(kept.get(_ARGUMENTS, "{}")))
     except (RecursionError, TypeError, ValueError):

@@ -27,7 +27,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' word -> 
 
 
 def metadata(configs: Configs, title: str, resolution: int | None, trigger_phrase: str = "") -> dict[str, str]:
-    """The entries of a file's header; the hash is a placeholder until the file is sealed.
+    """Return the entries of a file's header; the hash is a placeholder until the file is sealed.
 
     `configs` are those of unet, vae, text_encoder and scheduler; without a `resolution` it is the UNet's own.
     """
@@ -55,7 +55,7 @@ def native_resolution(configs: Configs) -> int | None:
 
 
 def prediction_of(scheduler: Mapping[str, Any]) -> str:
-    """What the UNet predicts, in ModelSpec's words: `epsilon` or `v`. UserError for anything else."""
+    """Return what the UNet predicts, in ModelSpec's words: `epsilon` or `v`. Raise UserError for anything else."""
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise UserError(f"prediction_type={prediction!r} has no single-file form; it must be epsilon or v_prediction")
@@ -63,7 +63,8 @@ def prediction_of(scheduler: Mapping[str, Any]) -> str:
 
 
 def said_prediction(file: Path, said: Mapping[str, str]) -> str | None:
-    """What a file says that its UNet predicts, in its metadata or in the .yaml beside it; None if it says nothing."""
+    """Return what a file says that its UNet predicts, in its metadata or in the .yaml beside it; None if it says
+    nothing."""
     if said.get(PREDICTION) in PREDICTIONS.values():
         return said[PREDICTION]
     if said.get(ARCHITECTURE, "").startswith("stable-diffusion-v2"):
@@ -76,14 +77,15 @@ def said_prediction(file: Path, said: Mapping[str, str]) -> str | None:
 
 
 def config_path(file: Path) -> Path:
-    """Where WebUIs look for the config of a file."""
+    """Return where WebUIs look for the config of a file."""
     return file.with_suffix(".yaml")
 
 
 def original_config(configs: Configs, resolution: int | None) -> str | None:
-    """The text of that config; None for a model that predicts the noise with the usual schedule, as WebUIs assume.
+    """Return the text of that config; None for a model that predicts the noise with the usual schedule, as WebUIs
+    assume.
 
-    UserError where the original code has no form for it.
+    Raise UserError where the original code has no form for it.
     """
     unet, vae, text, scheduler = (configs[name] for name in ("unet", "vae", "text_encoder", "scheduler"))
     betas = tuple(scheduler.get(name) for name in ("beta_schedule", "beta_start", "beta_end", "trained_betas"))

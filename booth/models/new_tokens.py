@@ -29,14 +29,14 @@ ROWS = "text_model.embeddings.token_embedding.added.weight"
 
 
 def new_tokens(config: Any) -> tuple[str, ...]:
-    """The tokens themselves, in order."""
+    """Return the tokens themselves, in order."""
     return tuple(entry.partition("=")[0] for entry in config.tokens.add)
 
 
 def initial_rows(config: Any, pipeline: PipelineDir) -> np.ndarray | None:
     """float32 [tokens, width]: the initializers' rows of the table; None if no token is added.
 
-    UserError for an initializer that is not one token.
+    Raise UserError for an initializer that is not one token.
     """
     if not config.tokens.add:
         return None
@@ -78,9 +78,9 @@ def enlarged(
 def keep_embeddings(
     folder: Path, tokens: Sequence[str], tensors: Iterable[tuple[str, str, np.ndarray]]
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """The same tensors; when the new rows come along, each is written to a file of its own in the folder.
+    """Return the same tensors; when the new rows come along, each is written to a file of its own in the folder.
 
-    UserError if the disk is full.
+    Raise UserError if the disk is full.
     """
     for component, name, array in tensors:
         if name == ROWS:
@@ -91,7 +91,7 @@ def keep_embeddings(
 def set_aside(
     tensors: Iterable[tuple[str, str, np.ndarray]], rows: list[np.ndarray]
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """The same tensors without the new rows, [width] each, which are put into `rows`."""
+    """Return the same tensors without the new rows, [width] each, which are put into `rows`."""
     for component, name, array in tensors:
         if name == ROWS:
             rows += list(array)
@@ -102,7 +102,7 @@ def set_aside(
 def write_embeddings(
     files: Sequence[Path], tokens: Sequence[str], rows: Iterable[np.ndarray], layout: str = "embedding"
 ) -> None:
-    """Each row, [width], in a file of its own, float32, in one of LAYOUTS. UserError if the disk is full."""
+    """Each row, [width], in a file of its own, float32, in one of LAYOUTS. Raise UserError if the disk is full."""
     for file, token, row in zip(files, tokens, rows, strict=True):
         key, array = LAYOUTS[layout](token, np.ascontiguousarray(row, np.float32))
         write_bytes(file, save({key: array}, {"format": "pt"}))
@@ -114,7 +114,7 @@ def files_beside(out: Path, tokens: Sequence[str]) -> list[Path]:
 
 
 def spoken(text: str, tokens: Sequence[str], prefix: str = "") -> str:
-    """The text with the names of the tokens' files, which begin with `prefix`, instead of the tokens."""
+    """Return the text with the names of the tokens' files, which begin with `prefix`, instead of the tokens."""
     names = {token: prefix + Path(file).stem for token, file in zip(tokens, file_names(tokens), strict=True)}
     longest_first = sorted(map(re.escape, names), key=len, reverse=True)
     return re.sub("|".join(longest_first), lambda found: names[found[0]], text) if names else text

@@ -1,4 +1,4 @@
-"""THE diffusers pipeline folder: model_index.json, component configs, safetensors weights as NumPy arrays.
+"""The diffusers pipeline folder: model_index.json, component configs, safetensors weights as NumPy arrays.
 
     model_index.json                        pipeline class, components and their classes
     unet/ vae/ text_encoder/                config.json and weights, in one file or in shards with an index
@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,11 +22,11 @@ import numpy as np
 
 from booth.common import host_memory
 from booth.common.errors import UserError
-from booth.common.file_names import listed
 from booth.models.component_rules import check_values
 from booth.models.family import Family, detect_family
 from booth.models.hub import HubModel
 from booth.models.safetensors_reader import TensorSpec, again, opened
+from booth.models.weight_names import canonical_name
 
 log = logging.getLogger("booth")
 
@@ -36,8 +35,6 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # never read
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names, configs'
 _INTEGERS = ("I64", "I32")
 _MAX_DIMENSIONS = 8  # more than any layer has, fewer than NumPy's limit
-_OLD_VAE_ATTENTION = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.)")
-_NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class PipelineDir:
 
     @cached_property
     def weights(self) -> dict[str, Weights]:
-        """The networks' weights by component; those of a hub model are downloaded first. Raises UserError."""
+        """The networks' weights by component; those of a hub model are downloaded first. Raise UserError."""
         if self.model:
             self.model.fetch(self.to_download)
         return {component: self._read_weights(component) for component in self.family.networks}
@@ -105,7 +102,8 @@ class PipelineDir:
         self.model.verify(["model_index.json", *configs, *weights])
 
     def component_files(self) -> dict[str, list[Path]]:
-        """The files of each component that is there; of a hub model its own alone, whatever else is in the cache."""
+        """Return the files of each component that is there; of a hub model its own alone, whatever else is in the
+        cache."""
         named = [name for name in components(self.model_index) if name.isidentifier()]
         if self.model:
             wanted = {name for names in self.model.files(named, self.variant) for name in names}
@@ -120,13 +118,13 @@ class PipelineDir:
         return self.path / "tokenizer"
 
     def component_config(self, component: str) -> dict[str, Any]:
-        """config.json of a component (scheduler_config.json of the scheduler). Raises UserError if broken."""
+        """config.json of a component (scheduler_config.json of the scheduler). Raise UserError if broken."""
         if component == "scheduler" and self.changed_scheduler is not None:
             return dict(self.changed_scheduler)
         return _component_config(self.path, component)
 
     def with_scheduler(self, config: Mapping[str, Any]) -> "PipelineDir":
-        """The same pipeline with another scheduler config, which is exported in place of the folder's."""
+        """Return the same pipeline with another scheduler config, which is exported in place of the folder's."""
         pipeline = copy.copy(self)
         pipeline.changed_scheduler = dict(config)
         pipeline.model_index = {**self.model_index, "scheduler": ["diffusers", config["_class_name"]]}
@@ -140,9 +138,9 @@ class PipelineDir:
         return config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0
 
     def tensors(self, component: str) -> dict[str, np.ndarray]:
-        """All weights of a network by canonical name, in the dtype of the file (bfloat16 is ml_dtypes').
+        """Return all weights of a network by canonical name, in the dtype of the file (bfloat16 is ml_dtypes').
 
-        UserError if there is too little memory for all of them.
+        Raise UserError if there is too little memory for all of them.
         """
         specs = self.weights[component].specs.values()
         size = sum(spec.nbytes for each in specs for spec in each.values())
@@ -181,7 +179,7 @@ class PipelineDir:
         return weights | {f"config of {name}": sha256 for name, sha256 in self.config_hashes().items()}
 
     def _weight_file(self, component: str) -> Path:
-        """Where a network's weights are, or the index of their shards; UserError if there is neither."""
+        """Return where a network's weights are, or the index of their shards; UserError if there is neither."""
         stem = "model" if self.model_index[component][0] == "transformers" else "diffusion_pytorch_model"
         suffix = f".{self.variant}" if self.variant else ""
         wanted = f"{stem}{suffix}.safetensors"
@@ -241,59 +239,12 @@ def open_folder(
 
 
 def components(model_index: Mapping[str, Any]) -> list[str]:
-    """The components that a model_index.json names with a class."""
+    """Return the components that a model_index.json names with a class."""
     return [name for name, entry in model_index.items() if isinstance(entry, list) and len(entry) == 2 and entry[1]]
-
-
-def fit_weights(
-    component: str, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """The tensors as float32 in the shapes that a network has; the attention of older VAEs, linear layers kept as 1x1
-    convolutions, loses its two last axes. UserError lists the names missing and left over, or the wrong shapes."""
-    missing, left_over = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
-    if missing or left_over:
-        raise UserError(
-            f"{component} weights do not fit its config: missing {few(missing)}; left over {few(left_over)}"
-        )
-    fitted, wrong = {}, []
-    for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tensor.shape == (*shape, 1, 1):
-            tensor = tensor.reshape(shape)
-        if tensor.shape != shape or tensor.dtype.kind not in "fV":  # V: bfloat16 and its like
-            wrong.append(f"{name} is {tensor.dtype}{list(tensor.shape)} instead of float{list(shape)}")
-        else:
-            fitted[name] = tensor.astype(np.float32, copy=False)
-    if wrong:
-        raise UserError(f"{component} weights do not fit its config: {few(wrong)}")
-    return fitted
-
-
-def few(names: Collection[str]) -> str:
-    """Return the first names of tensors in order, and how many more there are."""
-    return listed(sorted(names), 4) or "none"
 
 
 def has_vocabulary(tokenizer: Path) -> bool:
     return (tokenizer / "vocab.json").is_file() and (tokenizer / "merges.txt").is_file()
-
-
-def canonical_name(component: str, key: str) -> str | None:
-    """The one name of a weight, whichever library version wrote it; None for a buffer that is no weight."""
-    if component == "text_encoder":
-        return None if key.endswith("position_ids") else written_key(component, key)
-    if component == "vae":
-        return _OLD_VAE_ATTENTION.sub(lambda match: _NEW_VAE_ATTENTION[match[0]], key)
-    return key
-
-
-def written_key(component: str, key: str) -> str:
-    """The key an export uses: the source's own, but text encoders always have the `text_model.` prefix.
-
-    transformers 5 leaves it out; transformers 4 takes weights without it for missing and makes up random ones.
-    """
-    bare = component == "text_encoder" and key.startswith(("embeddings.", "encoder.", "final_layer_norm."))
-    return f"text_model.{key}" if bare else key
 
 
 def _is_shard_name(name: Any) -> bool:
@@ -318,8 +269,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_specs(path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
-    """Keys, dtypes and shapes of a safetensors file, whose size is checked against them. UserError if it is broken, or
-    if a file that is `whole` a network's has anything but floats."""
+    """Keys, dtypes and shapes of a safetensors file, whose size is checked against them. Raise UserError if it is
+    broken, or if a file that is `whole` a network's has anything but floats."""
     with opened(path) as file:
         specs = file.specs()
     for key, spec in specs.items():

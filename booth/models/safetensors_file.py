@@ -50,7 +50,7 @@ class SafetensorsFile:
             file.truncate(file.tell() + self.data_bytes)
 
     def write(self, key: str, array: np.ndarray, part: int = 0, parts: int = 1) -> None:
-        """Writes a tensor, or one of several equal parts along its first axis; UserError if fp16 cannot hold it."""
+        """Write a tensor, or one of several equal parts along its first axis; UserError if fp16 cannot hold it."""
         spec = self.specs[key]
         shape = (spec.shape[0] // parts, *spec.shape[1:]) if parts > 1 else spec.shape
         if array.shape != shape:
@@ -61,7 +61,7 @@ class SafetensorsFile:
             file.write(converted.reshape(-1).view(np.uint8).data)
 
     def seal(self) -> None:
-        """Puts the sha256 of all tensors, as they are in the file, where `metadata` has `UNKNOWN_HASH`."""
+        """Put the sha256 of all tensors, as they are in the file, where `metadata` has `UNKNOWN_HASH`."""
         found = hash_of_tensors(self.path)
         with self.path.open("r+b") as file:
             file.seek(8)
@@ -72,7 +72,7 @@ UNKNOWN_HASH = {HASH: _NO_HASH}
 
 
 def packed(content: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """A small file's bytes, the same each time: the library leaves the order of the metadata to chance."""
+    """Return a small file's bytes, the same each time: the library leaves the order of the metadata to chance."""
     plain = save(dict(content), dict(metadata))
     end = 8 + int.from_bytes(plain[:8], "little")
     header = json.loads(plain[8:end])
@@ -93,7 +93,7 @@ def hash_of_tensors(path: Path) -> str:
 
 
 def as_type(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
-    """The array in another type; UserError if float16 cannot hold it."""
+    """Return the array in another type; UserError if float16 cannot hold it."""
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(array, dtype)
     if converted.dtype == np.float16 and np.isinf(converted).any() and not np.isinf(array).any():

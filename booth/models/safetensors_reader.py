@@ -1,4 +1,4 @@
-"""THE reader of safetensors files: one tensor at a time as NumPy arrays, and one line for whatever cannot be read.
+"""The reader of safetensors files: one tensor at a time as NumPy arrays, and one line for whatever cannot be read.
 
 The library compares the header with the size of the file. A file may still be larger than the memory: so that is asked
 before a tensor is read.
@@ -54,7 +54,7 @@ class TensorFile:
             return {key: TensorSpec(part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
 
     def tensor(self, key: str) -> np.ndarray:
-        """UserError also where there is too little memory for it."""
+        """Raise UserError also where there is too little memory for it."""
         with self._reading():
             part = self._file.get_slice(key)
             size = TensorSpec(part.get_dtype(), tuple(part.get_shape())).nbytes
@@ -70,7 +70,7 @@ class TensorFile:
 
 @contextmanager
 def opened(path: Path, fix: str = "") -> Iterator[TensorFile]:
-    """Opens a file while the block runs. UserError if it is missing or broken; `fix` says what to do then."""
+    """Open a file while the block runs. Raise UserError if it is missing or broken; `fix` says what to do then."""
     fix = fix or again(path)
     try:
         with reading(f"{path} is missing, truncated or broken", fix):
@@ -85,7 +85,8 @@ def opened(path: Path, fix: str = "") -> Iterator[TensorFile]:
 
 
 def again(path: Path) -> str:
-    """What to do about a broken file. The hub's cache links to it; without its link alone it would be linked again."""
+    """Return what to do about a broken file. The hub's cache links to it; without its link alone it would be linked
+    again."""
     if path.is_symlink() and path.readlink().parent.name == "blobs":
         return f"delete {path.resolve()}, then it is downloaded again"
     return "download it again"

@@ -17,9 +17,9 @@ import numpy as np
 from booth.common.errors import UserError
 from booth.models import ldm_layout, modelspec
 from booth.models.ldm_layout import Configs, Piece
-from booth.models.pipeline import FLOATS, PICKLES, PipelineDir, TensorSpec, Weights, read_specs
+from booth.models.pipeline import FLOATS, PICKLES, PipelineDir, Weights, read_specs
 from booth.models.safetensors_file import HASH, hash_of_tensors
-from booth.models.safetensors_reader import SUFFIX, opened
+from booth.models.safetensors_reader import SUFFIX, TensorSpec, opened
 
 log = logging.getLogger("booth")
 
@@ -103,7 +103,8 @@ class SingleFile(PipelineDir):
         return self._hashes[component]
 
     def verify(self) -> None:
-        """Compares the file's tensors with the hash that it gives for them, if it gives one. UserError if damaged."""
+        """Compare the file's tensors with the hash that it gives for them, if it gives one. Raise UserError if
+        damaged."""
         said = _metadata(self.where).get(HASH, "")
         if not said:
             log.info("%s gives no hash to verify it with", self.where)
@@ -163,7 +164,7 @@ def _recognise(where: str, file: Path, keys: Collection[str]) -> tuple[str, str 
 
 
 def _published(where: str, family: str, prediction: str | None) -> str:
-    """The hub id of the published pipeline that a file has its configs from; UserError if that is not clear."""
+    """Return the hub id of the published pipeline that a file has its configs from; UserError if that is not clear."""
     if family == "sd1":
         prediction = prediction or "epsilon"
     if prediction is None:
@@ -191,7 +192,7 @@ def _config_pipeline(where: str, config: str, open_configs: Callable[[str], Pipe
 
 
 def _check_widths(where: str, configs: Configs, specs: Mapping[str, TensorSpec], config: str) -> None:
-    """UserError if the networks are larger or smaller than those of the configs, or take other inputs."""
+    """Raise UserError if the networks are larger or smaller than those of the configs, or take other inputs."""
     unet, text = configs["unet"], configs["text_encoder"]
     first, context = specs[_FIRST].shape, specs[_CONTEXT].shape if _CONTEXT in specs else ()
     tables = [spec.shape for key, spec in specs.items() if key.endswith("token_embedding.weight")]
@@ -210,7 +211,7 @@ def _check_widths(where: str, configs: Configs, specs: Mapping[str, TensorSpec],
 
 
 def _check_tensor(where: str, key: str, spec: TensorSpec, piece: Piece) -> None:
-    """UserError for a tensor that cannot be taken apart as the layout says; the rest is up to `fit_weights`."""
+    """Raise UserError for a tensor that cannot be taken apart as the layout says; the rest is up to `fit_weights`."""
     if spec.dtype not in FLOATS:
         raise UserError(f"{where}: {key} has type {spec.dtype}, not a float type; use the model without quantization")
     parts = len(piece.names)

@@ -37,7 +37,7 @@ class Tokenizer:
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """int32 [prompts, length]. A longer prompt is cut, with one warning that quotes what was lost.
 
-        UserError for bytes that are not UTF-8.
+        Raise UserError for bytes that are not UTF-8.
         """
         for prompt in prompts:
             if re.search(r"[\ud800-\udfff]", prompt):
@@ -60,7 +60,7 @@ class Tokenizer:
         return len(self._tokenizer)
 
     def ids(self, text: str) -> list[int]:
-        """Those of a text alone, without begin and end."""
+        """Return those of a text alone, without begin and end."""
         with self._explained():
             return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -76,11 +76,11 @@ class Tokenizer:
         self._vocabulary += len(added)
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, new tokens included, as this version of the library does."""
+        """Write tokenizer.json and tokenizer_config.json, new tokens included, as this version of the library does."""
         self._tokenizer.save_pretrained(folder)
 
     def _explained(self) -> AbstractContextManager[None]:
-        """A UserError that names the tokenizer for whatever its libraries raise."""
+        """Return a UserError that names the tokenizer for whatever its libraries raise."""
         return reading(f"{self._path} is broken", "download it again")
 
     def _warn_if_cut(self, prompt: str) -> None:

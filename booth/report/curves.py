@@ -36,7 +36,8 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def chart(title: str, curves: Sequence[Curve], behind: Curve | None = None, *, from_zero: bool = True) -> ET.Element:
-    """A figure of the curves on one scale, which `behind`, drawn pale below them, may leave. Each has a point or more.
+    """Return a figure of the curves on one scale, which `behind`, drawn pale below them, may leave. Each has a point or
+    more.
 
     `from_zero`: the scale begins at 0; else where the curves do.
     """

@@ -16,6 +16,7 @@ import numpy as np
 
 from booth.common.errors import UserError
 from booth.config import values as settings
+from booth.config.changes import changes
 from booth.config.choices import PLACE
 from booth.config.concepts import Concept, class_folder, concepts_of, has_prior
 from booth.config.sources import EMBEDDED
@@ -76,7 +77,7 @@ class Report:
         return (1 + has_prior(self.config)) * self.config.train.batch_size
 
     def pictures(self, kind: Literal["instance", "prior"]) -> int:
-        """How many there are of all concepts."""
+        """Return how many there are of all concepts."""
         return sum(len(album.captions) for album in self.albums if album.kind == kind)
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +92,7 @@ class Report:
     @property
     def changed(self) -> dict[str, tuple[Any, Any]]:
         """{name: (default, value)} of the settings that are not as they come."""
-        return settings.changes(settings.flatten(settings.default_config()), self.fields)
+        return changes(settings.flatten(settings.default_config()), self.fields)
 
     @property
     def origins(self) -> dict[str, dict[str, str]]:
@@ -147,7 +148,7 @@ class Report:
 
 
 def gather(run: Path) -> Report:
-    """Reads a run folder. UserError if it is none, or its config.json or manifest.json are damaged."""
+    """Read a run folder. Raise UserError if it is none, or its config.json or manifest.json are damaged."""
     record = read_record(run)
     config = _config(record)
     manifest = read_manifest(run / MANIFEST) if (run / MANIFEST).is_file() else {}
@@ -169,7 +170,7 @@ def gather(run: Path) -> Report:
 
 
 def _config(record: Record) -> Any:
-    """The run's config; what another version recorded and this one does not know is passed over."""
+    """Return the run's config; what another version recorded and this one does not know is passed over."""
     config = settings.default_config()
     for name, value in record.config.items():
         try:
@@ -205,7 +206,7 @@ def _named(names: Mapping[str, str], within: str) -> dict[str, str]:
 
 
 def _photo_folder(source: Path, photos: Mapping[str, str]) -> Path:
-    """Where photos are: `instance.images`, or if that is a dataset where this machine has unpacked it."""
+    """Return where photos are: `instance.images`, or if that is a dataset where this machine has unpacked it."""
     name, sha256 = next(iter(photos.items()), ("", ""))
     for folder in () if not name or (source / name).is_file() else cache_folder().glob("*"):
         file = folder / name

@@ -20,7 +20,7 @@ _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 
 def check_name(name: str) -> None:
-    """UserError if a repository cannot have this name."""
+    """Raise UserError if a repository cannot have this name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -33,7 +33,8 @@ def check_name(name: str) -> None:
 
 
 def check_access(name: str) -> None:
-    """Asks the hub once whose the token is. UserError if there is none, or it may not write to this owner's models."""
+    """Ask the hub once whose the token is. Raise UserError if there is none, or it may not write to this owner's
+    models."""
     from huggingface_hub import HfApi
 
     with explained(name):
@@ -52,7 +53,7 @@ def check_access(name: str) -> None:
 
 
 def _may_write(token: Mapping[str, Any]) -> bool:
-    """A fine-grained token may write somewhere; whether it may here, the hub knows."""
+    """Return a fine-grained token may write somewhere; whether it may here, the hub knows."""
     role = token.get("role")
     scopes = token.get("fineGrained", {}).get("scoped", [])
     return role != "read" and (role != "fineGrained" or any("repo.write" in scope["permissions"] for scope in scopes))
@@ -68,10 +69,10 @@ def push(
     public: bool,
     replace: bool,
 ) -> str:
-    """Makes the repository unless it is there, and one commit with these files; returns the address of its page.
+    """Make the repository unless it is there, and one commit with these files; return the address of its page.
 
-    A repository with other content has to have the text `mark` in its card, or `replace` deletes what else is in it.
-    Of the same mark, what is in `own_folders` and not among the files is deleted. UserError for whatever goes wrong.
+    A repository with other content has to have the text `mark` in its card, or `replace` deletes what else is in it. Of
+    the same mark, what is in `own_folders` and not among the files is deleted. Raise UserError for whatever goes wrong.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -108,7 +109,7 @@ def _card_has(api: Any, name: str, commit: str | None, mark: str) -> bool:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turns what huggingface_hub and its transports raise while it pushes into one line that says what to do."""
+    """Turn what huggingface_hub and its transports raise while it pushes into one line that says what to do."""
     try:
         yield
     except Exception as error:  # every transport has its own kinds
@@ -148,7 +149,7 @@ def _explanation(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What the hub said, or else the first line; a validator's says what is wrong in the lines after it."""
+    """Return what the hub said, or else the first line; a validator's says what is wrong in the lines after it."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError) and error.server_message:

@@ -26,7 +26,7 @@ def element(tag: str, *content: Content, **attributes: object) -> ET.Element:
 
 
 def shortened(text: str) -> str:
-    """The beginning of what nobody will read to its end."""
+    """Return the beginning of what nobody will read to its end."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

@@ -52,7 +52,7 @@ def card(report: Report, shown: Shown, run_id: str) -> str:
 
 
 def prompts_of(report: Report) -> list[str]:
-    """Those of previews and of this card, the subject's first."""
+    """Return those of previews and of this card, the subject's first."""
     config = report.config
     captions = report.manifest.get("captions", {})
     taught = instance_prompts(config) or [str(caption) for caption in list(captions.values())[:1]]
@@ -176,5 +176,5 @@ def _code(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string of Python."""
+    """Return a string of Python."""
     return json.dumps(text, ensure_ascii=False)

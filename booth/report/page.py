@@ -46,7 +46,7 @@ if (slider) {
 
 
 def page(report: Report) -> str:
-    """The whole document."""
+    """Return the whole document."""
     template = (Path(__file__).parent / "report_template.html").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     sections = (_head, _before_after, _previews, _curves, _evaluation, _albums, _settings, _model, _files, _commands)

@@ -28,7 +28,7 @@ THUMBNAIL, THUMBNAILS = Limits((256, 256), 24_000), 36
 
 
 def linked(report: Report, path: Path, limits: Limits, said: str) -> ET.Element:
-    """A picture of the run folder, which leads to its full size."""
+    """Return a picture of the run folder, which leads to its full size."""
     name = path.relative_to(report.path).as_posix()
     image = _image(path, limits, said)
     return element("a", f"{name} cannot be read." if image is None else image, href=quote(name))

@@ -16,7 +16,8 @@ PAGE = "report.html"
 
 
 def write(run: Path) -> Path:
-    """Writes the page of the run in a folder, which need not be finished. UserError if it is none, or is damaged."""
+    """Write the page of the run in a folder, which need not be finished. Raise UserError if it is none, or is
+    damaged."""
     write_text(run / PAGE, page(gather(run)))
     return run / PAGE
 

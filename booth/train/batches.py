@@ -13,7 +13,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from booth.common import randomness
-from booth.data.views import Size, View
+from booth.data.images import Size
+from booth.data.views import View
 from booth.diffusion.backend import Batch
 from booth.diffusion.schedule import NoiseSchedule
 
@@ -86,7 +87,7 @@ class Batches:
         return tuple(Bucket(size, order) for size, order in places.items())
 
     def __call__(self, step: int, learning_rate: Mapping[str, float], wanted: Set[int] | None = None) -> Batch:
-        """The batch of update number `step` (0 for the first): batch_size rows of each kind, instances first.
+        """Return the batch of update number `step` (0 for the first): batch_size rows of each kind, instances first.
 
         Latents and noise, which take the time, are made of the `wanted` rows only (None: all); the others' are 0.
         """
@@ -137,7 +138,7 @@ class Batches:
         )
 
     def _timestep_weight(self, timestep: np.ndarray) -> np.ndarray:
-        """What a timestep counts, [rows]: all 1 by default."""
+        """Return what a timestep counts, [rows]: all 1 by default."""
         if self.debiased_estimation:
             return self.schedule.debiased_weight(timestep)
         return self.schedule.min_snr_weight(timestep, self.min_snr_gamma)
@@ -151,11 +152,11 @@ class Batches:
         return noise
 
     def _view(self, step: int, row: int, image: TrainingImage) -> View:
-        """Which view of its image a row shows."""
+        """Return which view of its image a row shows."""
         return image.views[int(randomness.generator(self.seed, "view", step, row).integers(len(image.views)))]
 
     def _latents(self, step: int, row: int, view: View) -> np.ndarray:
-        """A sample of the VAE posterior, shifted and scaled: float32 [h, w, c]."""
+        """Return a sample of the VAE posterior, shifted and scaled: float32 [h, w, c]."""
         mean, std = self.moments[view]
         # A stream of its own: the posterior sample and the diffusion noise must not be the same numbers.
         sample = mean + std * randomness.normal(self.seed, "posterior", step, row, mean.shape)
@@ -174,13 +175,13 @@ class Batches:
         return number, cycle * counts[number] + int(np.count_nonzero(order[:position] == number))
 
     def _place(self, bucket: int, kind: RowKind, position: int) -> int:
-        """Which image of its kind is at a position of the endless row of a bucket's epochs."""
+        """Return which image of its kind is at a position of the endless row of a bucket's epochs."""
         order = self.buckets[bucket].order[kind]
         epoch, rest = divmod(position, len(order))
         return order[int(_order(self.seed, kind, bucket, len(order), epoch)[rest])]
 
     def _prompt(self, step: int, row: int, image: TrainingImage) -> int:
-        """Which of `prompts` a row is trained with."""
+        """Return which of `prompts` a row is trained with."""
         draw = randomness.generator(self.seed, "caption", step, row)
         if image.caption_dropout and draw.random() < image.caption_dropout:
             return self.no_prompt
@@ -192,18 +193,18 @@ class Batches:
 
 @lru_cache(maxsize=256)
 def _order(seed: int, kind: RowKind, bucket: int, count: int, epoch: int) -> np.ndarray:
-    """The order of a bucket's images in an epoch; kinds of different sizes have epochs of different lengths."""
+    """Return the order of a bucket's images in an epoch; kinds of different sizes have epochs of different lengths."""
     return randomness.generator(seed, f"{kind} order", epoch, bucket).permutation(count)
 
 
 @lru_cache(maxsize=8)
 def _bucket_order(seed: int, counts: tuple[int, ...], cycle: int) -> np.ndarray:
-    """Which bucket each step of a cycle is of."""
+    """Return which bucket each step of a cycle is of."""
     return randomness.generator(seed, "bucket order", cycle).permutation(np.repeat(np.arange(len(counts)), counts))
 
 
 def made_ahead(make: Callable[[int], Batch], start: int, stop: int, depth: int = 3) -> Iterator[tuple[int, Batch]]:
-    """Yields (step, make(step)) in order while a thread works up to `depth` batches ahead."""
+    """Yield (step, make(step)) in order while a thread works up to `depth` batches ahead."""
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
     try:
         pending = deque(pool.submit(make, step) for step in range(start, min(start + depth, stop)))

@@ -16,7 +16,8 @@ from booth.common import disk_space
 from booth.common.disk_space import readable
 from booth.common.errors import ENDS, UserError, reading, said_by
 from booth.common.files import STAGING_PREFIX, publish, remove, rename
-from booth.config.values import is_remote, trained_networks
+from booth.config.trained import trained_networks
+from booth.config.values import is_remote
 from booth.diffusion.backend import Backend
 from booth.diffusion.optimizers import state_bytes
 from booth.models.adapters import adapter_of
@@ -68,7 +69,7 @@ class Checkpoints:
         self._in_bucket = is_remote(str(folder))
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending."""
+        """Return the steps that have a checkpoint, ascending."""
         named = [(_STEP.match(path.name), path) for path in self.folder.iterdir()] if self.folder.is_dir() else []
         whole = [match for match, path in named if match and (not self._in_bucket or (path / _RECORD).exists())]
         return sorted(int(match[1]) for match in whole)
@@ -77,7 +78,8 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
     def find(self, step: int | None = None) -> int | None:
-        """The step asked for, else the newest, else None. UserError if it is not there or of another run."""
+        """Return the step asked for, else the newest, else None. Raise UserError if it is not there or of another
+        run."""
         steps = self.steps()
         if step is None and not steps:
             return None
@@ -97,7 +99,7 @@ class Checkpoints:
         return step
 
     def identity(self, step: int) -> str:
-        """What tells this checkpoint from another that the same run has, or had, at this step.
+        """Return what tells this checkpoint from another that the same run has, or had, at this step.
 
         By its record, which has the hashes of its files; in a bucket, where it has none, by the time of that too.
         """
@@ -106,9 +108,9 @@ class Checkpoints:
         return hashlib.sha256(record.read_bytes() + written).hexdigest()
 
     def save(self, backend: Backend, state: Any, step: int, keep: int) -> None:
-        """Writes the checkpoint of a step, then deletes all but the newest `keep`: never the other way round.
+        """Write the checkpoint of a step, then deletes all but the newest `keep`: never the other way round.
 
-        UserError if it cannot be written, before anything is if the disk has too little space.
+        Raise UserError if it cannot be written, before anything is if the disk has too little space.
         """
         if not self._in_bucket:
             disk_space.require(
@@ -159,7 +161,8 @@ class Checkpoints:
             remove(doomed)
 
     def restore(self, backend: Backend, state: Any, step: int) -> Any:
-        """The state saved at a step, as `Backend.restore` has it. UserError if its files are damaged or unfit."""
+        """Return the state saved at a step, as `Backend.restore` has it. Raise UserError if its files are damaged or
+        unfit."""
         wanted = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8")).get("sha256") or {}
         here = self._hashes(self.path(step)) if wanted else {}
         if changed := sorted(name for name, sha256 in wanted.items() if here.get(name) != sha256):
@@ -181,7 +184,7 @@ class Checkpoints:
             ) from error
 
     def names(self, backend_class: type[Backend], step: int) -> Collection[str]:
-        """Of the trainable tensors that are saved at a step. UserError if they cannot be read."""
+        """Of the trainable tensors that are saved at a step. Raise UserError if they cannot be read."""
         path = self.path(step)
         with reading(f"checkpoint {path} cannot be read", "put it back from a copy, or take an older one"):
             return backend_class.saved_names(path)
@@ -209,7 +212,7 @@ class Checkpoints:
         )
 
     def set_aside_after(self, step: int) -> None:
-        """Moves newer checkpoints out of the way, so that the run goes on from `step`; deletes nothing."""
+        """Move newer checkpoints out of the way, so that the run goes on from `step`; deletes nothing."""
         for newer in (found for found in self.steps() if found > step):
             target, number = self.folder / f"superseded-{newer:06d}", 1
             while target.exists():

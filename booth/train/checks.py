@@ -10,8 +10,9 @@ from booth.common.disk_space import Need
 from booth.config.auto import with_numbers
 from booth.config.concepts import concepts_of
 from booth.config.sources import DATASET, MODEL
+from booth.config.trained import trained_networks
 from booth.config.validation import validate_updates
-from booth.config.values import is_remote, trained_networks
+from booth.config.values import is_remote
 from booth.data.input_rules import validate
 from booth.data.inputs import Inputs, check_class_images, check_inputs
 from booth.diffusion.backend import Backend

@@ -24,7 +24,7 @@ from booth.config.values import get
 from booth.data import pictures
 from booth.data.class_image_files import _OURS, RECIPE, own_images, to_make
 from booth.data.image_file import load_image
-from booth.data.views import Size
+from booth.data.images import Size
 from booth.diffusion.backend import Backend
 from booth.diffusion.sampling import ImageRequest, Sampler
 
@@ -43,14 +43,13 @@ def class_images(
     weights: Mapping[str, str],
     recorded: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Path]:
-    """The `prior.count` images to train on, generated as far as they are missing: existing ones are used first.
+    """Return the `prior.count` images to train on, generated as far as they are missing: existing ones are used first.
 
     `shares`: how many instance images there are of each size; class images come in the same proportions, at least one
     of each size. `models` must be the untouched base, `weights` has the sha256 of each of its networks. `recorded`: the
-    sha256 of those that the run has trained with, by the names of the files, wherever the folder is now.
+    sha256 of those that the run has trained with, by the names of the files, wherever the folder is now. Raise
     UserError if the folder's images were made for another prompt, base or size, or are too few for all sizes; also if
-    one of the user's own, which cannot be made again, is not there any more.
-    """
+    one of the user's own, which cannot be made again, is not there any more."""
     recipe = {
         "resolution": config.data.resolution,
         **{name.partition(".")[2]: get(config, name) for name in RECIPE},
@@ -104,7 +103,7 @@ def _missing(files: Sequence[Path]) -> set[int]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which runs that share it wait for; then removes what a crash left there."""
+    """Hold the folder's lock, which runs that share it wait for; then remove what a crash left there."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock")
     try:
@@ -121,7 +120,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _check_recipe(folder: Path, recipe: Mapping[str, Any], made: Sequence[Path], recorded: Mapping[str, str]) -> bool:
-    """Whether the folder's manifest says that images we made are of this recipe; UserError if they are of another.
+    """Return whether the folder's manifest says that images we made are of this recipe; UserError if they are of
+    another.
 
     Where it is lost, they are still known if a run has recorded their hashes: then it is to be written again.
     """

@@ -40,7 +40,7 @@ def feed(backend: Backend, config: Any, batches: Batches, start: int, stop: int)
 
 @contextmanager
 def leading(hosts: Hosts | None) -> Iterator[None]:
-    """Tells the others how the block ended, so that they end too."""
+    """Tell the others how the block ended, so that they end too."""
     try:
         yield
     except BaseException as error:
@@ -71,7 +71,7 @@ class Leader:
     """The backend of the leader: what it does, all do."""
 
     def __init__(self, backend: Backend, hosts: Hosts, config: Any, checkpoints: Path) -> None:
-        """UserError if the others do not see the checkpoint folder, which all write to."""
+        """Raise UserError if the others do not see the checkpoint folder, which all write to."""
         self._backend, self._hosts = backend, hosts
         self.name, self.survives_out_of_memory = backend.name, backend.survives_out_of_memory
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ class Leader:
         self._hosts.send((call, *arguments))
 
     def _all(self, call: str, *arguments: Any, here: Callable[[], Any] = lambda: None) -> Any:
-        """The call on every host: `here` on this one. UserError if it failed on another."""
+        """Return the call on every host: `here` on this one. Raise UserError if it failed on another."""
         self.announce(call, *arguments)
         result = here()
         failures = [(index, failure) for index, failure in enumerate(self._hosts.confirmed(), start=1) if failure]
@@ -103,11 +103,11 @@ class Leader:
 
     @staticmethod
     def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None) -> Any:
-        """The same."""
+        """Return the same."""
 
     @staticmethod
     def saved_names(folder: Path) -> Collection[str]:
-        """The same."""
+        """Return the same."""
         return ()
 
     @staticmethod
@@ -249,7 +249,7 @@ _UNCONFIRMED = ("feed", "train_step", "tensors")
 
 
 def follow(backend_class: type[Backend], hosts: Hosts) -> None:
-    """Does what the leader says until it ends. UserError with the leader's word if it ended for an error."""
+    """Does what the leader says until it ends. Raise UserError with the leader's word if it ended for an error."""
     log.info("host %d of %d: follows host 0", hosts.index, hosts.count)
     with StopRequest() as request:
         message = _obey(_Follower(backend_class, hosts, request), hosts)

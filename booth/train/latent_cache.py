@@ -25,9 +25,8 @@ def moments(
     """{view: float32 [2, h, w, c], mean and standard deviation}; encodes what the folder does not hold yet.
 
     Views of one size are encoded together. View i of a size always sits in slot i % batch_size of a full batch, so an
-    interrupted run continues to the same bits. UserError if the VAE gives something that is not finite, or if the disk
-    is full.
-    """
+    interrupted run continues to the same bits. Raise UserError if the VAE gives something that is not finite, or if the
+    disk is full."""
     views = sorted(views, key=lambda view: view.size)  # which leaves those of one size in their order
     files = [folder / f"{_key(view, vae_hash)}.npz" for view in views]
     groups = _groups(views, batch_size)
@@ -49,7 +48,7 @@ def moments(
 
 
 def _groups(views: Sequence[View], batch_size: int) -> list[range]:
-    """Places of views that follow each other and have one size, in batches."""
+    """Place of views that follow each other and have one size, in batches."""
     groups, first = [], 0
     for _, same in groupby(views, key=lambda view: view.size):
         stop = first + len(list(same))
@@ -66,7 +65,7 @@ def _packed(array: np.ndarray) -> bytes:
 
 
 def _read(file: Path) -> np.ndarray | None:
-    """A file's moments; None if it is not there, or damaged."""
+    """Return a file's moments; None if it is not there, or damaged."""
     try:
         with np.load(file) as content:
             moments: np.ndarray = content["moments"]

@@ -7,11 +7,11 @@ import math
 from typing import Any
 
 from booth.config.fields import AUTO
-from booth.config.values import rate_groups
+from booth.config.trained import rate_groups
 
 
 def learning_rates(config: Any, step: int) -> dict[str, float]:
-    """The rate of each trained component, and of new tokens, in update number `step` (0 for the first)."""
+    """Return the rate of each trained component, and of new tokens, in update number `step` (0 for the first)."""
     train = config.train
     factor = schedule_factor(config, step)
     own = train.text_encoder_learning_rate
@@ -24,7 +24,8 @@ def learning_rates(config: Any, step: int) -> dict[str, float]:
 
 
 def schedule_factor(config: Any, step: int) -> float:
-    """What the peak learning rates are multiplied with: up from 0 during warmup, then down to the last update."""
+    """Return what the peak learning rates are multiplied with: up from 0 during warmup, then down to the last
+    update."""
     train = config.train
     warmup, rest = train.lr_warmup_steps, train.steps - train.lr_warmup_steps
     if step < warmup:

@@ -28,7 +28,7 @@ _DIVERGED = (
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics.jsonl; a line cut off by a crash is left out.
+    """Return all complete lines of a metrics.jsonl; a line cut off by a crash is left out.
 
     A metric is a number, or None where a skipped update's was not finite.
     """
@@ -56,9 +56,9 @@ class Recorder:
         self._block_began = time.perf_counter()
 
     def record(self, step: int, learning_rate: Mapping[str, Any], metrics: dict[str, Any]) -> None:
-        """Takes a step's learning rate of each trained component and its metrics, which are still on the device.
+        """Take a step's learning rate of each trained component and its metrics, which are still on the device.
 
-        Reads a whole block when `log.every_steps` have come together.
+        Read a whole block when `log.every_steps` have come together.
         """
         rates = {
             "learning_rate" if component == "unet" else f"{component}_learning_rate": float(rate)
@@ -72,11 +72,10 @@ class Recorder:
             self.flush(but=1)  # the device has the newest step to do while the host reads the others
 
     def flush(self, but: int = 0) -> None:
-        """Waits for all pending steps `but` the newest and writes them.
+        """Wait for all pending steps `but` the newest and writes them.
 
-        UserError if too many updates in a row were skipped, since their loss or gradients were not finite, or if the
-        disk is full.
-        """
+        Raise UserError if too many updates in a row were skipped, since their loss or gradients were not finite, or if
+        the disk is full."""
         block, self._pending = self._pending[: len(self._pending) - but], self._pending[len(self._pending) - but :]
         if not block:
             return
@@ -128,7 +127,7 @@ class Recorder:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Reads what is pending first; what the block does (saving, sampling) does not count as training time."""
+        """Read what is pending first; what the block does (saving, sampling) does not count as training time."""
         self.flush()
         yield
         self._block_began = time.perf_counter()

@@ -11,14 +11,14 @@ from booth.common.disk_space import Need
 from booth.common.file_names import printable
 from booth.common.progress import progress
 from booth.config.concepts import class_folder
-from booth.config.values import trains_text
+from booth.config.trained import trains_text
 from booth.data import class_image_files, images
 from booth.data.captions import variants
 from booth.data.image_folder import find_images
-from booth.data.images import Example
+from booth.data.images import Example, Size
 from booth.data.inputs import Inputs, as_trained
 from booth.data.masks import loss_weights
-from booth.data.views import Size, View, covering, views
+from booth.data.views import View, covering, views
 from booth.diffusion.backend import Backend
 from booth.diffusion.sampling import context_of, latent_shape
 from booth.diffusion.schedule import noise_schedule
@@ -88,7 +88,7 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
 
 
 def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
-    """What class images and VAE moments will take, as far as they are not there yet; at most."""
+    """Return what class images and VAE moments will take, as far as they are not there yet; at most."""
     settings, images = config.data, len(inputs.instances)
     pixels = max(width * height for width, height in inputs.used_sizes)
     counts = {
@@ -110,7 +110,7 @@ def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
 
 
 def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> list[Example]:
-    """The class images of all concepts, made where they are missing."""
+    """Return the class images of all concepts, made where they are missing."""
     examples, weights, recorded = [], inputs.weights, run.recorded("class images")
     for place, concept in enumerate(inputs.concepts):
         if concept.has_prior:
@@ -162,7 +162,7 @@ def _loss_weights(inputs: Inputs, view: View) -> np.ndarray:
 
 
 def _captions(inputs: Inputs, example: Example) -> list[str]:
-    """All that an image may be trained with."""
+    """Return all that an image may be trained with."""
     config = inputs.concepts[example.concept].config
     shuffled = config.instance.shuffled_captions if example.kind == "instance" else 0
     return variants(example.caption, shuffled, config.instance.kept_tags, config.train.seed, example.sha256)

@@ -64,7 +64,7 @@ class Previews:
         return self.run.samples / f"step-{done:06d}.png"
 
     def base_images(self, models: Any) -> list[np.ndarray]:
-        """What the untouched base makes of all requests, uint8 [h, w, 3] each.
+        """Return what the untouched base makes of all requests, uint8 [h, w, 3] each.
 
         Kept in RUN/samples/base, so that a resumed run has them: only what is missing there is made.
         """
@@ -93,7 +93,7 @@ class Previews:
         log.info("before and after written to %s", path)
 
     def _square(self, view: View) -> View:
-        """The view if it has the size of the other pictures, else the middle of its image."""
+        """Return the view if it has the size of the other pictures, else the middle of its image."""
         square = (self.config.data.resolution, self.config.data.resolution)
         return view if view.size == square else views(view.example, square, "center", 1, flip=False, seed=0)[0]
 

@@ -28,9 +28,8 @@ def find_start(
 ) -> Start:
     """From the newest checkpoint, or from that of `from_step`.
 
-    UserError if that is older than what was saved, unless `from_step` says that this is meant: to go on from it would
-    replace what is finished by something shorter.
-    """
+    Raise UserError if that is older than what was saved, unless `from_step` says that this is meant: to go on from it
+    would replace what is finished by something shorter."""
     step = checkpoints.find(from_step) or 0
     before = exported_step(exported)
     whole = exported_step(exported, config.export.precision) is not None and _is_whole(run, exported, config)
@@ -48,13 +47,13 @@ def find_start(
 
 
 def _saved(run: RunDir, exported: int | None) -> int:
-    """The newest step that is known to have been saved; of a run of an older version, that did not note it, what its
-    export says."""
+    """Return the newest step that is known to have been saved; of a run of an older version, that did not note it, what
+    its export says."""
     return (exported or 0) if run.saved is None else run.saved
 
 
 def _is_whole(run: RunDir, exported: Path, config: Any) -> bool:
-    """Whether all is there that a finished run leaves."""
+    """Return whether all is there that a finished run leaves."""
     if not all((run.tokens / name).is_file() for name in file_names(new_tokens(config))):
         return False
     if exported == run.lora:

@@ -22,7 +22,6 @@ import platform
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,9 @@ import filelock
 from booth.common.errors import UserError
 from booth.common.files import STAGING_PREFIX, remove, write_text
 from booth.config import values as settings
+from booth.config.changes import changes
 from booth.config.sources import Kind
+from booth.train.ownership import CLAIM, check_ours, owner, same_run, strangers
 from booth.train.run_record import (
     CONFIG,
     MANIFEST,
@@ -39,7 +40,6 @@ from booth.train.run_record import (
     RUN,
     SETTINGS,
     Manifest,
-    Record,
     find_record,
     read_manifest,
     written_config,
@@ -47,13 +47,10 @@ from booth.train.run_record import (
 
 log = logging.getLogger("booth")
 
-_JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # what desktops put into a folder that is only looked at
-_CLAIM = ".run-id"
-
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of the run in a folder; UserError if another process does."""
+    """Hold the lock of the run in a folder; UserError if another process does."""
     try:
         # The operating system drops the lock with its process, so a crash leaves nothing to clean up.
         with filelock.FileLock(path / ".lock", timeout=0):
@@ -68,7 +65,7 @@ class RunDir:
     def __init__(self, path: Path, backend: str, config: Any, meant: Collection[str] | None) -> None:
         self.path = path
         self._flat = json.loads(json.dumps(settings.flatten(config)))  # tuples become lists, as they come back
-        self._before = _same_run(path, backend, self._flat, meant)
+        self._before = same_run(path, backend, self._flat, meant)
         self._backend = backend
         self.id = self._before.run_id if self._before else uuid.uuid4().hex
         self.class_images = path / "class_images"
@@ -88,13 +85,13 @@ class RunDir:
     def open(
         cls, workdir: str | Path, backend: str, config: Any, meant: Collection[str] | None = None
     ) -> Iterator["RunDir"]:
-        """Creates the folder, or takes up the same run again; holds its lock until the block ends.
+        """Create the folder, or take up the same run again; hold its lock until the block ends.
 
         `meant`: the fields whose change is meant, of those that change what a run becomes; None: all that may change.
-        UserError for a folder of another run, a folder that is no run, and a run that is training right now.
+        Raise UserError for a folder of another run, a folder that is no run, and a run that is training right now.
         """
         path = Path(workdir).expanduser()
-        _check_ours(path)
+        check_ours(path)
         path.mkdir(parents=True, exist_ok=True)
         with locked(path):
             run = cls(path, backend, config, meant)
@@ -117,14 +114,14 @@ class RunDir:
         return record.saved if record else 0
 
     def record_saved(self, step: int) -> None:
-        """Notes the step that the run would go on from. What is not there later on was lost, and not never made."""
+        """Note the step that the run would go on from. What is not there later on was lost, and not never made."""
         manifest = self._manifest()
         if manifest[RUN].get("saved") != step:
             self._write_manifest({**manifest, RUN: {**manifest[RUN], "saved": step}})
 
     def record_changes(self) -> None:
-        """Brings the record up to date with fields that changed; for when nothing can refuse the run any more."""
-        changed = settings.changes(self._before.config, self._flat) if self._before else {}
+        """Bring the record up to date with fields that changed; for when nothing can refuse the run any more."""
+        changed = changes(self._before.config, self._flat) if self._before else {}
         for name, (old, new) in changed.items():
             log.warning("resuming with %s=%r (was %r)", name, new, old)
         self._say_what_was_edited()
@@ -135,7 +132,7 @@ class RunDir:
         written = written_config(self.path)
         if not self._before or not written:
             return
-        recorded, now = settings.changes(written, self._before.config), settings.changes(written, self._flat)
+        recorded, now = changes(written, self._before.config), changes(written, self._flat)
         if edited := [f"{name}={now[name][1]!r}, not {now[name][0]!r}" for name in recorded if name in now]:
             log.warning("%s is put right, as what was edited there was not given: %s", self.path / CONFIG,
                         ", ".join(edited))  # fmt: skip
@@ -159,24 +156,24 @@ class RunDir:
         write_text(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
     def _check_owner(self) -> None:
-        """UserError if the checkpoint folder is not this run's to write to and to delete from."""
-        name, owner = f"checkpoint.dir={str(self.checkpoints)!r}", _owner(self.checkpoints)
-        if owner is not None:
-            if owner != self.id:
+        """Raise UserError if the checkpoint folder is not this run's to write to and to delete from."""
+        name, found = f"checkpoint.dir={str(self.checkpoints)!r}", owner(self.checkpoints)
+        if found is not None:
+            if found != self.id:
                 raise UserError(f"{name} holds checkpoints of another run; give an empty folder")
         elif self._elsewhere and (self.metrics.exists() if self.saved is None else self.saved):
             raise UserError(
                 f"{name} does not hold this run's checkpoints; put them there (is its disk mounted?), or give the"
                 " checkpoint.dir that does"
             )
-        elif self._elsewhere and _strangers(self.checkpoints):
+        elif self._elsewhere and strangers(self.checkpoints):
             raise UserError(f"{name} holds other files than this run's checkpoints; give a new or empty folder")
 
     def _claim(self) -> None:
-        """Marks a checkpoint folder outside the run folder as this run's; of two runs at once, one gets it."""
+        """Mark a checkpoint folder outside the run folder as this run's; of two runs at once, one gets it."""
         if self._elsewhere:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            claim = self.checkpoints / _CLAIM
+            claim = self.checkpoints / CLAIM
             if settings.is_remote(str(claim)):
                 if not claim.exists():
                     claim.write_bytes(self.id.encode())
@@ -186,7 +183,7 @@ class RunDir:
             self._check_owner()
 
     def check_manifest(self, inputs: Mapping[str, Mapping[str, str]], may_grow: bool = False) -> None:
-        """Records what the run is made from, or compares it with what the run began with. UserError if it changed.
+        """Record what the run is made from, or compares it with what the run began with. Raise UserError if it changed.
 
         `may_grow`: only what was there and is there is compared, and what is new is recorded.
         """
@@ -205,11 +202,11 @@ class RunDir:
             self._write_manifest(after)
 
     def recorded(self, name: str) -> dict[str, str]:
-        """What `check_manifest` has recorded under a name, if anything."""
+        """Return what `check_manifest` has recorded under a name, if anything."""
         return self._manifest().get(name, {})
 
     def record_origin(self, kind: Kind, origin: Mapping[str, str]) -> None:
-        """Notes where a hub model or dataset came from ({}: it is none) in manifest.json.
+        """Note where a hub model or dataset came from ({}: it is none) in manifest.json.
 
         Unlike what `check_manifest` holds it may change: what must stay the same is in the content's hashes.
         """
@@ -219,87 +216,12 @@ class RunDir:
 
 
 def checkpoint_folder(workdir: Path, checkpoint_dir: str) -> Path:
-    """Where a run's checkpoints are: in the run folder, or where `checkpoint.dir` says, a bucket too."""
+    """Return where a run's checkpoints are: in the run folder, or where `checkpoint.dir` says, a bucket too."""
     if settings.is_remote(checkpoint_dir):
         from etils import epath  # comes with Orbax, as do checkpoints in a bucket
 
         return epath.Path(checkpoint_dir)
     return Path(checkpoint_dir) if checkpoint_dir else workdir / "checkpoints"
-
-
-def _check_ours(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--workdir {path} is a file; give a folder")
-    # A run that was killed before it wrote its record left these.
-    if _strangers(path, ".lock", STAGING_PREFIX + MANIFEST, STAGING_PREFIX + CONFIG) and not _is_run(path):
-        raise UserError(f"--workdir {path} holds other files and is no run folder; give a new or empty folder")
-
-
-def _is_run(path: Path) -> bool:
-    if (path / CONFIG).is_file():
-        return True
-    try:
-        return find_record(path) is not None
-    except UserError:  # a manifest.json of something else
-        return False
-
-
-def _owner(folder: Path) -> str | None:
-    """The id of the run whose checkpoints are in a folder: by its mark, or else by one of them; None if it has none."""
-    if (folder / _CLAIM).is_file():
-        return str((folder / _CLAIM).read_text(encoding="utf-8"))
-    for record in folder.glob("step-*/checkpoint.json") if folder.is_dir() else ():
-        with suppress(KeyError, OSError, RecursionError, TypeError, ValueError):  # damaged: another may tell
-            return str(json.loads(record.read_text(encoding="utf-8"))["run_id"])
-    return None
-
-
-def _strangers(path: Path, *ours: str) -> bool:
-    """Whether a folder holds anything else than `ours` and what desktops and locks leave everywhere."""
-    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-    return any(name not in _JUNK.union(ours) and not name.startswith(".filelock-") for name in names)
-
-
-def _same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Collection[str] | None) -> Record | None:
-    """The record of the run in a folder, if there is one; UserError if that is another run than this."""
-    before = find_record(workdir)
-    if before is None:
-        return None
-    if before.backend != backend:
-        raise UserError(f"--workdir {workdir} is a run of {before.backend}booth; give {backend}booth another one")
-    # A field that came with a newer version had its default before.
-    defaults = json.loads(json.dumps(settings.flatten(settings.default_config())))
-    before = replace(before, config={**defaults, **before.config})
-    changed = settings.changes(before.config, config)
-    fixed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items() if not settings.may_change(name)]
-    if fixed:
-        raise UserError(
-            f"--workdir {workdir} belongs to another run: {'; '.join(fixed)};"
-            " restore these values, or choose another --workdir"
-        )
-    asked = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items()
-             if meant is not None and name not in meant and settings.must_be_meant(name)]  # fmt: skip
-    if asked:
-        raise UserError(
-            f"--workdir {workdir} began with other values: {'; '.join(asked)}; put them back, or say that the new ones"
-            " are meant, with --config.NAME=VALUE or for all of them with --accept-changes"
-        )
-    if (workdir / MANIFEST).is_file():
-        return before
-    if not _has_trained(workdir):
-        return None  # a config.json alone, which may be another run's copied here: it begins now, with an id of its own
-    if meant is not None:
-        raise UserError(
-            f"--workdir {workdir} has no {MANIFEST} any more, which says what the run was made from; put it back from a"
-            " copy, or if photos, model and settings are still the same give --accept-changes"
-        )
-    log.warning("%s is gone: photos and model are taken for what the run began with", workdir / MANIFEST)
-    return before
-
-
-def _has_trained(workdir: Path) -> bool:
-    """Whether a run has come so far that it must have had a manifest."""
-    return any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "pipeline", "lora"))
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from booth.common.errors import UserError
 from booth.config import values as settings
+from booth.config.changes import of_record
 from booth.config.sources import DATASET, MODEL, Kind
 
 CONFIG, MANIFEST = "config.json", "manifest.json"
@@ -32,7 +33,8 @@ class Record:
 
 
 def find_record(workdir: Path) -> Record | None:
-    """What the run in a folder was begun with; None where none has begun. UserError for a folder of something else."""
+    """Return what the run in a folder was begun with; None where none has begun. Raise UserError for a folder of
+    something else."""
     manifest = read_manifest(workdir / MANIFEST) if (workdir / MANIFEST).is_file() else {}
     if RUN in manifest:
         try:
@@ -40,7 +42,7 @@ def find_record(workdir: Path) -> Record | None:
             return Record(
                 str(run["backend"]),
                 str(run["id"]),
-                settings.of_record(config),
+                of_record(config),
                 int(run["saved"]) if "saved" in run else None,
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -49,15 +51,16 @@ def find_record(workdir: Path) -> Record | None:
         return None
     try:
         record = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
-        return Record(record["backend"], record["run_id"], settings.of_record(record["config"]))
+        return Record(record["backend"], record["run_id"], of_record(record["config"]))
     except (KeyError, RecursionError, TypeError, ValueError) as error:  # other keys, no object, no JSON
         raise UserError(f"{workdir} is not a run folder: its {CONFIG} is of something else") from error
 
 
 def read_record(workdir: str | Path) -> Record:
-    """The record of an existing run; but where things are is what config.json says, as they may have been moved since.
+    """Return the record of an existing run; but where things are is what config.json says, as they may have been moved
+    since.
 
-    UserError if the folder is none.
+    Raise UserError if the folder is none.
     """
     path = Path(workdir)
     record = find_record(path)
@@ -68,7 +71,7 @@ def read_record(workdir: str | Path) -> Record:
 
 
 def written_config(workdir: Path) -> dict[str, Any]:
-    """The settings in config.json, whoever wrote them; {} if they cannot be read."""
+    """Return the settings in config.json, whoever wrote them; {} if they cannot be read."""
     try:
         return dict(json.loads((workdir / CONFIG).read_text(encoding="utf-8"))["config"])
     except (KeyError, OSError, RecursionError, TypeError, ValueError):
@@ -76,16 +79,16 @@ def written_config(workdir: Path) -> dict[str, Any]:
 
 
 def recorded_config(workdir: str | Path) -> dict[str, Any] | None:
-    """The flat config that the run in a folder was begun with; None where none has begun.
+    """Return the flat config that the run in a folder was begun with; None where none has begun.
 
-    UserError for a folder of something else.
+    Raise UserError for a folder of something else.
     """
     record = find_record(Path(workdir).expanduser())
     return record.config if record else None
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A manifest.json; UserError if it is damaged."""
+    """Return a manifest.json; UserError if it is damaged."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         return {name: dict(value) for name, value in manifest.items()}
@@ -101,8 +104,8 @@ def _damaged(path: Path) -> UserError:
 
 
 def pinned_revision(workdir: str | Path, config: Any, kind: Kind = MODEL) -> str:
-    """The commit that the run in a folder took its model or dataset from, while source and revision in the config are
-    the same; else that revision. So a run keeps what it began with when a branch moves on."""
+    """Return the commit that the run in a folder took its model or dataset from, while source and revision in the
+    config are the same; else that revision. So a run keeps what it began with when a branch moves on."""
     path = Path(workdir).expanduser() / MANIFEST
     origin = read_manifest(path).get(ORIGINS[kind], {}) if path.is_file() else {}
     source, revision = settings.get(config, kind.source), str(settings.get(config, kind.revision))

@@ -47,7 +47,8 @@ class Trained:
 
 
 def find_trained(backend_class: type[Backend], run_dir: str, step: int | None, precision: str) -> Trained:
-    """A run's checkpoint; the newest if `step` is None. UserError if there is none, or it is another backend's."""
+    """Return a run's checkpoint; the newest if `step` is None. Raise UserError if there is none, or it is another
+    backend's."""
     record = read_record(run_dir)
     if record.backend != backend_class.name:
         raise UserError(f"--run {run_dir} was trained with {record.backend}booth; use that command for its checkpoints")
@@ -75,7 +76,7 @@ def find_trained(backend_class: type[Backend], run_dir: str, step: int | None, p
 
 
 def _check_base(run_dir: Path, pipeline: PipelineDir) -> None:
-    """UserError if the model is not the one that the run was trained from."""
+    """Raise UserError if the model is not the one that the run was trained from."""
     if not (run_dir / MANIFEST).is_file():
         raise UserError(f"--run {run_dir} has no {MANIFEST}, which says what it was trained from; put it back")
     recorded = read_manifest(run_dir / MANIFEST).get("model weights", {})

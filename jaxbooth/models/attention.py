@@ -16,7 +16,7 @@ PLAIN = Kernel()
 
 
 def attend_heads(q_btd: jax.Array, k_bsd: jax.Array, v_bsd: jax.Array, heads: int, kernel: Kernel, **kw) -> jax.Array:
-    """Splits the last axis into heads, attends, and joins them again: [b, t, d]."""
+    """Split the last axis into heads, attends, and joins them again: [b, t, d]."""
     q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q_btd, k_bsd, v_bsd))
     return kernel(q, k, v, **kw).reshape(q_btd.shape)
 

@@ -59,7 +59,7 @@ _IGNORED = {
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """The sigmoid approximation of GELU that CLIP was trained with (arXiv 1606.08415, section 2)."""
+    """Return the sigmoid approximation of GELU that CLIP was trained with (arXiv 1606.08415, section 2)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -174,7 +174,7 @@ class CLIPTextModel(nnx.Module):
         self.text_model = CLIPTextTransformer(c, dtype=dtype, remat=remat)
 
     def __call__(self, token_ids_bt: jax.Array) -> jax.Array:
-        """Returns the last hidden state after the final layer norm, [b, t, hidden_size] float32.
+        """Return the last hidden state after the final layer norm, [b, t, hidden_size] float32.
 
         Causal attention and no padding mask, as Stable Diffusion was trained: padding is encoded as well.
 

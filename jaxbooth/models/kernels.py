@@ -1,4 +1,4 @@
-"""THE attention: softmax(q k^T / sqrt(d)) v (arXiv 1706.03762, equation 1), in the way that suits the platform.
+"""The attention: softmax(q k^T / sqrt(d)) v (arXiv 1706.03762, equation 1), in the way that suits the platform.
 
     plain    all logits in memory at once                           CPU, and short sequences everywhere
     chunked  flash attention's arithmetic (arXiv 2205.14135) in      TPU v2 and v3; float32 on TPUs and GPUs
@@ -57,7 +57,7 @@ class Kernel:
 
 
 def choose(kind: str, device: jax.Device, dtype: DTypeLike, *, recompute: bool = False) -> Kernel:
-    """The kernel of `train.attention` on such a device; UserError for one that it has not."""
+    """Return the kernel of `train.attention` on such a device; UserError for one that it has not."""
     half = jnp.dtype(dtype) == jnp.bfloat16
     tpu, gpu = device.platform == "tpu", device.platform in ("gpu", "cuda")
     has = {
@@ -79,7 +79,7 @@ def choose(kind: str, device: jax.Device, dtype: DTypeLike, *, recompute: bool =
 
 
 def plain(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array, *, causal: bool = False) -> jax.Array:
-    """All logits at once."""
+    """Return all logits at once."""
     # Written out: on CPU a train step is 7% faster than with the XLA version of jax.nn.dot_product_attention.
     logits_bnts = jnp.einsum("btnd,bsnd->bnts", q_btnd, k_bsnd, preferred_element_type=jnp.float32)
     logits_bnts *= q_btnd.shape[-1] ** -0.5
@@ -201,7 +201,7 @@ def splash(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array, *, interpret
 
 
 def _at_default_precision(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The function, forward and backward, with products as the TPU does them by itself.
+    """Return the function, forward and backward, with products as the TPU does them by itself.
 
     Elsewhere float32 products are exact (`jaxbooth.precision`); for bfloat16 that changes nothing, but a Pallas kernel
     would be asked for a product of bfloat16 operands in float32, which the TPU has not.

@@ -35,7 +35,7 @@ def read_config(
     ignored: Collection[str],
     per_level: Collection[str] = (),
 ) -> SimpleNamespace:
-    """Reads a diffusers or transformers config, refusing whatever would change the model unnoticed.
+    """Read a diffusers or transformers config, refusing whatever would change the model unnoticed.
 
     Args:
         component: the name used in the error, such as `unet`.
@@ -46,10 +46,10 @@ def read_config(
         ignored: the keys that do not change the model's output.
         per_level: the free keys that may also be a list; their values are the caller's to check.
 
-    Returns:
+    Return:
         The values of the free keys as attributes.
 
-    Raises:
+    Raise:
         UserError: for a key that is unknown or has a value without support. Keys that start with `_` are
             bookkeeping; an unknown key that is null is an option of a newer library, switched off.
     """

@@ -102,7 +102,7 @@ class DownBlock2D(nnx.Module):
         self.downsamplers = nnx.List(downsamplers)
 
     def __call__(self, run: Runner, x_bhwc: jax.Array, time_bd: jax.Array, context_bsd: jax.Array) -> list[jax.Array]:
-        """Returns the output of every layer: the skip connections, the last of which goes on down."""
+        """Return the output of every layer: the skip connections, the last of which goes on down."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
             x_bhwc = run(resnet, x_bhwc, time_bd)
@@ -148,7 +148,7 @@ class UpBlock2D(nnx.Module):
 
 
 def _attends(key: str, types: Sequence[str], attending: str, plain: str, levels: int) -> list[bool]:
-    """Which levels have transformers, from the names of their block types."""
+    """Return which levels have transformers, from the names of their block types."""
     if len(types) != levels or not set(types) <= {attending, plain}:
         raise UserError(
             f"unet config: {key}={list(types)!r} is not supported, only {levels} names (one for each of"
@@ -265,7 +265,7 @@ class UNet2DConditionModel(nnx.Module):
             timesteps_b: timesteps, integer or floating.
             context_btd: the text encoder's last hidden state.
 
-        Returns:
+        Return:
             The prediction, [b, h, w, out_channels] float32.
         """
         # Rematerialisation is decided here for every block.

@@ -161,7 +161,7 @@ class Decoder(nnx.Module):
 
 
 def posterior(moments_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Splits moments [b, h, w, 2c] into mean and standard deviation, each [b, h, w, c].
+    """Split moments [b, h, w, 2c] into mean and standard deviation, each [b, h, w, c].
 
     The log variance is clamped as in the reference implementation (CompVis/latent-diffusion,
     ldm/modules/distributions/distributions.py).
@@ -205,7 +205,7 @@ class AutoencoderKL(nnx.Module):
         self.decoder = Decoder(c.latent_channels, c.out_channels, **kw)
 
     def encode(self, pixels_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns mean and standard deviation of the latents, unscaled, each [b, h', w', c] float32.
+        """Return mean and standard deviation of the latents, unscaled, each [b, h', w', c] float32.
 
         Args:
             pixels_bhwc: pixels in [-1, 1]; h' = h / 8 and w' = w / 8 with four levels.
@@ -214,7 +214,7 @@ class AutoencoderKL(nnx.Module):
         return posterior(moments_bhwc)
 
     def decode(self, latents_bhwc: jax.Array) -> jax.Array:
-        """Returns pixels in about [-1, 1], [b, h, w, c] float32.
+        """Return pixels in about [-1, 1], [b, h, w, c] float32.
 
         Args:
             latents_bhwc: unscaled latents.

@@ -13,7 +13,8 @@ from PIL import Image
 from booth.common.errors import UserError
 from booth.config import auto
 from booth.config.concepts import concepts_of
-from booth.config.values import flatten, load_config, resolved, set_field
+from booth.config.loading import load_config
+from booth.config.values import flatten, resolved, set_field
 from booth.data.class_image_files import to_make
 from booth.data.input_rules import validate
 from booth.data.inputs import check_inputs
@@ -251,7 +252,8 @@ def test_a_concept_without_photos_is_named(config, tmp_path):
 
 
 def test_concepts_are_a_list_of_fields():
-    from booth.config.values import parse_text, typed
+    from booth.config.texts import parse_text
+    from booth.config.values import typed
 
     for text in ("dog", "[dog, cat]"):
         with pytest.raises(UserError, match=r"concepts=.* must be a list of fields"):

@@ -9,12 +9,16 @@ import pytest
 import yaml
 from ml_collections import ConfigDict
 
+from booth.commands import fields
 from booth.common.errors import UserError
 from booth.config import data_file
 from booth.config import values as settings
+from booth.config.changes import changes, of_record
 from booth.config.fields import memory_size
+from booth.config.loading import load_config
+from booth.config.texts import parse_text
 from booth.config.validation import idle_fields, validate_plan
-from booth.config.values import default_config, flatten, load_config, parse_text, resolved, set_field
+from booth.config.values import default_config, flatten, resolved, set_field
 from booth.data.input_rules import validate
 
 FIELDS = """
@@ -67,7 +71,7 @@ def refusal(call, *arguments):
 @pytest.mark.parametrize("name", FIELDS)
 def test_field_exists(name):
     assert name in flatten(default_config())
-    assert name in settings.describe()
+    assert name in fields.table()
 
 
 def test_defaults_are_valid_once_the_required_fields_are_set(valid):
@@ -326,14 +330,14 @@ def test_records_of_before(write):
                                           "adapter.rank": 4, "train.lr_cycles": 2, "prior.count": 7, "train.steps": 9,
                                           "instance.images": "photos"}  # fmt: skip
     expected = flatten(default_config()) | {"prior.count": 7, "train.steps": 9, "instance.images": "photos"}
-    assert settings.of_record(json.loads(json.dumps(fields))) == json.loads(json.dumps(expected))
+    assert of_record(json.loads(json.dumps(fields))) == json.loads(json.dumps(expected))
     record = {"backend": "torch", "run_id": "x", "config": fields}
     assert flatten(load_config(write("config.json", json.dumps(record)))) == expected
     lora = fields | {"adapter.kind": "lora", "adapter.alpha": 2.0, "train.text_encoder": True}
-    kept = settings.of_record(lora)
+    kept = of_record(lora)
     assert (kept["adapter.rank"], kept["adapter.alpha"], kept["train.text_encoder_learning_rate"]) == (4, 2.0, "auto")
-    assert settings.of_record({"train.steps": 3}) == {"train.steps": 3}, "of a version with fewer fields"
-    assert settings.of_record({"concepts": [{"weight": "5e-1"}]}) == {"concepts": [{"weight": 0.5}]}
+    assert of_record({"train.steps": 3}) == {"train.steps": 3}, "of a version with fewer fields"
+    assert of_record({"concepts": [{"weight": "5e-1"}]}) == {"concepts": [{"weight": 0.5}]}
 
 
 NUMBERS = sorted(field.name for field in settings.FIELDS if field.kind is float)
@@ -672,10 +676,10 @@ def test_a_broken_list_is_no_prompt():
 
 
 def test_help_says_the_rules():
-    lines = {line.split()[0]: line for line in settings.describe().splitlines()}
+    lines = {line.split()[0]: line for line in fields.table().splitlines()}
     assert lines["data.crop"].endswith("(one of 'center', 'random', 'focal')")
     assert lines["train.steps"].endswith("(at least 1, or 'auto')")
-    assert "anything" not in settings.describe()
+    assert "anything" not in fields.table()
 
 
 def test_overrides_come_after_the_file_and_the_last_one_counts(write):
@@ -712,8 +716,8 @@ def test_what_may_change_on_resume():
              "ema.decay", "data.resolution", "data.flip"}  # fmt: skip
     assert all(map(settings.may_change, longer)) and not any(map(settings.may_change, fixed))
     before, after = flatten(default_config()), flatten(default_config()) | {"train.steps": 7}
-    assert settings.changes(before, after) == {"train.steps": (800, 7)}
-    assert settings.changes({**before, "old.field": 1}, before) == {"old.field": (1, None)}
+    assert changes(before, after) == {"train.steps": (800, 7)}
+    assert changes({**before, "old.field": 1}, before) == {"old.field": (1, None)}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.name)

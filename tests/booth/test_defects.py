@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from booth.common.errors import UserError
 from booth.config import values as settings
+from booth.config.texts import parse_text
 from booth.data.image_folder import find_images
 from booth.data.images import read_examples
 from booth.data.views import views
@@ -305,11 +306,11 @@ def test_false_is_false():
     """`type=bool` read the text "False" as true."""
     config = settings.default_config()
     for text in ("False", "false", "no"):
-        settings.set_field(config, "data.flip", settings.parse_text("data.flip", text))
+        settings.set_field(config, "data.flip", parse_text("data.flip", text))
         assert config.data.flip is False
     assert bool("False") is True, "the scripts' way"
-    with pytest.raises(settings.UserError, match="must be true or false"):
-        settings.set_field(config, "data.flip", settings.parse_text("data.flip", "0"))
+    with pytest.raises(UserError, match="must be true or false"):
+        settings.set_field(config, "data.flip", parse_text("data.flip", "0"))
 
 
 def test_learned_variance_uses_the_first_half(make_batches):

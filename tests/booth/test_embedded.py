@@ -17,8 +17,9 @@ from PIL import Image
 
 from booth.commands import cli, export
 from booth.common.errors import UserError
+from booth.config.loading import load_config
 from booth.config.sources import EMBEDDED
-from booth.config.values import load_config, resolved
+from booth.config.values import resolved
 from booth.data.input_rules import validate
 from booth.models import embedded
 from booth.models.embedded import base_path, subject_path

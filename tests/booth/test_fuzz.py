@@ -24,14 +24,17 @@ from safetensors.numpy import save
 
 from booth.common.errors import UserError
 from booth.config.fields import FIELDS
-from booth.config.values import flatten, load_config, parse_text, resolved, set_field
+from booth.config.loading import load_config
+from booth.config.texts import parse_text
+from booth.config.values import flatten, resolved, set_field
 from booth.data.images import read_examples
 from booth.data.input_rules import validate
 from booth.data.views import pixels, views
 from booth.models import ldm_layout
 from booth.models.open import open_pipeline
-from booth.models.pipeline import Weights, canonical_name, read_specs
+from booth.models.pipeline import Weights, read_specs
 from booth.models.tokenizer import Tokenizer
+from booth.models.weight_names import canonical_name
 
 set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache" / "hypothesis")
 

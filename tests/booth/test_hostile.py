@@ -22,7 +22,7 @@ from PIL import Image
 from booth.commands import cli
 from booth.common.errors import UserError
 from booth.config.fields import FIELDS, memory_size
-from booth.config.values import load_config
+from booth.config.loading import load_config
 from booth.data.images import read_examples
 from booth.data.input_rules import validate
 from booth.data.views import View

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from booth.common.errors import UserError
 from booth.models import export_single_file, ldm_layout
 from booth.models.open import open_pipeline
-from booth.models.pipeline import canonical_name
+from booth.models.weight_names import canonical_name
 
 REAL = ("sd15", "sd21-512", "sd21-768")
 

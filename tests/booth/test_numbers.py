@@ -8,7 +8,8 @@ from fake_backend import FakeBackend
 
 from booth.common.errors import UserError
 from booth.config.auto import with_numbers
-from booth.config.values import default_config, load_config
+from booth.config.loading import load_config
+from booth.config.values import default_config
 from booth.report import write
 from booth.train import loop
 from booth.train.run_record import read_record

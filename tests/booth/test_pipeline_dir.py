@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from booth.common.errors import UserError
 from booth.models.open import open_pipeline
-from booth.models.pipeline import canonical_name
+from booth.models.weight_names import canonical_name
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def shown(monkeypatch):
 
 def sampled(config, model, out, monkeypatch):
     """The same prompts and seeds by the `sample` command: {prompt: images}."""
-    monkeypatch.setattr("booth.commands.cli.load_backend", lambda package: FakeBackend)
+    monkeypatch.setattr("booth.commands.sample.load_backend", lambda package: FakeBackend)
     prompts = [word for prompt in config.samples.prompts for word in ("--prompt", prompt)]
     seeds = [str(seed) for seed in range(config.samples.images_per_prompt)]
     arguments = ["--model", str(model), *prompts, "--seeds", *seeds, "--steps", "2", "--size", "64", "--out", str(out)]

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from booth.commands.cli import main
 from booth.common.errors import UserError
-from booth.config.values import load_config
+from booth.config.loading import load_config
 from booth.report.data import gather
 from booth.train import loop
 from booth.train.metrics import read_metrics

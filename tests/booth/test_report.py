@@ -20,7 +20,8 @@ from PIL import Image
 
 from booth.commands.cli import main
 from booth.common.errors import UserError
-from booth.config.values import load_config, resolved
+from booth.config.loading import load_config
+from booth.config.values import resolved
 from booth.evaluate.results import Evaluation, Scored
 from booth.report import write
 from booth.report.curves import _POINTS, Curve, chart, smoothed

@@ -113,7 +113,8 @@ def test_a_limited_address_space(tmp_path):
     program = f"""
 import resource
 from pathlib import Path
-from booth.models.safetensors_reader import opened, UserError
+from booth.models.safetensors_reader import opened
+from booth.common.errors import UserError
 before = 4096 * int(Path("/proc/self/statm").read_text().split()[0])
 for more in (0.25, 0.75, 1.5):
     resource.setrlimit(resource.RLIMIT_AS, (int(before + more * 2**30), resource.RLIM_INFINITY))

@@ -240,7 +240,7 @@ def test_axes_that_cannot_be(sample, axes, said, tmp_path):
 
 def test_many_images_are_said_and_made(sample, caplog, monkeypatch):
     monkeypatch.setattr(xy_grid, "MANY", 3)
-    monkeypatch.setattr("booth.commands.sample.MANY", 3)
+    monkeypatch.setattr("booth.commands.sample_options.MANY", 3)
     sample("--prompt", "a", "--x", "guidance=2,3", "--y", "seed=0,1")
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "--x and --y ask for 4 images"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from booth.config.values import load_config
+from booth.config.loading import load_config
 from booth.models import embedded
 from booth.train import loop
 

@@ -7,7 +7,8 @@ import pytest
 
 from booth.common.disk_space import Need, free, readable, require
 from booth.common.errors import UserError
-from booth.config.values import default_config, load_config, resolved
+from booth.config.loading import load_config
+from booth.config.values import default_config, resolved
 from booth.data import pictures
 from booth.models import export_folder, export_single_file
 from booth.models.open import open_pipeline

@@ -11,12 +11,14 @@ from make_pipeline import make_configs
 
 from booth.commands import cli
 from booth.common.errors import UserError
-from booth.config.values import default_config, rate_groups
+from booth.config.trained import rate_groups
+from booth.config.values import default_config
 from booth.models.open import open_pipeline
-from jaxbooth import networks, step
+from jaxbooth import chips, networks, plan_arguments, step
 from jaxbooth import plan as planning
+from jaxbooth.chips import devices_of
 from jaxbooth.models.unet import UNet2DConditionModel
-from jaxbooth.plan import Plan, devices_of, largest, plan
+from jaxbooth.plan import Plan, largest, plan
 from jaxbooth.sharding import make_mesh, mesh_of
 from jaxbooth.weights import Network
 
@@ -180,14 +182,14 @@ def test_the_largest_batch_is_found(start, step, limit, found):
 def test_every_chip_has_the_clock_of_its_flops():
     """Matrix units of 128x128 (v6e: 256x256), a multiply-add of each a cycle."""
     units = {"TPU v2": 1, "TPU v3": 2, "TPU v4": 8, "TPU v5 lite": 4, "TPU v5": 8, "TPU v6 lite": 16}
-    for kind, chip in planning.CHIPS.items():
+    for kind, chip in chips.CHIPS.items():
         assert chip.flops == pytest.approx(2 * 128 * 128 * units[kind] * chip.clock, rel=0.02), kind
 
 
 def test_what_is_pulled_towards_is_an_argument(tiny_config):
     tiny_config.train.pull, tiny_config.tokens.add = 1.0, ("<x>=a",)
     pipeline, mesh = open_pipeline(tiny_config.model.source), make_mesh(1)
-    trainable, *_, anchor = planning._arguments(
+    trainable, *_, anchor = plan_arguments.shapes_of_arguments(
         tiny_config, pipeline, networks.build(pipeline, mesh, tiny_config), mesh, 4
     )
     (new,) = trainable.keys() - anchor.keys()
@@ -209,5 +211,5 @@ def test_shapes_are_those_of_a_batch(tiny_config, tmp_path, text_encoder):
     with RunDir.open(tmp_path / "run", "jax", tiny_config) as run:
         batches = prepare(tiny_config, inputs, run, backend, backend.load(inputs.pipeline))
     placed = place_batch(mesh, batches(0, rates), 1)
-    planned = planning._batch(tiny_config, inputs.pipeline, mesh, rows=4)
+    planned = plan_arguments.batch(tiny_config, inputs.pipeline, mesh, rows=4)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), placed) == jax.tree.map(lambda a: (a.shape, a.dtype), planned)

@@ -16,7 +16,7 @@ from booth.models.lora_file import read_lora, write
 from booth.models.lora_layouts import kohya_key, parsed
 from booth.models.lora_metadata import About
 from booth.models.open import open_pipeline
-from booth.models.pipeline import canonical_name
+from booth.models.weight_names import canonical_name
 
 WEIGHT = 0.8
 LAYOUTS = ("kohya", "peft")

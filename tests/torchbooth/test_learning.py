@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from dreambooth_scores import sample_for, scores
 
-from booth.config.values import load_config
+from booth.config.loading import load_config
 from booth.models.embedded import base_path
 from torchbooth.backend import Backend
 from torchbooth.train import train

@@ -19,7 +19,7 @@ from booth.train.preparation import prepare
 from booth.train.run_folder import RunDir
 from torchbooth import checkpoint
 from torchbooth.backend import Backend
-from torchbooth.memory import movable
+from torchbooth.host_states import movable
 from torchbooth.optim import make_optimizer, read_moments
 
 

@@ -1,0 +1,27 @@
+"""The command `report`: one page with all that a run has made so far."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from booth.commands.options import path
+from booth.report import write
+from booth.train.run_folder import locked
+from booth.train.run_record import read_record
+
+log = logging.getLogger("booth")
+
+
+def add_parser(commands: Any, package: str) -> None:
+    parser = commands.add_parser("report", help="RUN/report.html: what a run has made so far, to look at")
+    parser.add_argument("run_dir", metavar="RUN", type=path, help="the run folder, of either backend")
+    parser.set_defaults(run=run)
+
+
+def run(package: str, options: argparse.Namespace) -> None:
+    """Write the page into the run folder."""
+    folder = Path(options.run_dir)
+    read_record(folder)  # nothing is written into another folder, not even a lock
+    with locked(folder):
+        log.info("written: %s", write.write(folder))

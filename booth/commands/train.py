@@ -1,0 +1,84 @@
+"""The command `train`: photos become a tuned pipeline; the same command again resumes."""
+
+import argparse
+import importlib
+import logging
+from typing import Any
+
+from booth.commands import push, training
+from booth.commands.options import add_verify, path
+from booth.commands.settings import add_short_form, read_short_form
+from booth.commands.subject import workdir
+from booth.common.disk_space import readable
+from booth.common.errors import UserError
+from booth.diffusion.backend import Backend, load_backend
+from booth.models.adapters import adapter_of
+from booth.train.checks import checked
+from booth.train.run_record import pinned_revision
+from booth.train.trained_run import open_configured
+
+log = logging.getLogger("booth")
+
+
+def add_parser(commands: Any, package: str) -> None:
+    parser = commands.add_parser("train", help="photos -> tuned pipeline; the same command again resumes")
+    add_short_form(parser)
+    parser.add_argument("--workdir", type=path, help="the run folder; of PHOTOS: runs/ and the subject")
+    parser.add_argument("--from-step", type=int, help="continue from this checkpoint instead of the newest")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="a resumed run may have other steps or rates than it began with"
+    )
+    add_verify(parser)
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the resolved config, stop")
+    parser.add_argument("--push-to-hub", default="", metavar="OWNER/NAME", help="push the finished run, as `push` does")
+    push.add_options(parser)
+    if package == "jaxbooth":
+        group = parser.add_argument_group("several hosts", "not needed on Cloud TPU and under srun")
+        group.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0; give the same command on each host")
+        group.add_argument("--hosts", type=int, metavar="N", help="how many there are")
+        group.add_argument("--host", type=int, metavar="K", help="which one this is, from 0; host 0 has the photos")
+    parser.set_defaults(run=run, coordinator=None, hosts=None, host=None)
+
+
+def run(package: str, options: argparse.Namespace) -> None:
+    """Train, or check everything with --dry-run."""
+    folder = options.workdir or workdir(options)
+    config = read_short_form(options, folder)
+    if folder != options.workdir:
+        log.info("--workdir %s", folder)
+    if not options.dry_run and not folder:
+        raise UserError("--workdir is missing; give the folder the run is to live in")
+    push_to = push.destination(options, options.push_to_hub, "--push-to-hub")
+    backend_class = load_backend(package)
+    if options.verify:
+        revision = pinned_revision(folder, config) if folder else config.model.revision
+        open_configured(config, revision, weights=False).verify()
+    if options.dry_run:
+        _check(backend_class, config, folder, push_to)
+        return
+    assert folder is not None, "refused above"
+    _join_hosts(package, options)
+    meant = None if options.accept_changes else [name for name, _ in options.overrides]
+    training.train(package, config, folder, options.from_step, meant, push_to)
+
+
+def _check(backend_class: type[Backend], config: Any, workdir: str | None, push_to: push.Destination | None) -> None:
+    """Check all that can be checked before a run does any work, and print the config with all that is chosen."""
+    config, inputs = checked(backend_class, config, workdir)
+    if push_to:
+        push_to.check()
+    model = inputs.pipeline.model
+    if model and (files := inputs.pipeline.to_download):
+        log.info("a run would download %d files, %s", len(files), readable(model.size(files)))
+    else:
+        adapter_of(config, inputs.pipeline)
+    print(config.to_json_best_effort(indent=1))
+
+
+def _join_hosts(package: str, options: argparse.Namespace) -> None:
+    """Join the hosts that the options name, if they do."""
+    named = (options.coordinator, options.hosts, options.host)
+    if any(value is not None for value in named):
+        if None in named:
+            raise UserError("--coordinator, --hosts and --host go together; give all three, on each host")
+        importlib.import_module(f"{package}.hosts").start(*named)

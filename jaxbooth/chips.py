@@ -1,0 +1,73 @@
+"""TPU chips, and the devices of a slice as the TPU compiler describes them, without one."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from booth.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device: a core of v2 and v3, a chip of the others.
+
+    `flops`: bfloat16 operations a second; `clock`: of the matrix units, in Hz; `hbm_gib`: what the compiler lets a
+    program have; `link`: bytes a second that a device receives from the others, all links together. Google's figures
+    (cloud.google.com/tpu/docs/system-architecture-tpu-vm), the clock being what gives these operations a second.
+    """
+
+    flops: float
+    clock: float
+    hbm_gib: float
+    link: float
+
+
+CHIPS = {
+    "TPU v2": Chip(23e12, 700e6, 7.5, 62e9),
+    "TPU v3": Chip(61.5e12, 940e6, 15.48, 82e9),
+    "TPU v4": Chip(275e12, 1050e6, 30.75, 300e9),
+    "TPU v5 lite": Chip(197e12, 1500e6, 15.75, 200e9),
+    "TPU v5": Chip(459e12, 1750e6, 95.0, 600e9),
+    "TPU v6 lite": Chip(918e12, 1750e6, 31.25, 448e9),
+}
+
+
+# v4 and v5p are used with both cores of a chip as one device.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "v5e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
+    "v6e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
+}
+
+
+def devices_of(topology: str) -> list[Any]:
+    """Return the devices of a slice such as v3:2x2. Raise UserError without libtpu, or for a slice that it does not
+    know."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("the TPU compiler is not installed; pip install libtpu")
+    # It must neither look for a TPU nor ask Google's metadata server about one.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    options = dict(_OPTIONS.get(topology, {}))
+    if topology.startswith(("v4:", "v5p:")):
+        options["chip_config_name"] = "megacore"
+    try:
+        devices: list[Any] = list(
+            topologies.get_topology_desc(topology_name=topology, platform="tpu", **options).devices
+        )
+    except Exception as error:  # whatever libtpu makes of it
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"topology {topology!r} is not one that libtpu knows ({said}); such as v3:2x2, v5e:2x4"
+        ) from error
+    if devices[0].device_kind not in CHIPS:
+        raise UserError(f"topology {topology!r} is of {devices[0].device_kind}; known are {', '.join(CHIPS)}")
+    return devices
