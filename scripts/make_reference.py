@@ -31,9 +31,9 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Every setting of a run, with its default. Give one in a config file, or as `--config.NAME=VALUE` on the",
-        "command line. [Training options](../guide/training-options.md) says which settings people change, and why. A",
-        "setting with the rule *may change* can have another value when a run is resumed.",
+        "Every setting of a run, with its default. Give one in a config file, or as `NAME=VALUE` on the command line;",
+        "`torchbooth fields WORD` finds one. [Training options](../guide/training-options.md) says which settings",
+        "people change, and why. A setting with the rule *may change* can have another value when a run is resumed.",
         "",
         WRITTEN,
     ]
@@ -71,7 +71,7 @@ def commands_page() -> str:
         "",
         "`torchbooth` and `jaxbooth` have the same commands and options, except where a backend is named here.",
         "`python -m torchbooth.train` is `torchbooth train`, and likewise for jaxbooth. A command that takes",
-        "`--config` also takes any number of `--config.NAME=VALUE`; see [settings](settings.md).",
+        "`--config` also takes any number of `NAME=VALUE`, or `--config.NAME=VALUE`; see [settings](settings.md).",
         "",
         WRITTEN,
     ]

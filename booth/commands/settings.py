@@ -53,7 +53,7 @@ def read_config(options: argparse.Namespace) -> ConfigDict:
     return resolved(load_config(options.config, options.overrides))
 
 
-def read_short_form(options: argparse.Namespace, workdir: str | None) -> ConfigDict:
+def read_short_form(options: argparse.Namespace, workdir: str) -> ConfigDict:
     """Return the same where --config may be missing, and photos, --subject and --model may be given.
 
     Then the training images are as large as those that the model was made for.

@@ -53,10 +53,10 @@ def short_form(options: argparse.Namespace) -> tuple[str, list[tuple[str, str]]]
     return base, found
 
 
-def workdir(options: argparse.Namespace) -> str | None:
-    """Return the run folder that is named after the subject, or else after the photos; None if there are no photos."""
+def workdir(options: argparse.Namespace) -> str:
+    """Return the run folder that is named after the subject, or else after the photos; "" if there are no photos."""
     if not options.photos:
-        return None
+        return ""
     named = " ".join(_words(options.subject)[1]) if options.subject else Path(options.photos.rstrip("/\\")).name
     return str(Path("runs") / (re.sub(r"\W+", "-", named).strip("-").lower() or "subject"))
 

@@ -42,9 +42,9 @@ def add_parser(commands: Any, package: str) -> None:
 
 def run(package: str, options: argparse.Namespace) -> None:
     """Train, or check everything with --dry-run."""
-    folder = options.workdir or workdir(options)
+    folder: str = options.workdir or workdir(options)
     config = read_short_form(options, folder)
-    if folder != options.workdir:
+    if folder and not options.workdir:
         log.info("--workdir %s", folder)
     if not options.dry_run and not folder:
         raise UserError("--workdir is missing; give the folder the run is to live in")
@@ -56,13 +56,12 @@ def run(package: str, options: argparse.Namespace) -> None:
     if options.dry_run:
         _check(backend_class, config, folder, push_to)
         return
-    assert folder is not None, "refused above"
     _join_hosts(package, options)
     meant = None if options.accept_changes else [name for name, _ in options.overrides]
     training.train(package, config, folder, options.from_step, meant, push_to)
 
 
-def _check(backend_class: type[Backend], config: Any, workdir: str | None, push_to: push.Destination | None) -> None:
+def _check(backend_class: type[Backend], config: Any, workdir: str, push_to: push.Destination | None) -> None:
     """Check all that can be checked before a run does any work, and print the config with all that is chosen."""
     config, inputs = checked(backend_class, config, workdir)
     if push_to:

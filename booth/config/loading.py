@@ -24,8 +24,7 @@ def load_config(config: str | Path, overrides: Iterable[tuple[str, str]] = ()) -
     """Read a config and apply (name, text) overrides in order.
 
     `config` is a file, or the name, without a suffix, of a config that comes with booth; "" stands for the defaults.
-    A `.py` config is a program that is run, and its `get_config()` is called; `.yaml` and `.json` are data only.
-    Raises UserError.
+    A `.py` config is a program and is run; `.yaml` and `.json` are data only. Raises UserError.
     """
     loaded = _read_config(config_file(config)) if config else default_config()
     for name, text in overrides:

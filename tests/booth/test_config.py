@@ -617,7 +617,7 @@ def test_a_misspelt_field_is_refused_with_a_suggestion(write, name, meant):
 def test_without_a_similar_field_the_section_is_listed():
     assert refusal(parse_text, "data.size", "3").endswith("data has: resolution, buckets, crop, crop_variants, flip, "
                                                           "encode_batch_size")  # fmt: skip
-    assert refusal(parse_text, "foo.bar", "3").endswith("does not exist; --help lists the fields")
+    assert refusal(parse_text, "foo.bar", "3").endswith("does not exist; the command `fields` lists them")
     assert "did you mean 'prior.seed' or 'train.seed'?" in refusal(parse_text, "random.seed", "3")
 
 

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,13 @@ from draw_subjects import draw_subjects
 from fake_backend import FakeBackend, watched
 from PIL import Image
 
-from booth.commands import cli, export
+from booth.commands import cli, export, sample
 from booth.common.errors import UserError
 from booth.config.loading import load_config
 from booth.config.sources import EMBEDDED
 from booth.config.values import resolved
 from booth.data.input_rules import validate
+from booth.data.inputs import check_inputs
 from booth.models import embedded
 from booth.models.embedded import base_path, subject_path
 from booth.models.open import open_pipeline
@@ -40,7 +39,7 @@ def base(tiny_pipeline, monkeypatch):
 @pytest.fixture
 def main(monkeypatch):
     """The command line with the backend in NumPy."""
-    for module in (cli, export):
+    for module in (sample, export):
         monkeypatch.setattr(module, "load_backend", lambda package: FakeBackend)
     return lambda *arguments: cli.main("torchbooth", [*map(str, arguments)])
 
@@ -120,35 +119,12 @@ def test_the_pictures_are_those_that_the_script_draws(tmp_path):
         assert difference.mean() < 0.5, f"{name}: other versions of Pillow draw an edge or two differently, no more"
 
 
-def test_a_wheel_has_all_of_it(tiny_pipeline, tmp_path):
-    """What the build copies of a project with this pyproject.toml, and the tiny pipeline as its base."""
-    pytest.importorskip("setuptools", minversion="77")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(ROOT / name, tmp_path / name)
-    package = tmp_path / "booth"
-    shutil.copytree(ROOT / "booth" / "example_subjects", package / "example_subjects")
-    shutil.copytree(tiny_pipeline, package / "embedded_base")
-    (package / "embedded_base" / "README.md").touch()
-    for name in ("yardstick.safetensors", "report_template.html"):
-        (package / name).touch()
-    (package / "__init__.py").touch()
-    command = [sys.executable, "-c", "from setuptools import setup; setup()", "build_py", "--build-lib", "built"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-    def files(folder):
-        return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-
-    assert files(tmp_path / "built" / "booth") == files(package)
-    assert len(files(package)) > 15 + 8
-
-
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_demo_is_valid_for_both_backends(base, backend):
     config = resolved(load_config(ROOT / "configs" / "demo.py"))
     validate(config, backend)
     assert config.model.source == EMBEDDED and config.instance.images == str(subject_path("robot"))
-    assert len(loop.check_inputs(config).instances) == 5
+    assert len(check_inputs(config).instances) == 5
     assert config.samples.prompts[0] == config.instance.prompt and config.samples.prompts[-1] == config.prior.prompt
 
 

@@ -493,7 +493,7 @@ PROMPTS = ["../../evil", "/evil", "..", "C:\\evil", "a\0b", "con", "a" * 500, "\
 
 
 def test_prompts_make_no_paths(tiny_pipeline, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "load_backend", lambda package: FakeBackend)
+    monkeypatch.setattr("booth.commands.sample.load_backend", lambda package: FakeBackend)
     before = everything_in(tmp_path, but=tmp_path / "out")
     given = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
     command = ["sample", "--model", tiny_pipeline, "--out", tmp_path / "out", "--steps", 1, "--batch-size", 11]

@@ -40,7 +40,7 @@ def sample(tiny_pipeline, tmp_path, monkeypatch, capsys, caplog):
     """Runs the command in a folder; its images by name, with what the command said."""
 
     def sample(*arguments, backend=FakeBackend, out="out", source=("--model", tiny_pipeline)):
-        monkeypatch.setattr(cli, "load_backend", lambda package: backend)
+        monkeypatch.setattr("booth.commands.sample.load_backend", lambda package: backend)
         monkeypatch.setattr(cli, "_log_to_stderr", lambda: None)
         steps = () if any(str(argument).startswith("steps=") for argument in arguments) else ("--steps", 2)
         given = ["sample", *source, *steps, "--size", 64, "--out", tmp_path / out, *arguments]
@@ -240,7 +240,8 @@ def test_axes_that_cannot_be(sample, axes, said, tmp_path):
 
 def test_many_images_are_said_and_made(sample, caplog, monkeypatch):
     monkeypatch.setattr(xy_grid, "MANY", 3)
-    monkeypatch.setattr("booth.commands.sample_options.MANY", 3)
+    for module in ("sample", "sample_options"):
+        monkeypatch.setattr(f"booth.commands.{module}.MANY", 3)
     sample("--prompt", "a", "--x", "guidance=2,3", "--y", "seed=0,1")
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "--x and --y ask for 4 images"

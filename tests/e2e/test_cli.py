@@ -64,7 +64,7 @@ def test_other_steps_must_be_meant(run_dir, job, main):
 def test_the_same_command_again_has_nothing_to_do(run_dir, job, main):
     before = files(run_dir)
     outcome = main("torchbooth", "train", *job(run_dir))
-    assert outcome.code == 0 and outcome.err.endswith("already at step 4 of 4: nothing left to do\n")
+    assert outcome.code == 0 and "already at step 4 of 4: nothing left to do\n" in outcome.err
     changed = {path.name for path, time in files(run_dir).items() if before.get(path) != time}
     assert changed <= {"run", "config.json", ".lock"}
 
@@ -172,12 +172,17 @@ def test_dry_run(job, main, tmp_path):
     assert "data.resolution: image size 60x60 must be a multiple of 8" in refusal(bad)
 
 
-def test_help_lists_the_fields(run):
+def test_help_is_short_and_fields_lists_the_settings(run, main):
     done = run("torchbooth.train", "--help")
-    assert done.returncode == 0 and done.stderr == ""
-    for field in FIELDS:
-        assert f" {field.name} " in done.stdout and field.meaning in done.stdout
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) < 70
+    assert "`torchbooth fields` lists them" in " ".join(done.stdout.split())
     assert run("torchbooth", "--help").returncode == 0
+    said = main("torchbooth", "fields").out
+    for field in FIELDS:
+        assert f"{field.name} " in said and field.meaning in said
+    found = main("jaxbooth", "fields", "Flip").out.splitlines()
+    assert any(line.startswith("data.flip ") for line in found) and len(found) < 10
+    assert refusal(main("torchbooth", "fields", "flop")).startswith("no setting has 'flop' in its name or meaning; ")
 
 
 def test_a_refusal_in_a_process_of_its_own(run, job, tmp_path):
@@ -274,12 +279,13 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "arguments are required: train|sample|evaluate|export|merge|push|report|doctor|plan; torchbooth --help"),
+    [([], "arguments are required: train|sample|evaluate|export|merge|push|report|doctor|plan|convert|fields|"
+      "completion; torchbooth --help"),
      (["teach"], "invalid choice: 'teach'"),
-     (["train"], "arguments are required: --config"),
+     (["train"], "neither photos nor a config; give photos/ --subject 'sks dog' --model ID, or --config FILE"),
      (["train", "--config", "SMOKE"], "--workdir is missing; give the folder the run is to live in"),
      (["train", "--config", "/"], "--config / is not a file"),
-     (["train", "--config", "SMOKE", "--workdir", "w", "--steps", "3"], "unrecognized arguments: --steps 3"),
+     (["train", "--config", "SMOKE", "--workdir", "w", "--steps", "3"], "unrecognized arguments: --steps"),
      (["train", "--config", "SMOKE", "--workdir", "w", "--config.train.steps", "3"],
       "--config.train.steps must be written --config.train.steps=VALUE"),
      (["train", "--config", "SMOKE", "--workdir", "w", "--from-step", "two"], "invalid int value: 'two'"),
@@ -334,7 +340,7 @@ def test_pictures_into_a_file(main, tiny_pipeline, tmp_path):
 
 
 def test_the_exit_code_of_an_interrupted_command(main, job, tmp_path, monkeypatch):
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("booth.train.loop.train", interrupted)
