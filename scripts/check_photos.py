@@ -23,10 +23,10 @@ from diffusers import (
 from make_pipeline import make_pipeline
 
 from booth.config.values import default_config
-from booth.data.inputs import load_tokenizer
 from booth.diffusion.backend import load_backend
 from booth.diffusion.sampling import ImageRequest, Sampler, initial_noise
 from booth.models.open import open_pipeline
+from booth.models.tokenizer import load_tokenizer
 from booth.train import loop
 
 # solver -> diffusers' class and the number of steps

@@ -28,7 +28,7 @@ from booth.models.pipeline import PipelineDir
 from torchbooth.backend import Backend
 from torchbooth.host_states import movable
 from torchbooth.memory import AT_WORK, trains
-from torchbooth.memory_plan import TABLE, Sizes, plan
+from torchbooth.memory_plan import SAMPLING_TABLE, Sizes, plan
 from torchbooth.optim import BITSANDBYTES
 
 BLOCK = {"train.gradient_checkpointing": "block"}
@@ -112,7 +112,7 @@ def measure(config: Any, pipeline: PipelineDir) -> dict[str, tuple[float, float]
         height, width, channels = sizes.latents
         noise = np.zeros((images, height, width, channels), np.float32)
         context = np.zeros((images, sizes.tokens, sizes.width), np.float32)
-        return lambda: backend.sample(models, noise, context, context, TABLE, settings.guidance)
+        return lambda: backend.sample(models, noise, context, context, SAMPLING_TABLE, settings.guidance)
 
     phase("class images", "sampling", pictures(config.prior, config.prior.batch_size))
     side = config.data.resolution

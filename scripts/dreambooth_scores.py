@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from booth.config.values import default_config
 from booth.data.image_file import load_image
-from booth.data.inputs import load_tokenizer
 from booth.diffusion.sampling import ImageRequest, Sampler
 from booth.evaluate import scores as measures
 from booth.evaluate.judges import Yardstick
@@ -23,6 +22,7 @@ from booth.evaluate.scores import Seen, SeenModel
 from booth.evaluate.yardstick import look
 from booth.models.embedded import subject_path
 from booth.models.open import open_pipeline
+from booth.models.tokenizer import load_tokenizer
 
 IDENTIFIER = "sks"
 STEPS, GUIDANCE, BATCH = 25, 2.0, 16

@@ -11,7 +11,6 @@ import torch
 from booth.common.errors import UserError
 from booth.common.messages import StoredMessages
 from booth.config.trained import is_pulled, is_trained, trains_text
-from booth.config.values import get
 from booth.diffusion.backend import Batch, Metrics
 from booth.diffusion.solvers import SamplingTable
 from booth.models.adapters import adapter_of
@@ -50,7 +49,6 @@ class Backend:
         check_precision(config.train.precision)
         check_packages(config)
         check_mesh(config.mesh.fsdp)
-        _check_sharding(config)
         if config.train.compile != "none" and not torch.cuda.is_available():
             raise UserError(
                 f"train.compile={config.train.compile!r} needs a GPU: for a CPU, PyTorch's compiler makes a UNet whose"
@@ -204,23 +202,3 @@ class Backend:
         for name, tensor in (state.average.weights if state.average else state.trainable).items():
             component, _, key = name.partition(".")
             yield component, key, whole(tensor.detach()).cpu().float().contiguous().numpy()
-
-
-def _check_sharding(config: Any) -> None:
-    """Raise UserError for what FSDP's split tensors cannot be given to."""
-    if config.mesh.fsdp == 1:
-        return
-    for name, value in (
-        ("train.optimizer", "adamw"), ("memory.weights", "fp32"), ("memory.fused_backward", False),
-        ("memory.offload_optimizer", "none"), ("train.compile", "none"), ("train.channels_last", False),
-        ("adapter.kind", "none"), ("ema.device", "device"),
-    ):  # fmt: skip
-        if get(config, name) != value:
-            raise UserError(
-                f"{name}={get(config, name)!r} must be {value!r} with mesh.fsdp={config.mesh.fsdp}: it does not go with"
-                " weights that are split over processes"
-            )
-    if config.train.precision == "fp16":
-        raise UserError(
-            "train.precision='fp16' must be 'bf16' or 'fp32' with mesh.fsdp: overflow is looked for in whole gradients"
-        )

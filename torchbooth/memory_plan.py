@@ -228,7 +228,7 @@ class _Rehearsal:
         noise, contexts = self._sizes.noise(images), self._sizes.contexts(rows)
         self._tracker.place(self._models.networks, "sampling")
         precision = self._config.train.precision
-        latents = sample.denoise(self._models, noise, contexts, TABLE, settings.guidance, precision)
+        latents = sample.denoise(self._models, noise, contexts, SAMPLING_TABLE, settings.guidance, precision)
         sample.decode(self._models, latents[:1])  # as all are: one by one
 
     def _encode_prompts(self) -> None:
@@ -293,4 +293,4 @@ class Sizes:
 
 
 # Two steps are as good as all: one has nothing from the step before it yet.
-TABLE = (SamplingStep(0.0, 1.0, 1.0, 1.0, 1.0, 1.0, (1.0,) * (HISTORY + 1), 1.0, 1.0),) * 2
+SAMPLING_TABLE = (SamplingStep(0.0, 1.0, 1.0, 1.0, 1.0, 1.0, (1.0,) * (HISTORY + 1), 1.0, 1.0),) * 2

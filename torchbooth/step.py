@@ -46,7 +46,7 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
     if isinstance(optimizer, TensorwiseOptimizer):
         optimizer.begin(int(batch.key))
     device = next(iter(state.trainable.values())).device
-    encoded, context = context_of(state.models, to_device(batch.prompts, device))
+    encoded, context = encode_for_update(state.models, to_device(batch.prompts, device))
     metrics: dict[str, torch.Tensor] = {}
     pieces = [own_part(piece) for piece in batch.pieces(config.train.accumulation)]
     for index, piece in enumerate(pieces):
@@ -96,7 +96,7 @@ def _skipped(metrics: dict[str, torch.Tensor]) -> torch.Tensor:
     return (~(metrics["loss"].isfinite() & metrics["grad_norm"].square().isfinite())).float()
 
 
-def context_of(models: Models, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_for_update(models: Models, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(what the text encoder gave, the same as a leaf that gathers gradients), [unique prompts, tokens, width].
 
     Prompts that are encoded already are both at once, without gradients.

@@ -18,7 +18,7 @@ from booth.common.errors import UserError, reading
 from booth.config.sources import MODEL, is_id, of_page
 from booth.models.tokenizer import Tokenizer
 
-BATCH = 32
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ def _in_batches(
     device = _device()
     found = []
     with torch.inference_mode():
-        for first in range(0, len(items), BATCH):
-            batch = np.stack([prepare(item) for item in items[first : first + BATCH]])
+        for first in range(0, len(items), _BATCH):
+            batch = np.stack([prepare(item) for item in items[first : first + _BATCH]])
             found.append(torch.nn.functional.normalize(compute(torch.from_numpy(batch).to(device)).float(), dim=-1))
     return torch.cat(found).cpu().numpy()
 

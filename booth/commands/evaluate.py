@@ -132,7 +132,7 @@ def _evaluate_run(package: str, options: argparse.Namespace) -> None:
     print(found.table())
     _advise(found, judge)
     sheet = write_sheet(run_dir, found, inputs, shots, photographer)
-    log.info("written: %s and %s", run_dir / results.FOLDER / results.FILE, sheet)
+    log.info("written: %s and %s", run_dir / results.FOLDER / results.SCORES, sheet)
     write.refresh(run_dir)
 
 

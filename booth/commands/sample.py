@@ -22,12 +22,12 @@ from booth.config import values as settings
 from booth.config.choices import SOLVERS
 from booth.config.validation import check_backend
 from booth.data import pictures
-from booth.data.inputs import load_tokenizer
 from booth.diffusion.backend import Backend, load_backend
 from booth.diffusion.sampling import ImageRequest, Sampler
 from booth.models import new_tokens
 from booth.models.modelspec import native_resolution
 from booth.models.pipeline import PipelineDir
+from booth.models.tokenizer import load_tokenizer
 from booth.train.trained_run import find_trained
 
 log = logging.getLogger("booth")

@@ -27,6 +27,6 @@ def train(
     run = loop.train(
         load_backend(package), config, workdir, from_step, meant, publisher=publisher, refresh=write.refresh
     )
-    if (run.path / write.FILE).is_file():
-        log.info("to look at: %s", run.path / write.FILE)
+    if (run.path / write.PAGE).is_file():
+        log.info("to look at: %s", run.path / write.PAGE)
     return run

@@ -110,6 +110,7 @@ class Field:
     needs: tuple[Needs, ...] = ()  # it counts where one of them holds
     backends: tuple[str, ...] = ()  # the only ones that have another value than the default; (): all
     value_backends: Mapping[Any, tuple[str, ...]] = field(default_factory=dict)  # values that only these have
+    sharded: Mapping[str, Rule] = field(default_factory=dict)  # by backend: what it must be with mesh.fsdp above 1
     bucket_backends: tuple[str, ...] = ()  # those for which a path may be gs://BUCKET/FOLDER
 
     @property
@@ -120,6 +121,7 @@ class Field:
             by_backends.setdefault(packages(backends), []).append(value)
         parts = [f"{packages(self.backends)}: {self.about}" if self.backends else self.about]
         parts += [f"only {name}: {', '.join(map(str, values))}" for name, values in by_backends.items()]
+        parts += [f"with mesh.fsdp in {packages((name,))} {rule.text}" for name, rule in self.sharded.items()]
         parts += [f"only {packages(self.bucket_backends)}: also gs://BUCKET/FOLDER"] * bool(self.bucket_backends)
         return "; ".join(parts)
 
@@ -155,6 +157,11 @@ _PREVIEWS = (
     Needs("samples.before_after", equal(True), refused=False),
 )
 _TORCH, _JAX = ("torch",), ("jax",)
+
+
+def _whole_in_torch(*choices: Any) -> dict[str, Rule]:
+    """Other values need whole tensors, which FSDP splits over processes."""
+    return {"torch": equal(*choices) if len(choices) == 1 else one_of(*choices)}
 
 
 FIELDS = (
@@ -223,7 +230,8 @@ FIELDS = (
     Field("train.lr_end", 1e-7, "last learning rate of the polynomial schedule; the text encoder's ends in proportion",
           at_least(0), may_change=True, needs=(Needs("train.lr_schedule", equal("polynomial")),)),
     Field("train.precision", "fp32", "compute type: float32, bfloat16, or float16 with loss scaling",
-          one_of("fp32", "bf16", "fp16"), value_backends={"fp16": _TORCH}),
+          one_of("fp32", "bf16", "fp16"), value_backends={"fp16": _TORCH},
+          sharded=_whole_in_torch("fp32", "bf16")),
     Field("train.unet", True, "train the UNet; false: only the text encoder or new tokens"),
     Field("train.text_encoder", False, "train the text encoder too (in float32)"),
     Field("train.text_encoder_learning_rate", AUTO, "its peak learning rate; auto: train.learning_rate", above(0),
@@ -232,7 +240,8 @@ FIELDS = (
     Field("train.optimizer", "adamw", "optimizer; prodigy finds the learning rate, of which train.learning_rate, then"
           " 1, is a factor; the 8-bit ones have moments in 8 bits; Lion wants a third to a tenth of the learning rate",
           one_of("adamw", "prodigy", "adamw8bit", "lion", "lion8bit", "adafactor"),
-          value_backends=dict.fromkeys(("adamw8bit", "lion", "lion8bit", "adafactor"), _TORCH)),
+          value_backends=dict.fromkeys(("adamw8bit", "lion", "lion8bit", "adafactor"), _TORCH),
+          sharded=_whole_in_torch("adamw")),
     Field("train.adam_b1", 0.9, "decay of the first moment", below_one(), needs=_ADAM),
     Field("train.adam_b2", 0.999, "decay of the second moment", below_one(), needs=_ADAM),
     Field("train.adam_eps", 1e-8, "epsilon beside the root of the second moment", above(0), needs=_ADAM),
@@ -265,14 +274,17 @@ FIELDS = (
           one_of("auto", "plain", "chunked", "splash", "cudnn", "xformers"), may_change=True,
           value_backends={**dict.fromkeys(("plain", "chunked", "splash", "cudnn"), _JAX), "xformers": _TORCH}),
     Field("train.channels_last", False, "convolutions with the channels innermost, which GPUs with tensor"
-          " cores may do faster", backends=_TORCH),
+          " cores may do faster", backends=_TORCH,
+          sharded=_whole_in_torch(False)),
     Field("train.compile", "none", "torch.compile of the UNet, by its mode, on a GPU; minutes at the start",
-          one_of("none", "default", "reduce-overhead", "max-autotune"), may_change=True, backends=_TORCH),
+          one_of("none", "default", "reduce-overhead", "max-autotune"), may_change=True, backends=_TORCH,
+          sharded=_whole_in_torch("none")),
     Field("train.tf32", False, "float32 products in TF32 on GPUs that have it, faster and with 10 bits",
           may_change=True, backends=_TORCH),
     Field("train.seed", 0, "seed of everything else that is random", SEED),
     Field("adapter.kind", "none", "what trains: none: all weights of the networks; lora: low-rank adapters of their"
-          " layers, a few megabytes, with a learning rate of about 1e-4", one_of("none", "lora")),
+          " layers, a few megabytes, with a learning rate of about 1e-4", one_of("none", "lora"),
+          sharded=_whole_in_torch("none")),
     Field("adapter.rank", 16, "rank of the adapters", at_least(1), needs=_LORA,
           instead="to train without adapters set adapter.kind=none"),
     Field("adapter.alpha", AUTO, "an adapter counts alpha / rank; auto: alpha is the rank", above(0), auto=float,
@@ -294,7 +306,8 @@ FIELDS = (
           " none; 0.9999 is usual, less at first: min(decay, (1 + n) / (10 + n)) after n updates", below_one()),
     Field("ema.device", "device", "where the average is kept: on the device, or in the host's memory, from where it is"
           " fetched in every update", one_of("device", "host"), may_change=True,
-          needs=(Needs("ema.decay", above(0)),)),
+          needs=(Needs("ema.decay", above(0)),),
+          sharded=_whole_in_torch("device")),
     Field("data.resolution", 512, "side of the square training images, in pixels", at_least(8)),
     Field("data.buckets", (), "sizes that images are brought to, each to that of the nearest aspect ratio, such as"
           " 512x512 and 448x576; auto: all of the resolution's area; empty: squares",
@@ -329,13 +342,16 @@ FIELDS = (
           lambda value: value in ("", "auto") or memory_size(value) is not None), may_change=True, backends=_TORCH),
     Field("memory.weights", "fp32", "type in which the UNet's weights are kept and trained; bf16: no"
           " float32 copy, updates are rounded up or down at random and right on average", one_of("fp32", "bf16"),
-          backends=_TORCH),
+          backends=_TORCH,
+          sharded=_whole_in_torch("fp32")),
     Field("memory.fused_backward", False, "each tensor is updated as soon as its gradient is there, which"
           " is then freed; gradients are clipped by the norm of those so far and of the last update",
-          backends=_TORCH),
+          backends=_TORCH,
+          sharded=_whole_in_torch(False)),
     Field("memory.offload_optimizer", "none", "optimizer states in the host's memory while previews are"
           " made, or always but for each tensor's update", one_of("none", "sampling", "always"), may_change=True,
-          backends=_TORCH),
+          backends=_TORCH,
+          sharded=_whole_in_torch("none")),
     Field("memory.vae_tiling", False, "pictures are decoded in four tiles, with a quarter of the memory",
           may_change=True, backends=_TORCH),
     Field("mesh.fsdp", 1, "devices that share one copy of weights and optimizer states (FSDP)", at_least(1),

@@ -99,6 +99,12 @@ def check_backend(config: ConfigDict, backend: str) -> None:
                 f"{field.name}={value!r} must be {field.rule_of(backend).text} with {backend}booth: only"
                 f" {packages(having)} has it"
             )
+        rule = field.sharded.get(backend)
+        if config.mesh.fsdp > 1 and rule and not rule.holds(value):
+            raise UserError(
+                f"{field.name}={value!r} must be {rule.text} with mesh.fsdp={config.mesh.fsdp}: it does not go with"
+                " weights that are split over processes"
+            )
         if field.bucket_backends and backend not in field.bucket_backends and is_remote(value):
             raise UserError(
                 f"{field.name}={value!r} must be a local folder with {backend}booth: only"

@@ -26,7 +26,7 @@ from booth.data.inputs import Inputs
 from booth.data.views import covering
 from booth.models.tokenizer import Tokenizer
 
-FEW, MANY = 3, 30  # photos of one subject under one prompt
+_FEW, _MANY = 3, 30  # photos of one subject under one prompt
 ALIKE = 2  # of 64 bits in which the hashes of two pictures differ
 BLURRED = 6.0  # standard deviation of the Laplacian at 256 pixels
 LEAST_SEEN = 2 / 3  # of a picture
@@ -85,9 +85,9 @@ def _same_prompts(inputs: Inputs) -> Iterator[str]:
 
 
 def _count(config: Any, photos: Sequence[Example]) -> Iterator[str]:
-    if len(photos) < FEW:
-        yield f"{len(photos)} photo{'s' * (len(photos) != 1)}: {FEW} to 12 from several sides and places teach more"
-    if len(photos) > MANY and config.instance.captions == "none":
+    if len(photos) < _FEW:
+        yield f"{len(photos)} photo{'s' * (len(photos) != 1)}: {_FEW} to 12 from several sides and places teach more"
+    if len(photos) > _MANY and config.instance.captions == "none":
         yield f"{len(photos)} photos with one prompt: captions (instance.captions) would tell what differs in them"
 
 

@@ -27,7 +27,7 @@ from booth.diffusion.solvers import is_guided
 from booth.models.new_tokens import initial_rows, new_tokens
 from booth.models.open import open_pipeline
 from booth.models.pipeline import PipelineDir
-from booth.models.tokenizer import Tokenizer
+from booth.models.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger("booth")
 
@@ -275,11 +275,3 @@ def _check_tokens(config: Any, pipeline: PipelineDir, instances: Sequence[Exampl
             raise UserError(
                 f"tokens.add: {token} is in no prompt or caption of the photos; write it into instance.prompt"
             )
-
-
-def load_tokenizer(pipeline: PipelineDir, added: Sequence[str] = ()) -> Tokenizer:
-    """Return the pipeline's tokenizer with new tokens, padding to the text encoder's window (77 tokens)."""
-    encoder = pipeline.component_config("text_encoder")
-    return Tokenizer(
-        pipeline.tokenizer_path, encoder["max_position_embeddings"], encoder.get("vocab_size", 49408), added
-    )

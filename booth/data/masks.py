@@ -19,7 +19,6 @@ from booth.data.image_folder import MASK_END, masks_in
 from booth.data.images import Example, Size
 from booth.data.views import View, shown
 
-SOURCES = ("none", "alpha", "files")
 _FIELD = "instance.masks"
 _PROPORTIONS = 0.03  # difference of the logarithms of two aspect ratios; scaled copies are rounded to whole pixels
 

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from booth.common import randomness
+from booth.config.fields import AUTO
 from booth.data.image_file import load_image
 from booth.data.images import Example, Size
 
-AUTO = "auto"
 _SIDE = 64  # of the picture in which what stands out is looked for
 _AIM = 0.6  # standard deviation of where subjects are, in halves of a side
 

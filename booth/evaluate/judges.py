@@ -13,7 +13,7 @@ from booth.evaluate import yardstick
 from booth.evaluate.prompts import WORLD
 from booth.evaluate.scores import Seen
 
-DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"  # hub ids of what DreamBench measures with
+DINO_ID, CLIP_ID = "facebook/dino-vits16", "openai/clip-vit-base-patch32"  # hub ids of what DreamBench measures with
 
 
 class Judge(Protocol):
@@ -83,8 +83,8 @@ def judge_of(package: str, dino: str, clip: str, source: str = "") -> Judge:
         if source == EMBEDDED:
             return Yardstick()
         raise UserError(
-            f"--dino or --clip is missing: give a folder or hub id of DINO weights ({DINO}), of CLIP weights ({CLIP}),"
-            " or both; what comes with booth knows its drawn world only"
+            f"--dino or --clip is missing: give a folder or hub id of DINO weights ({DINO_ID}), of CLIP weights"
+            f" ({CLIP_ID}), or both; what comes with booth knows its drawn world only"
         )
     vision = load_vision(package)
     return Networks(vision.Dino(dino) if dino else None, vision.Clip(clip) if clip else None)

@@ -16,7 +16,7 @@ from booth.common.files import write_text
 from booth.evaluate import scores
 from booth.evaluate.scores import SHARES, Measures
 
-FOLDER, FILE, SHEET, PICTURES = "evaluation", "scores.json", "scores.png", "pictures"
+FOLDER, SCORES, SHEET, PICTURES = "evaluation", "scores.json", "scores.png", "pictures"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Evaluation:
 
     def write(self, run_dir: Path) -> None:
         content = {**asdict(self), "best": self.best}
-        write_text(run_dir / FOLDER / FILE, json.dumps(content, indent=1) + "\n")
+        write_text(run_dir / FOLDER / SCORES, json.dumps(content, indent=1) + "\n")
 
     def table(self) -> str:
         """Markdown: a line for the photos, the base and each checkpoint; the best is marked."""
@@ -69,7 +69,7 @@ def markdown_table(first: str, columns: Sequence[str], lines: Mapping[str, Measu
 def read(run_dir: Path) -> Evaluation | None:
     """Return what was measured before; None if there is nothing, or it cannot be read."""
     try:
-        content = json.loads((run_dir / FOLDER / FILE).read_text(encoding="utf-8"))
+        content = json.loads((run_dir / FOLDER / SCORES).read_text(encoding="utf-8"))
         checkpoints = [Scored(**scored) for scored in content["checkpoints"]]
         found = Evaluation(dict(content["recipe"]), dict(content["photos"]), dict(content["base"]), checkpoints)
         _ = found.best
@@ -86,5 +86,5 @@ def best_checkpoint(run_dir: str) -> tuple[int, str]:
             f"--best: {run_dir} has no evaluation that can be read; make one with: evaluate --run {run_dir}"
         )
     if found.best is None:
-        raise UserError(f"--best: no checkpoint of {run_dir} has a score above 0 (its {FOLDER}/{FILE}); give --step")
+        raise UserError(f"--best: no checkpoint of {run_dir} has a score above 0 (its {FOLDER}/{SCORES}); give --step")
     return found.best, next(scored.identity for scored in found.checkpoints if scored.step == found.best)

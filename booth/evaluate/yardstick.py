@@ -20,7 +20,7 @@ from booth.models.safetensors_reader import opened
 
 WEIGHTS = Path(__file__).parent / "yardstick.safetensors"
 SIDE = 64  # pixels; other pictures are resized to it
-BATCH = 64
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def look(pictures: Sequence[np.ndarray]) -> Looks:
     unusable."""
     weights, classes, settings = _load()
     pixels = np.stack([_pixels(picture) for picture in pictures])
-    parts = [_forward(weights, pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
+    parts = [_forward(weights, pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]
     class_logits, setting_logits, identity = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Looks(_softmax(class_logits), _softmax(setting_logits), _unit(identity), classes, settings)
 

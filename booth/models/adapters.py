@@ -17,7 +17,7 @@ from booth.common.errors import UserError
 from booth.config.fields import AUTO
 from booth.config.trained import trained_networks
 from booth.models.pipeline import PipelineDir
-from booth.models.weight_names import canonical_name, listed
+from booth.models.weight_names import canonical_name, few
 
 _ATTENTION = r"\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q_proj|k_proj|v_proj|out_proj))"
 _FEED_FORWARD = r"\.(ff\.net\.(0\.proj|2)|mlp\.(fc1|fc2))"
@@ -192,7 +192,7 @@ def said_of_unusual(layers: Iterable[str]) -> str:
     if not (found := unusual(layers)):
         return ""
     return (
-        f"adapters of {listed(found)}: kohya's scripts and stable-diffusion.cpp leave these out of a LoRA file, and so"
+        f"adapters of {few(found)}: kohya's scripts and stable-diffusion.cpp leave these out of a LoRA file, and so"
         " make other pictures of it than diffusers, ComfyUI and AUTOMATIC1111; adapter.targets=all trains none of them"
     )
 

@@ -12,8 +12,8 @@ from booth.common.files import publish, write_text
 from booth.models import ldm_layout, modelspec
 from booth.models.pipeline import PipelineDir, read_json
 from booth.models.safetensors_file import CODES, Precision, SafetensorsFile
-from booth.models.safetensors_reader import TensorSpec
-from booth.models.single_file import SUFFIX, configs_of
+from booth.models.safetensors_reader import SUFFIX, TensorSpec
+from booth.models.single_file import configs_of
 from booth.models.weight_names import canonical_name
 
 _TEXT_NORM = ("text_encoder", "text_model.final_layer_norm.weight")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from booth.common.errors import UserError
-from booth.models.weight_names import listed, written_key
+from booth.models.weight_names import few, written_key
 
 UNET, VAE, CLIP, OPEN_CLIP = (
     "model.diffusion_model.",
@@ -119,8 +119,7 @@ def check_complete(where: str, found: Collection[str], pieces: Mapping[str, Piec
     left_over = [key for key in set(found) - pieces.keys() - set(also) if not _BESIDE.match(key)]
     if missing or left_over:
         raise UserError(
-            f"{where}: its tensors are not those of its config: missing {listed(missing)}; left over"
-            f" {listed(left_over)}"
+            f"{where}: its tensors are not those of its config: missing {few(missing)}; left over {few(left_over)}"
         )
 
 

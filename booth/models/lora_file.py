@@ -23,17 +23,15 @@ from booth.models import lora_metadata
 from booth.models.adapters import Adapter, LowRank
 from booth.models.export_folder import RECORD
 from booth.models.lora_layouts import kohya_key, parsed, peft_key
-from booth.models.pipeline import read_json, read_specs
+from booth.models.pipeline import PICKLES, read_json, read_specs
 from booth.models.safetensors_file import CODES, DTYPES, Precision, as_type, packed
-from booth.models.safetensors_reader import opened
+from booth.models.safetensors_reader import SUFFIX, opened
 
 FILE = "pytorch_lora_weights.safetensors"
-SUFFIX = ".safetensors"
 FORMATS = ("peft", "kohya")
 ZERO_SNR = "it goes with a scheduler that has rescale_betas_zero_snr=true, timestep_spacing='trailing'"
 
 _CONFIG = "adapter_config.json"  # which PEFT alone writes beside its files
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def read_lora(path: Path) -> LoraFile:
     """Return a LoRA file, or that in a folder as diffusers writes it. Raise UserError for anything that is no plain
     LoRA."""
     path = path / FILE if path.is_dir() else path
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise UserError(
             f"{path} is a pickle, which may run code and is never read; `torchbooth convert {path} --out"
             f" {path.with_suffix(SUFFIX)}` takes the tensors out of it"

@@ -12,7 +12,7 @@ from booth.common.errors import UserError
 from booth.models.adapters import LowRank, added, layers, weight_shapes
 from booth.models.lora_file import LoraFile
 from booth.models.pipeline import PipelineDir
-from booth.models.weight_names import listed
+from booth.models.weight_names import few
 
 
 def weights_of(files: Sequence[Path], weights: Sequence[float]) -> list[float]:
@@ -35,14 +35,14 @@ def check_fits(pipeline: PipelineDir, lora: LoraFile) -> None:
     }
     where = f"{lora.path} does not fit {pipeline.where}, {pipeline.family.title}"
     if missing := lora.layers.keys() - known.keys():
-        raise UserError(f"{where}, which has no {listed(missing)}; give a LoRA that was trained from such a model")
+        raise UserError(f"{where}, which has no {few(missing)}; give a LoRA that was trained from such a model")
     other = [
         f"{layer} {list(update.shape)} instead of {list(known[layer])}"
         for layer, update in lora.layers.items()
         if _plain(update.shape) != _plain(known[layer])
     ]
     if other:
-        raise UserError(f"{where}: {listed(other)}; give a LoRA that was trained from such a model")
+        raise UserError(f"{where}: {few(other)}; give a LoRA that was trained from such a model")
 
 
 def merged(

@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from booth.common.errors import UserError
 from booth.common.files import write_bytes
 from booth.models.pipeline import PipelineDir
+from booth.models.tokenizer import load_tokenizer
 
 # Of a textual-inversion file: (key, array) of a token and its row. `pipe.load_textual_inversion` takes the first's key
 # for the word, of the second it must be told; WebUIs take the only tensor of a file, and the file's name for the word.
@@ -39,10 +40,7 @@ def initial_rows(config: Any, pipeline: PipelineDir) -> np.ndarray | None:
     """
     if not config.tokens.add:
         return None
-    from booth.models.tokenizer import Tokenizer
-
-    table = pipeline.tensors("text_encoder")[TABLE]
-    tokenizer = Tokenizer(pipeline.tokenizer_path, 77, len(table))
+    table, tokenizer = pipeline.tensors("text_encoder")[TABLE], load_tokenizer(pipeline)
     rows = []
     for entry in config.tokens.add:
         initializer = entry.partition("=")[2]

@@ -6,6 +6,7 @@ from booth.common.errors import UserError
 from booth.config.sources import EMBEDDED, MODEL, is_id, of_page
 from booth.models import embedded, hub
 from booth.models.pipeline import PICKLES, PipelineDir, open_folder
+from booth.models.safetensors_reader import SUFFIX
 from booth.models.single_file import open_single_file
 
 
@@ -22,7 +23,7 @@ def open_pipeline(
     if isinstance(source, str):
         source, revision = of_page(source, MODEL, revision)
     where = f"model.source={source}"
-    named_file = str(source).endswith((".safetensors", *PICKLES))
+    named_file = str(source).endswith((SUFFIX, *PICKLES))
     model = hub.find(str(source), revision) if is_id(str(source)) and not named_file else None
     path = model.path if model else _local_path(source)
     if path.is_file():

@@ -19,6 +19,8 @@ from booth.common import host_memory
 from booth.common.disk_space import readable
 from booth.common.errors import UserError, reading
 
+SUFFIX = ".safetensors"
+
 
 @dataclass(frozen=True)
 class TensorSpec:

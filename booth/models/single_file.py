@@ -19,11 +19,10 @@ from booth.models import ldm_layout, modelspec
 from booth.models.ldm_layout import Configs, Piece
 from booth.models.pipeline import FLOATS, PICKLES, PipelineDir, Weights, read_specs
 from booth.models.safetensors_file import HASH, hash_of_tensors
-from booth.models.safetensors_reader import TensorSpec, opened
+from booth.models.safetensors_reader import SUFFIX, TensorSpec, opened
 
 log = logging.getLogger("booth")
 
-SUFFIX = ".safetensors"
 
 _FIRST = f"{ldm_layout.UNET}input_blocks.0.0.weight"
 _CONTEXT = f"{ldm_layout.UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from booth.common.errors import UserError, reading
+from booth.models.pipeline import PipelineDir
 
 log = logging.getLogger("booth")
 
@@ -88,3 +89,11 @@ class Tokenizer:
         if lost:
             self._warned.add(prompt)
             log.warning("prompt longer than %d tokens, cut before %r", self._length - 2, self._tokenizer.decode(lost))
+
+
+def load_tokenizer(pipeline: PipelineDir, added: Sequence[str] = ()) -> Tokenizer:
+    """Return the pipeline's tokenizer with new tokens, padding to the text encoder's window (77 tokens)."""
+    encoder = pipeline.component_config("text_encoder")
+    return Tokenizer(
+        pipeline.tokenizer_path, encoder["max_position_embeddings"], encoder.get("vocab_size", 49408), added
+    )

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from booth.common.errors import UserError
+from booth.common.file_names import listed
 
 _OLD_VAE_ATTENTION = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.)")
 
@@ -40,7 +41,7 @@ def fit_weights(
     missing, left_over = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
     if missing or left_over:
         raise UserError(
-            f"{component} weights do not fit its config: missing {listed(missing)}; left over {listed(left_over)}"
+            f"{component} weights do not fit its config: missing {few(missing)}; left over {few(left_over)}"
         )
     fitted, wrong = {}, []
     for name, shape in shapes.items():
@@ -52,10 +53,10 @@ def fit_weights(
         else:
             fitted[name] = tensor.astype(np.float32, copy=False)
     if wrong:
-        raise UserError(f"{component} weights do not fit its config: {listed(wrong)}")
+        raise UserError(f"{component} weights do not fit its config: {few(wrong)}")
     return fitted
 
 
-def listed(items: Collection[str], shown: int = 4) -> str:
-    some = ", ".join(sorted(items)[:shown]) or "none"
-    return some if len(items) <= shown else f"{some} and {len(items) - shown} more"
+def few(names: Collection[str]) -> str:
+    """Return the first names of tensors in order, and how many more there are."""
+    return listed(sorted(names), 4) or "none"

@@ -22,7 +22,7 @@ from booth.config.concepts import Concept, class_folder, concepts_of, has_prior
 from booth.config.sources import EMBEDDED
 from booth.data.image_dataset import cache_folder
 from booth.evaluate import results
-from booth.evaluate.judges import CLIP, DINO
+from booth.evaluate.judges import CLIP_ID, DINO_ID
 from booth.evaluate.results import Evaluation
 from booth.train.checkpoints import Checkpoints
 from booth.train.metrics import read_metrics
@@ -143,7 +143,7 @@ class Report:
         if self.config.concepts or not prompt or PLACE in prompt or not self.config.prior.prompt:
             return {}
         own = self.config.model.source == EMBEDDED  # is judged by the yardstick
-        networks = [] if own else ["--dino", DINO, "--clip", CLIP]
+        networks = [] if own else ["--dino", DINO_ID, "--clip", CLIP_ID]
         return {"Find the best checkpoint": [self.package, "evaluate", "--run", self.path.absolute(), *networks]}
 
 

@@ -24,7 +24,7 @@ from booth.config.fields import FIELDS
 from booth.report.curves import Curve, chart, smoothed
 from booth.report.data import Report
 from booth.report.markup import element, html, shortened
-from booth.report.pictures import LARGE, PREVIEW, PREVIEWS, THUMBNAILS, linked, spread, thumbnail
+from booth.report.pictures import LARGE, PREVIEW, PREVIEWS, THUMBNAILS, captioned, linked, spread
 
 _MOST_FIELDS = 300
 
@@ -167,7 +167,7 @@ def _albums(report: Report) -> Iterator[ET.Element]:
         yield element("h3", f"{album.title}: {len(album.captions)}")
         if album.prompt:
             yield element("p", shortened(album.prompt))
-        figures = [thumbnail(album, name) for name in shown]
+        figures = [captioned(album, name) for name in shown]
         if found := [figure for figure in figures if figure is not None]:
             yield element("div", *found, class_="album")
         if len(found) < len(shown):

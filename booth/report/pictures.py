@@ -34,7 +34,7 @@ def linked(report: Report, path: Path, limits: Limits, said: str) -> ET.Element:
     return element("a", f"{name} cannot be read." if image is None else image, href=quote(name))
 
 
-def thumbnail(album: Album, name: str) -> ET.Element | None:
+def captioned(album: Album, name: str) -> ET.Element | None:
     """One picture with its caption; None for what is not there or cannot be read."""
     image = _image(album.folder / name, THUMBNAIL, f"{album.title}: {shortened(name)}")
     if image is None:

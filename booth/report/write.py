@@ -12,14 +12,14 @@ from booth.report.page import page
 
 log = logging.getLogger("booth")
 
-FILE = "report.html"
+PAGE = "report.html"
 
 
 def write(run: Path) -> Path:
     """Write the page of the run in a folder, which need not be finished. Raise UserError if it is none, or is
     damaged."""
-    write_text(run / FILE, page(gather(run)))
-    return run / FILE
+    write_text(run / PAGE, page(gather(run)))
+    return run / PAGE
 
 
 def refresh(run: Path) -> None:
@@ -27,4 +27,4 @@ def refresh(run: Path) -> None:
     try:
         write(run)
     except Exception as error:
-        log.warning("%s is not up to date (%s: %s); the run goes on", run / FILE, type(error).__name__, error)
+        log.warning("%s is not up to date (%s: %s); the run goes on", run / PAGE, type(error).__name__, error)

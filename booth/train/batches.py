@@ -18,7 +18,7 @@ from booth.data.views import View
 from booth.diffusion.backend import Batch
 from booth.diffusion.schedule import NoiseSchedule
 
-Kind = str  # "instance" or "prior"
+RowKind = str  # "instance" or "prior"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Bucket:
     """The images of one size. `order`: for each kind their places, one as often as it is repeated."""
 
     size: Size
-    order: Mapping[Kind, Sequence[int]]
+    order: Mapping[RowKind, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Batches:
     Batch; no_prompt: the place of the empty one. masks: [h, w, 1] of views that have one, as in Batch.
     """
 
-    images: Mapping[Kind, Sequence[TrainingImage]]
+    images: Mapping[RowKind, Sequence[TrainingImage]]
     moments: Mapping[View, np.ndarray]
     prompts: np.ndarray
     schedule: NoiseSchedule
@@ -78,7 +78,7 @@ class Batches:
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
         """In the order in which their sizes are met among the instance images; all of them have images of each kind."""
-        places: dict[Size, dict[Kind, list[int]]] = {}
+        places: dict[Size, dict[RowKind, list[int]]] = {}
         for image in self.images["instance"]:
             places.setdefault(image.views[0].size, {kind: [] for kind in self.images})
         for kind, images in self.images.items():
@@ -174,7 +174,7 @@ class Batches:
         number = int(order[position])
         return number, cycle * counts[number] + int(np.count_nonzero(order[:position] == number))
 
-    def _place(self, bucket: int, kind: Kind, position: int) -> int:
+    def _place(self, bucket: int, kind: RowKind, position: int) -> int:
         """Return which image of its kind is at a position of the endless row of a bucket's epochs."""
         order = self.buckets[bucket].order[kind]
         epoch, rest = divmod(position, len(order))
@@ -192,7 +192,7 @@ class Batches:
 
 
 @lru_cache(maxsize=256)
-def _order(seed: int, kind: Kind, bucket: int, count: int, epoch: int) -> np.ndarray:
+def _order(seed: int, kind: RowKind, bucket: int, count: int, epoch: int) -> np.ndarray:
     """Return the order of a bucket's images in an epoch; kinds of different sizes have epochs of different lengths."""
     return randomness.generator(seed, f"{kind} order", epoch, bucket).permutation(count)
 

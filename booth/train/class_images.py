@@ -30,7 +30,7 @@ from booth.diffusion.sampling import ImageRequest, Sampler
 
 log = logging.getLogger("booth")
 
-MANIFEST = "class_images.json"
+RECIPE_FILE = "class_images.json"
 
 
 def class_images(
@@ -74,7 +74,7 @@ def class_images(
         return existing + every
     with _alone(folder):
         if not known:
-            write_text(folder / MANIFEST, json.dumps(recipe, indent=1) + "\n")
+            write_text(folder / RECIPE_FILE, json.dumps(recipe, indent=1) + "\n")
         made = (
             (of_size[index], pixels)
             for size, of_size in files.items()
@@ -125,7 +125,7 @@ def _check_recipe(folder: Path, recipe: Mapping[str, Any], made: Sequence[Path],
 
     Where it is lost, they are still known if a run has recorded their hashes: then it is to be written again.
     """
-    manifest = folder / MANIFEST
+    manifest = folder / RECIPE_FILE
     try:
         before = dict(json.loads(manifest.read_text(encoding="utf-8")))
     except (OSError, RecursionError, TypeError, ValueError) as error:
@@ -133,7 +133,7 @@ def _check_recipe(folder: Path, recipe: Mapping[str, Any], made: Sequence[Path],
             return False
         lost = "damaged" if manifest.is_file() else "not there"
         raise UserError(
-            f"prior.images={str(folder)!r} holds class images, but {MANIFEST}, which says how they were made, is"
+            f"prior.images={str(folder)!r} holds class images, but {RECIPE_FILE}, which says how they were made, is"
             f" {lost}; put it back, or give another folder"
         ) from error
     differing = [

@@ -84,7 +84,7 @@ _IGNORED = {
     "projection_class_embeddings_input_dim",
 }
 
-Run = Callable[..., jax.Array]
+Runner = Callable[..., jax.Array]
 # A block that is computed once more need not attend once more: the output is small where the logits are not.
 _KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(KEPT)
 
@@ -101,7 +101,7 @@ class DownBlock2D(nnx.Module):
         self.attentions = nnx.List(attentions)
         self.downsamplers = nnx.List(downsamplers)
 
-    def __call__(self, run: Run, x_bhwc: jax.Array, time_bd: jax.Array, context_bsd: jax.Array) -> list[jax.Array]:
+    def __call__(self, run: Runner, x_bhwc: jax.Array, time_bd: jax.Array, context_bsd: jax.Array) -> list[jax.Array]:
         """Return the output of every layer: the skip connections, the last of which goes on down."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
@@ -121,7 +121,7 @@ class MidBlock2DCrossAttn(nnx.Module):
         self.attentions = nnx.List(attentions)
         self.resnets = nnx.List(resnets)
 
-    def __call__(self, run: Run, x_bhwc: jax.Array, time_bd: jax.Array, context_bsd: jax.Array) -> jax.Array:
+    def __call__(self, run: Runner, x_bhwc: jax.Array, time_bd: jax.Array, context_bsd: jax.Array) -> jax.Array:
         x_bhwc = run(self.resnets[0], x_bhwc, time_bd)
         x_bhwc = run(self.attentions[0], x_bhwc, context_bsd)
         return run(self.resnets[1], x_bhwc, time_bd)
@@ -136,7 +136,7 @@ class UpBlock2D(nnx.Module):
         self.upsamplers = nnx.List(upsamplers)
 
     def __call__(
-        self, run: Run, x_bhwc: jax.Array, skips: list[jax.Array], time_bd: jax.Array, context_bsd: jax.Array
+        self, run: Runner, x_bhwc: jax.Array, skips: list[jax.Array], time_bd: jax.Array, context_bsd: jax.Array
     ) -> jax.Array:
         for i, resnet in enumerate(self.resnets):
             x_bhwc = run(resnet, jnp.concatenate([x_bhwc, skips.pop()], axis=-1), time_bd)

@@ -386,10 +386,26 @@ def test_what_only_jaxbooth_has(valid, name, value, said):
     validate(valid, "jax")
 
 
+@pytest.mark.parametrize(("name", "value", "wanted"), [
+    ("train.precision", "fp16", "one of 'fp32', 'bf16'"), ("train.optimizer", "lion", "'adamw'"),
+    ("memory.fused_backward", True, "False"), ("adapter.kind", "lora", "'none'"),
+])  # fmt: skip
+def test_what_does_not_go_with_weights_that_torchbooth_splits(valid, name, value, wanted):
+    valid.mesh.fsdp = 2
+    validate(valid, "torch")
+    set_field(valid, name, value)
+    said = f"{name}={value!r} must be {wanted} with mesh.fsdp=2: it does not go with weights that are split"
+    assert refusal(validate, valid, "torch").startswith(said)
+    valid.mesh.fsdp = 1
+    validate(valid, "torch")
+
+
 def test_the_meaning_of_a_field_says_which_backends_have_it():
     meanings = {field.name: field.meaning for field in settings.FIELDS}
     assert meanings["train.tf32"].startswith("torchbooth: float32 products in TF32")
-    assert meanings["train.precision"].endswith("with loss scaling; only torchbooth: fp16")
+    assert meanings["train.precision"].endswith(
+        "with loss scaling; only torchbooth: fp16; with mesh.fsdp in torchbooth one of 'fp32', 'bf16'"
+    )
     assert meanings["train.attention"].endswith(
         "; only jaxbooth: plain, chunked, splash, cudnn; only torchbooth: xformers"
     )

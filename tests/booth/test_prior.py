@@ -11,10 +11,11 @@ from PIL import Image
 from booth.common.errors import UserError
 from booth.config.values import default_config
 from booth.data import class_image_files
-from booth.data.inputs import check_inputs, load_tokenizer
+from booth.data.inputs import check_inputs
 from booth.diffusion.sampling import Sampler
 from booth.models.open import open_pipeline
-from booth.train.class_images import MANIFEST, class_images
+from booth.models.tokenizer import load_tokenizer
+from booth.train.class_images import RECIPE_FILE, class_images
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_a_missing_folder_is_made_and_filled(make, tmp_path):
     with Image.open(folder / "class-00000.png") as image:
         assert image.size == (64, 64) and image.mode == "RGB", "at the training resolution"
     assert len(set(contents(folder).values())) == 3, "each has its own seed"
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", *ours(0, 1, 2), MANIFEST]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", *ours(0, 1, 2), RECIPE_FILE]
 
 
 def test_only_what_is_missing_is_made(make):
@@ -136,7 +137,7 @@ def test_own_images_alone_need_no_recipe(make):
     save_own(make.folder, "1.jpg", "2.jpg")
     nothing = watched()
     make(2, backend_class=nothing)
-    assert nothing.calls == [] and not (make.folder / MANIFEST).exists()
+    assert nothing.calls == [] and not (make.folder / RECIPE_FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -151,18 +152,18 @@ def test_own_images_alone_need_no_recipe(make):
 )  # fmt: skip
 def test_another_recipe_is_refused(make, change, said):
     make(2)
-    before, manifest = contents(make.folder), (make.folder / MANIFEST).read_bytes()
+    before, manifest = contents(make.folder), (make.folder / RECIPE_FILE).read_bytes()
     for count in (2, 4):
         with pytest.raises(UserError) as caught:
             make(count, **change)
         assert f"({said});" in str(caught.value) and "\n" not in str(caught.value)
-    assert contents(make.folder) == before and (make.folder / MANIFEST).read_bytes() == manifest
+    assert contents(make.folder) == before and (make.folder / RECIPE_FILE).read_bytes() == manifest
     make(2, folder=make.folder / "another", **change)  # as the message says
 
 
 def test_the_manifest_says_how_they_were_made(make):
     make(2)
-    recipe = json.loads((make.folder / MANIFEST).read_text())
+    recipe = json.loads((make.folder / RECIPE_FILE).read_text())
     assert recipe == {"prompt": "a photo of robot", "seed": 0, "resolution": 64, "solver": "dpm++",
                       "inference_steps": 2, "guidance": 7.5, "unet_sha256": "weights", "vae_sha256": "vae"}  # fmt: skip
 
@@ -176,7 +177,7 @@ def test_files_of_our_name_without_a_manifest_are_refused(make):
 @pytest.mark.parametrize("damaged", ["", "{", "[1]", "3"])
 def test_a_damaged_manifest_is_none(make, damaged):
     make(2)
-    (make.folder / MANIFEST).write_text(damaged)
+    (make.folder / RECIPE_FILE).write_text(damaged)
     with pytest.raises(UserError, match=r"which says how they were made, is damaged; put it back, or give another"):
         make(3)
 

@@ -17,9 +17,9 @@ from diffusers.schedulers import scheduling_euler_ancestral_discrete
 from PIL import Image
 
 from booth.config.values import default_config
-from booth.data.inputs import load_tokenizer
 from booth.diffusion.sampling import ImageRequest, Sampler, initial_noise, step_noise
 from booth.models.open import open_pipeline
+from booth.models.tokenizer import load_tokenizer
 from booth.train import loop
 
 SCHEDULERS = {

@@ -8,10 +8,10 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from booth.config.values import default_config
-from booth.data.inputs import load_tokenizer
 from booth.diffusion.sampling import ImageRequest, Sampler, initial_noise
 from booth.diffusion.schedule import zero_terminal_snr
 from booth.models.open import open_pipeline
+from booth.models.tokenizer import load_tokenizer
 from booth.train import loop
 
 REQUEST = ImageRequest("a photo of sks robot on the beach", 3, "blurry")

@@ -335,14 +335,14 @@ def test_mutants_of_torchbooth_are_rejected(job_of, name, monkeypatch):
 
         monkeypatch.setattr(ema.Average, "update", wrong)
     if mutant.get("code") == "text":
-        encode = step.context_of
+        encode = step.encode_for_update
 
         def forgetful(models, prompts):
             encoded, context = encode(models, prompts)
             context.register_hook(lambda gradient: setattr(context, "grad", None))
             return encoded, context
 
-        monkeypatch.setattr(step, "context_of", forgetful)
+        monkeypatch.setattr(step, "encode_for_update", forgetful)
     batches = [mutant.get("batch", lambda batch: batch)(batch) for batch in job.batches]
     assert not agrees(our_run(Backend, job, _with(job.config, **mutant.get("train", {})), batches), job.reference)
 

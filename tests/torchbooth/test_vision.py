@@ -68,7 +68,7 @@ def test_vectors_equal_a_plain_loop(measuring_networks, pictures, monkeypatch):
             expected["texts"].append(clip(**ids, pixel_values=pixels).text_embeds[0])
     expected = {name: torch.stack(vectors) for name, vectors in expected.items()}
     expected = {name: (vectors / vectors.norm(dim=-1, keepdim=True)).numpy() for name, vectors in expected.items()}
-    monkeypatch.setattr(vision, "BATCH", 4)  # more than one batch
+    monkeypatch.setattr(vision, "_BATCH", 4)  # more than one batch
     ours = Clip(str(measuring_networks / "clip"))
     found = {"dino": Dino(str(measuring_networks / "dino")).look(pictures), "clip": ours.look(pictures),
              "texts": ours.read(texts)}  # fmt: skip
