@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run two at a time; waiting threads that spin cost minutes
 os.environ.setdefault("TQDM_MININTERVAL", "5")
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test meets the hub only as the server below
+if hasattr(signal, "SIGHUP"):  # `nohup` and some build servers have it ignored, and so would all processes of the tests
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.path.insert(0, str(ROOT / "scripts"))
 
 

@@ -34,8 +34,8 @@ def parts(words):
 
 
 def fields(words):
-    """{name: text} of the fields that a command sets."""
-    return dict(re.findall(r"--config\.([\w.]+)=(.*)", "\n".join(words)))
+    """Return {name: text} of the settings that a command gives, as `NAME=VALUE` or `--config.NAME=VALUE`."""
+    return dict(re.findall(r"^(?:--config\.)?([a-z_0-9]+\.[\w.]+)=(.*)$", "\n".join(words), re.MULTILINE))
 
 
 def smaller(words, pipeline, photos, networks=None):
