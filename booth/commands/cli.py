@@ -26,7 +26,7 @@ from booth.commands import (
 )
 from booth.commands.parsing import Parser, parse
 from booth.common.errors import UserError
-from booth.common.signals import Stopped, deafness_ends
+from booth.common.signals import Interrupted, Stopped, deafness_ends
 
 log = logging.getLogger("booth")
 
@@ -51,11 +51,11 @@ def main(package: str, argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"{package}: {stopped}, which is saved; the same command continues", file=sys.stderr)
         return stopped.code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(
             f"\n{package}: interrupted; the same command continues, training from its last checkpoint", file=sys.stderr
         )
-        return INTERRUPTED
+        return error.code if isinstance(error, Interrupted) else INTERRUPTED
     return 0
 
 

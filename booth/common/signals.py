@@ -41,12 +41,20 @@ _heard_at = -math.inf  # when Python last came to handle a signal
 _patient = threading.Event()  # the next signal may wait until the call at hand is over
 
 
-class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop has saved its last update; `code` is the exit code."""
+class Interrupted(KeyboardInterrupt):
+    """What is going on ends at once, by the signal of a number; `code` is the exit code."""
+
+    def __init__(self, number: int, said: str = "interrupted") -> None:
+        super().__init__(said)
+        self.code = 128 + number
+
+
+class Stopped(Interrupted):
+    """A run that was asked to stop has saved its last update."""
 
     def __init__(self, step: int, number: int) -> None:
-        super().__init__(f"stopped after step {step}")
-        self.step, self.code = step, 128 + number
+        super().__init__(number, f"stopped after step {step}")
+        self.step = step
 
 
 class StopRequest:
@@ -75,7 +83,7 @@ class StopRequest:
         self._at_once = True
         try:
             if self.number:
-                raise KeyboardInterrupt
+                raise Interrupted(self.number)
             yield
         finally:
             self._at_once = False
@@ -95,7 +103,7 @@ class StopRequest:
         first = not self.number
         self.number = self.number or number
         if self._at_once or not first:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         with suppress(OSError):  # Not by way of a stream, in whose middle this may be.
             os.write(2, b"\nstopping: this update is finished and saved; once more stops at once\n")
 

@@ -12,7 +12,7 @@ import pytest
 from waiting import PATIENCE_S
 
 from booth.common import signals
-from booth.common.signals import StopRequest
+from booth.common.signals import Interrupted, StopRequest
 
 BEGIN = """
 import hashlib, time
@@ -122,8 +122,9 @@ def test_others_are_noted_too(number):
         request.arm()
         signal.raise_signal(number)
         assert request.number == number
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted) as interrupted:
             signal.raise_signal(number)
+    assert interrupted.value.code == 128 + number
     assert signal.getsignal(number) == signal.SIG_DFL
 
 

@@ -128,7 +128,8 @@ def test_asked_to_stop(start, run, arguments, tmp_path, package, number, code):
 
 
 @pytest.mark.full
-def test_asked_to_stop_twice(start, arguments, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [SIGNALS["Ctrl-C"], SIGNALS["SIGTERM"]])
+def test_asked_to_stop_twice(start, arguments, tmp_path, number, code):
     """At once, and without damage: the update is lost, the last checkpoint is not."""
     folder = tmp_path / "run"
     slow = """
@@ -141,10 +142,10 @@ torchbooth.checkpoint.save = lambda *_: (print("saving", file=sys.stderr, flush=
         [*arguments(folder), "--config.train.steps=100000", "--config.log.every_steps=1"], "torchbooth", slow
     )
     wait_until(lambda: (folder / "metrics.jsonl").exists() and steps(folder), process, "the first update")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     said(tmp_path / "stderr", "saving", process)  # which takes its time
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=PATIENCE_S) == 130
+    process.send_signal(number)
+    assert process.wait(timeout=PATIENCE_S) == code
     err = (tmp_path / "stderr").read_text()
     assert err.splitlines()[-1].startswith("torchbooth: interrupted; the same command continues")
     assert "Traceback" not in err
