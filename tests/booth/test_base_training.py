@@ -76,6 +76,7 @@ def test_psnr():
     assert psnr(black + 0.2, black) == pytest.approx(20.0)
 
 
+@pytest.mark.full
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(denoiser, "SAVE_EVERY", 1)
     monkeypatch.setattr(denoiser, "BATCH", 2)

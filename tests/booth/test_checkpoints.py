@@ -218,7 +218,7 @@ def test_newer_checkpoints_are_set_aside_not_deleted(checkpoints, caplog):
     assert (checkpoints.folder / "superseded-000002" / "state").read_text() == "state 2"
 
 
-@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_a_flipped_bit_is_noticed(tiny_config, tmp_path, package):
     """In any file of a checkpoint; safetensors alone would not notice."""
     from booth.train import loop

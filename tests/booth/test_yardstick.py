@@ -21,7 +21,7 @@ INDIVIDUALS, VIEWS = 12, 6  # of each class
 SEED = 4242  # neither the base's world nor the yardstick's
 
 
-@pytest.fixture(scope="module", params=["as drawn", "through the autoencoder"])
+@pytest.fixture(scope="module", params=["as drawn", pytest.param("through the autoencoder", marks=pytest.mark.full)])
 def world(request):
     """Looks of [classes, INDIVIDUALS, VIEWS] renderings, and the settings they are in.
 

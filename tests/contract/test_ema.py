@@ -32,7 +32,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=["all weights", pytest.param("LoRA and tokens", marks=pytest.mark.full)])
 def trained(request, backend_class, tiny_config, tmp_path):
     """(the weights at first and after each of six updates, the third of which is not finite; the average)."""
     for name, value in CASES[request.param].items():
@@ -99,6 +99,7 @@ def test_the_average_is_diffusers(trained):
         assert distance(mutant, averaged(live), first) > 10 * TOLERANCE, name
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_whole_runs(backend_class, tiny_config, tmp_path):
     """Previews and a stay in the host's memory change nothing; what is made is the average, a checkpoint has both."""
     tiny_config.ema.decay, tiny_config.train.learning_rate = 0.9, 1e-3

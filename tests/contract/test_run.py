@@ -44,7 +44,7 @@ def test_a_run_leaves_pipeline_metrics_and_pictures(package, tiny_config, tmp_pa
     assert not list(run.path.rglob(".staging-*"))
 
 
-@pytest.mark.parametrize("stop", [1, 3])  # five photos: both are in the middle of an epoch
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.full), 3])  # in the middle of an epoch of five
 def test_resumed_equals_uninterrupted_to_the_bit(backend_class, tiny_config, tmp_path, stop):
     tiny_config.data.crop, tiny_config.data.flip = "random", True
     whole = loop.train(backend_class, tiny_config, tmp_path / "whole")
@@ -66,6 +66,7 @@ def test_a_finished_run_trains_no_further_step(backend_class, tiny_config, tmp_p
     assert changed <= {"config.json", ".lock"}
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_from_step_continues_from_an_older_checkpoint(backend_class, tiny_config, tmp_path):
     tiny_config.checkpoint.every_steps = 2
     first = loop.train(backend_class, tiny_config, tmp_path / "run")
@@ -78,6 +79,7 @@ def test_from_step_continues_from_an_older_checkpoint(backend_class, tiny_config
         loop.train(backend_class, tiny_config, tmp_path / "run", from_step=3)
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_a_changed_learning_rate_counts_on_resume(backend_class, tiny_config, tmp_path, caplog):
     tiny_config.train.steps = 2
     loop.train(backend_class, tiny_config, tmp_path / "run")
@@ -88,6 +90,7 @@ def test_a_changed_learning_rate_counts_on_resume(backend_class, tiny_config, tm
     assert record["config"]["train.learning_rate"] == 1e-3
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_existing_class_images_train_as_generated_ones(backend_class, tiny_config, tmp_path):
     """Making class images takes nothing from training's randomness; the old scripts' shared generator did."""
     made = loop.train(backend_class, tiny_config, tmp_path / "made")
@@ -115,6 +118,7 @@ def test_bf16(backend_class, tiny_config, tmp_path):
     assert all(array.dtype == np.float32 for array in weights(bf16).values())
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_sampling_and_export_need_no_optimizer(backend_class, tiny_config, tmp_path):
     """A checkpoint's weights are read without Adam's moments, which are twice their size."""
     from booth.models.open import open_pipeline

@@ -80,11 +80,8 @@ def test_tokens_alone(package, configured, tmp_path):
         assert np.array_equal(plain.text_encoder.get_input_embeddings().weight[number].detach(), row)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [PIVOTAL, pytest.param(WITH_ALL, marks=pytest.mark.full), pytest.param(WITH_BOTH_ADAPTED, marks=pytest.mark.full)],
-    ids=["pivotal", "all", "both adapted"],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("fields", [PIVOTAL, WITH_ALL, WITH_BOTH_ADAPTED], ids=["pivotal", "all", "both adapted"])
 def test_tokens_beside_what_else_trains(configured, tmp_path, fields):
     """Both backends alike, resumed to the bit, exported whole."""
     config = configured(fields)

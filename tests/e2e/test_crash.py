@@ -152,7 +152,9 @@ torchbooth.checkpoint.save = lambda *_: (print("saving", file=sys.stderr, flush=
     assert not names(folder / "checkpoints"), "nothing half made is left"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.full), (signal.SIGTERM, -signal.SIGTERM)]
+)
 def test_before_training_it_stops_at_once(start, arguments, tmp_path, number, code):
     folder = tmp_path / "run"
     process = start(
@@ -168,6 +170,7 @@ def said(path, text, process):
     wait_until(lambda: text in path.read_text(encoding="utf-8"), process, text)
 
 
+@pytest.mark.full
 def test_pictures_are_not_waited_for(start, arguments, tmp_path):
     """They can be made again; the updates before them are saved."""
     folder = tmp_path / "run"

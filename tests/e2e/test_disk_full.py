@@ -88,7 +88,7 @@ def test_space_is_looked_at_before_work_begins(disk, fill, job, main):
     assert main("torchbooth", "train", *job(disk / "run")).code == 0
 
 
-@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 @pytest.mark.parametrize("known", [True, False])
 def test_while_saving(disk, fill, full_at, job, main, monkeypatch, package, known):
     """Found before anything is written; or, if the size was not foreseen, by the library that writes."""

@@ -105,6 +105,7 @@ def test_a_scanned_step_is_estimated_as_an_unrolled_one(pipeline, config, monkey
     assert flat.flops_per_row == scanned.flops_per_row
 
 
+@pytest.mark.full
 @needs_libtpu
 def test_too_much_memory_is_a_plan(pipeline, config):
     config.train.precision = "fp32"

@@ -27,7 +27,7 @@ import jax, numpy as np
 from booth.data.inputs import check_inputs
 from jaxbooth.backend import Backend
 
-jobs, images, saved, out = sys.argv[1:]
+jobs, images, saved, draws, out = sys.argv[1:]
 assert jax.device_count() == 8
 results = []
 for config, batches in pickle.loads(open(jobs, "rb").read()):
@@ -45,7 +45,8 @@ for config, batches in pickle.loads(open(jobs, "rb").read()):
     if config.mesh.fsdp == 2:
         pathlib.Path(saved).mkdir()
         backend.save(state, pathlib.Path(saved))
-        results.append(backend.sample(backend.models(state), **pickle.loads(open(images, "rb").read())))
+        if draws == "draws":
+            results.append(backend.sample(backend.models(state), **pickle.loads(open(images, "rb").read())))
 open(out, "wb").write(pickle.dumps(results))
 """
 
@@ -62,7 +63,7 @@ def on_eight_devices(make_tiny_config, tmp_path):
     Gives (the pipeline; of each mesh: losses, shapes of the parts of conv_in's weight, weights; pictures if fsdp=2).
     """
 
-    def on_eight_devices(*meshes, adapter="none", **fields):
+    def on_eight_devices(*meshes, adapter="none", draws=False, **fields):
         jobs, expected = [], []
         for batch_size, fsdp in meshes:
             config = make_tiny_config()
@@ -91,8 +92,9 @@ def on_eight_devices(make_tiny_config, tmp_path):
         (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
         (tmp_path / "images").write_bytes(pickle.dumps(sampling_job(inputs.pipeline)))
         environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-        paths = [str(tmp_path / name) for name in ("jobs", "images", "saved", "out")]
-        subprocess.run([sys.executable, "-c", WORKER, *paths], env=environment, check=True)
+        jobs_file, images, saved, out = (str(tmp_path / name) for name in ("jobs", "images", "saved", "out"))
+        arguments = [jobs_file, images, saved, "draws" if draws else "", out]
+        subprocess.run([sys.executable, "-c", WORKER, *arguments], env=environment, check=True)
 
         results = pickle.loads((tmp_path / "out").read_bytes())
         trained = [result for result in results if isinstance(result, tuple)]
@@ -130,17 +132,32 @@ def test_buckets_and_concepts_on_eight_devices(on_eight_devices, tmp_path):
     assert shards == {(3, 3, 4, 16)}
 
 
-def test_eight_devices_train_as_one(on_eight_devices, make_tiny_config, tmp_path):
-    """2 + 2 rows over 4 x 2 devices, in two pieces, with padding and with the text encoder."""
-    pipeline, (split, images) = on_eight_devices((2, 2))
-    assert split[1] == {(3, 3, 4, 32)}, "a half of 64 features"
+@pytest.fixture
+def restored(make_tiny_config, tmp_path):
+    """Restores the checkpoint of eight devices on one and compares it with their weights, to the bit."""
 
-    # The checkpoint of eight devices comes back on one, to the bit, and gives the same images.
-    config = make_tiny_config()
-    config.train.text_encoder, config.ema.decay = True, 0.9
-    backend = Backend(config)
-    state = backend.restore(backend.init(backend.load(pipeline)), tmp_path / "saved")
-    assert all(np.array_equal(array, split[2][name]) for name, array in weights(backend, state).items())
+    def restored(pipeline, expected):
+        config = make_tiny_config()
+        config.train.text_encoder, config.ema.decay = True, 0.9
+        backend = Backend(config)
+        state = backend.restore(backend.init(backend.load(pipeline)), tmp_path / "saved")
+        assert all(np.array_equal(array, expected[name]) for name, array in weights(backend, state).items())
+        return backend, state
+
+    return restored
+
+
+def test_eight_devices_train_as_one(on_eight_devices, restored):
+    """2 + 2 rows over 4 x 2 devices, with padding and with the text encoder, and their checkpoint on one device."""
+    pipeline, (split,) = on_eight_devices((2, 2), **{"train.accumulation": 1})
+    assert split[1] == {(3, 3, 4, 32)}, "a half of 64 features"
+    restored(pipeline, split[2])
+
+
+@pytest.mark.full  # twice the program, and one more for pictures
+def test_eight_devices_train_in_pieces_and_draw_as_one(on_eight_devices, restored):
+    pipeline, (split, images) = on_eight_devices((2, 2), draws=True)
+    backend, state = restored(pipeline, split[2])
     here = to_uint8(backend.sample(backend.models(state), **sampling_job(pipeline)))
     assert np.abs(here.astype(int) - to_uint8(images)).max() <= 1
 

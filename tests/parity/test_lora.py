@@ -130,7 +130,7 @@ def test_a_file_for_webuis(trained, package, tmp_path, capsys):
     assert cli.main(package, command) == 2 and "exists; choose another name" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_only_the_adapter_trains_and_is_saved(make_tiny_config, tmp_path, package):
     config = make_tiny_config()
     config.adapter.kind, config.train.learning_rate = "lora", 1e-3

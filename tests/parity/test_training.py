@@ -59,8 +59,8 @@ PIECES = "sd1, two pieces"
 SD2 = "sd2, text encoder, two pieces, min-SNR, linear"
 TEXT = "sd1, text encoder, polynomial"
 HUBER = "sd1, Huber, debiased, restarts"
-COMPILED = (PIECES, TEXT, HUBER)  # whose steps jaxbooth compiles for little that others do not show
 PULLED = "sd1, pulled, averaged, linear"
+COMPILED = (PIECES, TEXT, HUBER, PULLED)  # whose steps jaxbooth compiles for little that others do not show
 
 
 @pytest.fixture(scope="module")

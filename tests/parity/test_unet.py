@@ -177,7 +177,9 @@ def heads_of_the_first_level(transformer: Callable) -> Callable:
     return lambda channels, heads, **kw: transformer(channels, heads=2, **kw)
 
 
-@pytest.mark.parametrize("mutate", [heads_as_size_of_one, heads_of_the_first_level])
+@pytest.mark.parametrize(
+    "mutate", [heads_as_size_of_one, pytest.param(heads_of_the_first_level, marks=pytest.mark.full)]
+)
 def test_sd2_unet_check_rejects_wrong_heads(
     sd2_unet: Pair, sd2_expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, mutate: Callable
 ) -> None:

@@ -11,6 +11,8 @@ from booth.models.embedded import base_path
 from torchbooth.backend import Backend
 from torchbooth.train import train
 
+pytestmark = pytest.mark.full  # hundreds of updates
+
 DEMO = Path(__file__).parent.parent.parent / "configs" / "demo.py"
 SUBJECT = "robot"
 
@@ -66,7 +68,6 @@ def test_a_lost_prior_is_caught(pictures):
     assert set(faults(scores(base, lost, SUBJECT))) >= {"the class has become the subject", "the prior is lost"}
 
 
-@pytest.mark.full  # a second run
 def test_without_prior_preservation_the_class_drifts(pictures, tmp_path):
     """The comparison of the DreamBooth paper (arXiv 2208.12242, section 4.3)."""
     base, learned = pictures

@@ -275,12 +275,14 @@ def test_gradients_are_freed_inside_the_backward_pass(job):
 @pytest.mark.parametrize("fields", [
     {**ROUNDED, **FUSED, "train.max_grad_norm": CLIPPED},
     {**ROUNDED, **FUSED, **OFFLOAD, **BLOCK, "train.optimizer": "adamw8bit"},
-    {**ROUNDED, **OFFLOAD, "train.optimizer": "adafactor"},
-    {"train.optimizer": "lion8bit", **FUSED},
-    {"train.channels_last": True, "memory.offload_optimizer": "sampling"},
-    {**OFFLOAD, "train.gradient_checkpointing": "block"},
-    {**ROUNDED, **FUSED, **AVERAGED},
     {**AVERAGED, "ema.device": "host", "train.optimizer": "adamw8bit", "train.pull": 1e3},
+    *(pytest.param(fields, marks=pytest.mark.full) for fields in (
+        {**ROUNDED, **OFFLOAD, "train.optimizer": "adafactor"},
+        {"train.optimizer": "lion8bit", **FUSED},
+        {"train.channels_last": True, "memory.offload_optimizer": "sampling"},
+        {**OFFLOAD, "train.gradient_checkpointing": "block"},
+        {**ROUNDED, **FUSED, **AVERAGED},
+    )),
 ], ids=str)  # fmt: skip
 def test_a_checkpoint_continues_to_the_bit(job, tmp_path, fields):
     whole = job.run(fields)

@@ -118,6 +118,7 @@ def same(a, b):
     return len(a) == len(b) and all(map(torch.equal, a, b))
 
 
+@pytest.mark.full
 def test_a_nan_lowers_the_loss_scale_and_changes_nothing_else(fp16):
     backend, make_state, batches = fp16
     state = make_state()
@@ -158,6 +159,7 @@ def test_the_loss_scale_is_part_of_a_checkpoint(fp16, tmp_path):
     assert same(snapshot(backend, again), snapshot(backend, state))
 
 
+@pytest.mark.full
 def test_a_skipped_update_shows_in_a_whole_run(tiny_config, tmp_path, caplog):
     class Overflowing(Backend):
         """In float16 on whatever there is; the batch of step 3 overflows."""
