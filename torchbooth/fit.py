@@ -54,6 +54,9 @@ def fit(backend_class: type[Any], config: Any, pipeline: PipelineDir, recorded: 
     """
     if not config.memory.fit:
         return config
+    if config.memory.fit == "auto" and not torch.cuda.is_available():
+        log.info("memory.fit='auto': there is no GPU here, so no memory technique is chosen")
+        return config
     config = config.copy_and_resolve_references()
     if recorded is not None:
         again = recorded.get("memory.fit") == config.memory.fit
@@ -82,7 +85,10 @@ def fit(backend_class: type[Any], config: Any, pipeline: PipelineDir, recorded: 
 
 
 def card_bytes(size: str) -> float:
-    """Of a size such as 8GB; "auto": what is free on the GPU, beside CUDA's context. Raise UserError without one."""
+    """Return the bytes of a size such as 8GB; of "auto", those that are free on the GPU, and of CUDA's context.
+
+    Raise UserError for "auto" without a GPU.
+    """
     if size != "auto":
         bytes_ = memory_size(size)
         assert bytes_ is not None, "the rule of memory.fit"

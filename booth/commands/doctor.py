@@ -17,7 +17,7 @@ def add_parser(commands: Any, package: str) -> None:
 
 def run(package: str, options: argparse.Namespace) -> None:
     """Print the advice, one line each."""
-    config, inputs = checked(load_backend(package), read_short_form(options, ""), None)
+    config, inputs = checked(load_backend(package), read_short_form(package, options, ""), None)
     lines = list(advice(config, inputs))
     for line in lines:
         print(line)

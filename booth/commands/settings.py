@@ -53,12 +53,12 @@ def read_config(options: argparse.Namespace) -> ConfigDict:
     return resolved(load_config(options.config, options.overrides))
 
 
-def read_short_form(options: argparse.Namespace, workdir: str) -> ConfigDict:
+def read_short_form(package: str, options: argparse.Namespace, workdir: str) -> ConfigDict:
     """Return the same where --config may be missing, and photos, --subject and --model may be given.
 
     Then the training images are as large as those that the model was made for.
     """
-    base, derived = short_form(options)
+    base, derived = short_form(package, options)
     config = resolved(load_config(base, [*derived, *options.overrides]))
     if not base and "data.resolution" not in {name for name, _ in options.overrides}:
         revision = pinned_revision(workdir, config) if workdir else config.model.revision

@@ -2,8 +2,8 @@
 
     torchbooth train photos/ --subject "sks dog" --model ID
 
-is the recipe of the defaults with `auto` numbers, or what --config has; a setting that is given as NAME=VALUE counts
-more than one that is derived here.
+is the recipe of the defaults with `auto` numbers and, with torchbooth, the memory techniques with which it fits on the
+GPU that is there; or what --config has. A setting that is given as NAME=VALUE counts more than one that is derived here.
 """
 
 import argparse
@@ -21,10 +21,11 @@ EXAMPLE = "example:"
 EMBEDDED_CONFIG = "demo"  # which has the numbers that suit the embedded base
 _ARTICLES = ("a", "an", "the")
 _AUTO = (("train.steps", "auto"), ("train.learning_rate", "auto"), ("prior.count", "auto"))
+_FITTING = ("memory.fit", "auto")  # torchbooth alone has it
 _TO_LOOK_AT = ("samples.before_after", "true")
 
 
-def short_form(options: argparse.Namespace) -> tuple[str, list[tuple[str, str]]]:
+def short_form(package: str, options: argparse.Namespace) -> tuple[str, list[tuple[str, str]]]:
     """Return the config to begin with, "" for the defaults, and what the options stand for as (name, text).
 
     Say what is derived. UserError for options that do not say enough.
@@ -44,7 +45,7 @@ def short_form(options: argparse.Namespace) -> tuple[str, list[tuple[str, str]]]
         base = EMBEDDED_CONFIG
         found.append(("samples.prompts", ""))  # which are those of the example's subject
     elif not base:
-        found += [*_AUTO, _TO_LOOK_AT]
+        found += [*_AUTO, *[_FITTING] * (package == "torchbooth"), _TO_LOOK_AT]
     for name, text in found:
         if name not in given and text not in ("", "auto", options.model, options.photos):
             log.info("%s=%s", name, text)

@@ -43,7 +43,7 @@ def add_parser(commands: Any, package: str) -> None:
 def run(package: str, options: argparse.Namespace) -> None:
     """Train, or check everything with --dry-run."""
     folder: str = options.workdir or workdir(options)
-    config = read_short_form(options, folder)
+    config = read_short_form(package, options, folder)
     if folder and not options.workdir:
         log.info("--workdir %s", folder)
     if not options.dry_run and not folder:

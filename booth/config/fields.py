@@ -337,8 +337,8 @@ FIELDS = (
     Field("export.precision", "source", "type of RUN/pipeline; source: trained float32, the rest as it was",
           one_of("source", "fp32", "fp16", "bf16"), may_change=True),
     Field("log.every_steps", 10, "updates whose metrics are read together", at_least(1), may_change=True),
-    Field("memory.fit", "", "a GPU's memory such as '8GB', or 'auto': what is free; techniques are chosen"
-          " so that the run fits", Rule("empty, 'auto' or a size such as '8GB'",
+    Field("memory.fit", "", "a GPU's memory such as '8GB', or 'auto': what is free, if there is a GPU; techniques are"
+          " chosen so that the run fits", Rule("empty, 'auto' or a size such as '8GB'",
           lambda value: value in ("", "auto") or memory_size(value) is not None), may_change=True, backends=_TORCH),
     Field("memory.weights", "fp32", "type in which the UNet's weights are kept and trained; bf16: no"
           " float32 copy, updates are rounded up or down at random and right on average", one_of("fp32", "bf16"),

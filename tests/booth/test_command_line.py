@@ -57,21 +57,27 @@ def test_a_config_by_its_name(tmp_path, monkeypatch):
      ("the sks dog", "a photo of the sks dog", "a photo of the dog")],
 )  # fmt: skip
 def test_prompts_of_a_subject(given, prompt, of_class):
-    _, found = subject.short_form(read(*SHORT[:3], given, *SHORT[4:]))
+    _, found = subject.short_form("torchbooth", read(*SHORT[:3], given, *SHORT[4:]))
     assert dict(found)["instance.prompt"] == prompt and dict(found)["prior.prompt"] == of_class
 
 
 def test_the_short_form():
-    base, found = subject.short_form(read(*SHORT))
+    base, found = subject.short_form("torchbooth", read(*SHORT))
     config = load_config(base, found)
     assert (config.instance.images, config.model.source) == ("photos", "owner/name")
     assert {config.train.steps, config.train.learning_rate, config.prior.count} == {"auto"}
+    assert config.memory.fit == "auto"
+    assert "memory.fit" not in dict(subject.short_form("jaxbooth", read(*SHORT))[1]), "torchbooth alone has it"
     assert subject.workdir(read(*SHORT)) == "runs/sks-dog"
-    assert load_config(*subject.short_form(read(*SHORT, "--config", "sd15_lora"))).train.steps == 800, "the config's"
+    assert load_config(*subject.short_form("torchbooth", read(*SHORT, "--config", "sd15_lora"))).train.steps == 800, (
+        "the config's"
+    )
 
 
 def test_the_embedded_base_has_numbers_of_its_own():
-    base, found = subject.short_form(read("train", "example:mug", "--subject", "a sks mug", "--model", "embedded"))
+    base, found = subject.short_form(
+        "torchbooth", read("train", "example:mug", "--subject", "a sks mug", "--model", "embedded")
+    )
     config = load_config(base, found)
     assert config.data.resolution == 64 and config.samples.prompts == ()
     assert config.instance.images == str(subject_path("mug"))
@@ -86,7 +92,7 @@ def test_the_embedded_base_has_numbers_of_its_own():
      (["train", "example:cat", "--model", "m", "--subject", "sks cat"], "take one of bird, mug, robot")],
 )  # fmt: skip
 def test_what_does_not_say_enough(arguments, said):
-    assert said in refusal(lambda: subject.short_form(read(*arguments)))
+    assert said in refusal(lambda: subject.short_form("torchbooth", read(*arguments)))
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

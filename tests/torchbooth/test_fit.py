@@ -193,10 +193,12 @@ def test_what_cannot_fit_is_refused(pipeline, tiny_config, rough):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to ask")
-def test_auto_needs_a_gpu(pipeline, tiny_config):
+def test_auto_without_a_gpu(pipeline, tiny_config):
+    """A run goes on with what it has; a plan must know for what."""
+    tiny_config.memory.fit = "auto"
+    assert fit(Backend, tiny_config, pipeline) is tiny_config
     with pytest.raises(UserError, match=r"^memory.fit='auto' needs a GPU to ask; give a size such as '8GB'"):
-        tiny_config.memory.fit = "auto"
-        fit(Backend, tiny_config, pipeline)
+        fitting.card_bytes("auto")
 
 
 def test_auto_is_what_is_free(pipeline, tiny_config, monkeypatch):
