@@ -1,6 +1,6 @@
 """Train the yardstick's network on renderings whose truth is known.
 
-    python scripts/train_yardstick.py --base booth/embedded_base --out booth/yardstick.safetensors
+    python scripts/train_yardstick.py --base booth/embedded_base --out booth/evaluate/yardstick.safetensors
 
 Five steps a second on two CPU cores. It learns class and setting, and a vector that is alike for pictures of one
 individual and unlike for others of its class. Some pictures went through the base's autoencoder, as generated ones do.

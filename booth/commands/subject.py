@@ -3,7 +3,7 @@
     torchbooth train photos/ --subject "sks dog" --model ID
 
 is the recipe of the defaults with `auto` numbers and, with torchbooth, the memory techniques with which it fits on the
-GPU that is there; or what --config has. A setting that is given as NAME=VALUE counts more than one that is derived here.
+GPU that is there; or what --config has. A setting given as NAME=VALUE counts more than one that is derived here.
 """
 
 import argparse

@@ -43,7 +43,7 @@ class Batch:
     prompts: Array
     learning_rate: Mapping[str, Array]  # [] of each trained component
     key: Array = 0  # [] a whole number below 2**31, new in each update: for what a device rounds at random
-    loss: str = "mse"  # what the error is, of `objective.LOSSES`; the same in all updates of a run, so compiled in
+    loss: str = "mse"  # what the error is, of `booth.config.choices.LOSSES`; compiled in, since a run has one
 
     def pieces(self, count: int) -> list["Batch"]:
         """Return the batch in `count` pieces with as many rows of each kind, in any framework's arrays.

@@ -1,6 +1,6 @@
 """Model families: what a pipeline of each is made of, and how one is recognised.
 
-A new family is one more `Family` here. Supported: Stable Diffusion 1.x and 2.x; XL and 3 are to come.
+Stable Diffusion 1.x and 2.x. Another family of this architecture is one more `Family` here.
 """
 
 from collections.abc import Callable, Mapping

@@ -23,6 +23,7 @@ FIRST, OTHERS = "from-photos-to-a-webui", (
 )  # fmt: skip
 PAGES = {name: (GUIDE / f"{name}.md").read_text(encoding="utf-8") for name in (FIRST, *OTHERS)}
 MADE = {
+    "runs/sks-dog-lora": ("lora/pytorch_lora_weights.safetensors",),
     "runs/dog": ("report.html", "lora/pytorch_lora_weights.safetensors"), "pictures": ("grid.png",),
     "which": ("xy.png",), "weights": ("xy.png",), "sks-dog-diffusers": ("model_index.json",),
     "runs/mydog": ("tokens/mydog.safetensors",), "mixed": ("model_index.json",), "beach": ("grid.png",),
@@ -129,9 +130,9 @@ def test_every_field_and_config_named_exists():
     sections = "|".join(sorted({name.partition(".")[0] for name in names if "." in name}))
     text = "".join(PAGES.values())
     named = set(re.findall(rf"(?<![\w/.])(?:{sections})\.(?!md\b)\w+", text.replace("--config.", "")))
-    assert len(named) > 60 and named <= names | {"model.safetensors"}
-    configs = set(re.findall(r"configs/(\w+\.py)|`((?:gpu|tpu)_\w+\.py)`", text))
-    assert len(configs) > 10 and all((ROOT / "configs" / (first or second)).is_file() for first, second in configs)
+    assert len(named) > 60 and named <= names | {"model.safetensors", "model.yaml"}
+    configs = set(re.findall(r"(?:--config |configs/|`(?=gpu_|tpu_))(\w+)(?:\.py)?", text))
+    assert len(configs) > 10 and all((ROOT / "configs" / f"{name}.py").is_file() for name in configs)
 
 
 def test_the_page_of_tests_names_every_script():

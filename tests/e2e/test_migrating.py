@@ -138,7 +138,7 @@ def test_our_commands(words, folder, tiny, main, monkeypatch):
     if command == "train":
         lora = any("lora" in word for word in words)
         assert (made / ("lora/pytorch_lora_weights.safetensors" if lora else "pipeline/model_index.json")).is_file()
-        again = "--config.train.steps=1200" in words
+        again = "train.steps=1200" in words
         assert ("resumed from step 3" in done.err, "resumed from step 4" in done.err) == ("--from-step" in words, again)
         assert list((made / "samples").glob("*.png")) or "samples.every_steps" not in " ".join(words)
     elif made.suffix != ".safetensors":
