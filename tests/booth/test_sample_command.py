@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from booth.commands import cli, xy_grid
 from booth.commands.png_text import Recipe, infotext
 from booth.commands.xy_grid import read_axes, varied
 from booth.common.errors import OutOfMemory, UserError
+from booth.config.choices import SOLVERS
 from booth.data import pictures
 from booth.models import export_single_file
 from booth.models.open import open_pipeline
@@ -70,6 +72,11 @@ def read(text):
         texts[into].append(line)
     values = {name: json.loads(value) if value.startswith('"') else value for name, value in fields}
     return "\n".join(texts["prompt"]), "\n".join(texts["negative"]), values
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_webui_knows_every_solver(solver):
+    assert ", Sampler: " in infotext(replace(RECIPE, solver=solver), (64, 64), "m")
 
 
 def test_what_a_webui_reads():
