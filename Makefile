@@ -4,7 +4,7 @@ BACKEND ?= torch
 BIN := .venv/bin
 RUN = $(BIN)/python
 
-.PHONY: setup demo smoke test test-full crash-test check docs format clean
+.PHONY: setup demo smoke test test-machines test-training test-full crash-test check docs format clean
 
 setup: .venv/.ready
 
@@ -32,8 +32,19 @@ smoke: setup
 		--prompt "a photo of robot" --steps 10 --seeds 0 1 --out demo/smoke-jax-samples
 	@echo "Done: pipelines in demo/smoke-*/pipeline, pictures in demo/smoke-*-samples/grid.png"
 
+IN_TWO = -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full"
+	$(RUN) -m pytest $(IN_TWO) -m "not full"
+
+# What compares numbers, as an older processor and as one with more threads would compute it.
+test-machines: setup
+	$(RUN) scripts/check_machines.py --machine avx2 --machine threads-2 -- $(IN_TWO) -m "not full" \
+		tests/parity tests/booth/test_solvers.py tests/torchbooth/test_memory.py
+
+# Of the full suite what guards the training: parity first, then both backends, then crashes.
+test-training: setup
+	$(RUN) -m pytest $(IN_TWO) -m full tests/parity tests/contract tests/jaxbooth tests/torchbooth tests/e2e/test_crash.py
 
 test-full: setup
 	$(RUN) -m pytest
