@@ -4,7 +4,7 @@ BACKEND ?= torch
 BIN := .venv/bin
 RUN = $(BIN)/python
 
-.PHONY: setup demo smoke test test-machines test-training test-full crash-test check docs format clean
+.PHONY: setup demo smoke test test-machines test-more test-full crash-test check docs format clean
 
 setup: .venv/.ready
 
@@ -42,9 +42,11 @@ test-machines: setup
 	$(RUN) scripts/check_machines.py --machine avx2 --machine threads-2 -- $(IN_TWO) -m "not full" \
 		tests/parity tests/booth/test_solvers.py tests/torchbooth/test_memory.py
 
-# Of the full suite what guards the training: parity first, then both backends, then crashes.
-test-training: setup
-	$(RUN) -m pytest $(IN_TWO) -m full tests/parity tests/contract tests/jaxbooth tests/torchbooth tests/e2e/test_crash.py
+# Of the full suite as much as fits into MINUTES, what guards the training first.
+MINUTES ?= 25
+test-more: setup
+	$(RUN) -m pytest $(IN_TWO) -m full --minutes $(MINUTES) tests/parity tests/contract tests/torchbooth \
+		tests/jaxbooth tests/e2e tests/booth
 
 test-full: setup
 	$(RUN) -m pytest

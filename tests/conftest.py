@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,20 @@ SLOW_FIRST = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items):
+BEGAN = time.monotonic()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--minutes", type=float, help="begin no test after so many minutes; in the order of the arguments")
+
+
+def pytest_collection_modifyitems(config, items):
     """Files that take minutes begin first, so that none is left for one worker alone at the end."""
-    places = {name: place for place, name in enumerate(SLOW_FIRST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    if not config.option.minutes:
+        places = {name: place for place, name in enumerate(SLOW_FIRST)}
+        items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+def pytest_runtest_setup(item):
+    if item.config.option.minutes and time.monotonic() - BEGAN > 60 * item.config.option.minutes:
+        pytest.skip(f"not begun after {item.config.option.minutes:g} minutes")
