@@ -1,4 +1,4 @@
-"""The words that a setting can be, and the place for a caption in a prompt."""
+"""The words that some settings may have as values, and the placeholder for a caption in a prompt."""
 
 SOURCES = ("none", "text", "names", "metadata")
 
