@@ -4,8 +4,8 @@
     python scripts/compare_methods.py --out runs/methods --speed
 
 Each method is a run of `check_dreambooth.py`, which measures fidelity, prior, time and megabytes. Results that are
-already in --out are not made again. At the end the script prints the table of all results. With --speed it only trains, 30
-steps of each method in three rounds, and prints the medians of the speeds and of their ratios to full fine-tuning in
+already in --out are not made again. At the end the script prints the table of all results. With --speed it only trains
+30 steps of each method in three rounds, and prints the medians of the speeds and of their ratios to full fine-tuning in
 the same round.
 """
 

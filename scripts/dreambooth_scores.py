@@ -32,7 +32,7 @@ FIRST_SEED = 1000  # the measured pictures have other seeds than class images an
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of one model for one subject, uint8 [n, h, w, 3]; `settings` are those of the pictures `new_settings`."""
+    """Pictures of one model for one subject, uint8 [n, h, w, 3]; `settings` names the settings of `new_settings`."""
 
     instance_prompt: np.ndarray
     new_settings: np.ndarray
