@@ -31,15 +31,8 @@ from booth.evaluate.yardstick import SIDE
 WORLD_SEED = 7_000_000  # the base does not learn from the individuals of this world
 INDIVIDUALS, VIEWS, STEPS = 10_000, 3, 5_000
 CLASSES_A_BATCH, INDIVIDUALS_A_CLASS = 4, 16
-CHANNELS = (
-    (32, 2),
-    (64, 2),
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (192, 2),
-    (192, 1),
-)  # output channels and strides of the convolutions
+# Output channels and strides of the convolutions.
+CHANNELS = ((32, 2), (64, 2), (64, 1), (128, 2), (128, 1), (192, 2), (192, 1))
 TEMPERATURE = 0.1
 
 

@@ -3,7 +3,7 @@
 SOURCES = ("none", "text", "names", "metadata")
 
 
-PLACE = "{caption}"  # in instance.prompt
+PLACE = "{caption}"  # each caption replaces this in instance.prompt
 
 
 LOSSES = ("mse", "huber", "smooth_l1")

@@ -42,7 +42,7 @@ class Instance:
     colour_names: tuple[str, str, str]
     colours: tuple[Colour, Colour, Colour]
     pattern: str
-    fineness: float  # of the pattern, from 0 to 1
+    fineness: float  # fineness of the pattern, from 0 to 1
     proportions: tuple[float, float, float, float]
     details: tuple[int, int, int]
 

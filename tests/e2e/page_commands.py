@@ -69,9 +69,8 @@ def smaller(words, pipeline, photos, networks=None):
         more = {"sample": ["--steps=2", "--size=64"], "merge": [f"--from={pipeline}"]}.get(command, [])
         if command == "sample" and "stable-diffusion-v1-5/stable-diffusion-v1-5" in words:
             more.append(f"--model={pipeline}")
-        if command == "export" and words[words.index("--out") - 1].endswith(
-            ".safetensors"
-        ):  # exports a single file as a folder
+        # An export whose source is a single file.
+        if command == "export" and words[words.index("--out") - 1].endswith(".safetensors"):
             more.append(f"--model-config={pipeline}")
     steps = [f"{option}={int(words[words.index(option) + 1]) // 200}"
              for option in ("--from-step", "--step") if option in words]  # fmt: skip
