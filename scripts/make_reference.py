@@ -59,7 +59,7 @@ def _rules(field: Field) -> str:
     """Return the rule for a value, the settings with which the field has an effect, and whether it may change."""
     rules = [] if field.said_rule == "anything" else [field.said_rule]
     if field.needs:
-        rules.append("counts with " + " or ".join(f"`{needs.name}`: {needs.rule.text}" for needs in field.needs))
+        rules.append("has an effect with " + " or ".join(f"`{needs.name}`: {needs.rule.text}" for needs in field.needs))
     return "; ".join(rules + ["*may change*"] * field.may_change)
 
 

@@ -86,7 +86,7 @@ def _compare_folders(package: str, options: argparse.Namespace) -> None:
     Raise UserError if an option is missing or a folder cannot be read.
     """
     if not options.real:
-        raise UserError("--real is missing: the folder of the pictures that --pictures are compared with")
+        raise UserError("--real is missing; give the folder of the pictures that --pictures are compared with")
     if options.prompt and not options.clip:
         raise UserError("--prompt needs --clip, which compares pictures with it; give --clip, or leave --prompt out")
     generated, real = (_read_folder(folder, name) for folder, name in

@@ -39,8 +39,8 @@ def infotext(recipe: Recipe, size: tuple[int, int], model: str, model_hash: str 
     """Return the PNG text `parameters` as AUTOMATIC1111's WebUI writes it (`create_infotext`) and many programs read.
 
     `size` is (width, height) in pixels. Prompt and negative prompt are not changed and keep their line breaks, so a
-    prompt's line that begins with "Negative prompt:" would be read as the negative prompt. A WebUI draws other noise,
-    so the same settings make another picture there.
+    line of a prompt that begins with "Negative prompt:" would be read as the negative prompt. The noise of a WebUI is
+    different, so the same settings make another picture there.
     """
     fields = {
         "Steps": recipe.steps,
