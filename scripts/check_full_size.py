@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="the config.json of --component, instead of a size")
     args = parser.parse_args()
     if args.config and not args.component:
-        parser.error("--config needs --component")
+        parser.error("--config needs --component; name the component that the config is for")
 
     failed = False
     for component in [args.component] if args.component else MODELS:

@@ -166,7 +166,7 @@ def _losses(run: Path) -> list[tuple[int, float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="in all")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills in all")
     parser.add_argument("--backend", nargs="+", choices=("torch", "jax"), default=["torch", "jax"])
     parser.add_argument(
         "--signal", choices=("KILL", "TERM", "INT"), default="KILL", help="the signal that ends the runs"

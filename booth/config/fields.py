@@ -90,7 +90,7 @@ class Needs:
 
     name: str
     rule: Rule
-    refused: bool = True  # False: only a log line, as shared configs set such values and switch them off
+    refused: bool = True  # False: only a log line tells, as shared configs set such fields and switch them off
 
     def hold(self, value: Any) -> bool:
         """Return whether the field has an effect with this value, of any type, of the other field."""
@@ -259,8 +259,9 @@ FIELDS = (
     Field("train.max_grad_norm", 1.0, "gradients are clipped jointly to this global norm; 0: not clipped", at_least(0)),
     Field("train.loss", "mse", "loss of an error: mse: its square; huber, smooth_l1: pseudo-Huber losses, in which"
           " large errors count less", one_of(*LOSSES)),
+    # The square of this number must fit into float32.
     Field("train.huber_delta", 0.1, "error above which pseudo-Huber losses grow linearly, at the noisiest timestep",
-          Rule("from 1e-6 to 1e6", lambda value: 1e-6 <= value <= 1e6), needs=_PSEUDO_HUBER),  # float32 has its square
+          Rule("from 1e-6 to 1e6", lambda value: 1e-6 <= value <= 1e6), needs=_PSEUDO_HUBER),
     Field("train.huber_schedule", "snr", "train.huber_delta at less noisy timesteps: the same (constant), or going to"
           " 1 by the signal-to-noise ratio (snr) or exponentially", one_of("constant", "snr", "exponential"),
           needs=_PSEUDO_HUBER),

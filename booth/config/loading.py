@@ -103,9 +103,8 @@ def _read_data_file(path: Path) -> dict[str, Any]:
             raise UserError(f"--config {path} must hold sections such as 'train:' with fields in them")
         if tree.keys() == {"backend", "run_id", "config"}:  # a run's own config.json
             tree = of_record(tree["config"])
-        tree = {
-            name: value for name, value in tree.items() if value is not None or name not in SECTIONS
-        }  # empty sections
+        # Empty sections are None.
+        tree = {name: value for name, value in tree.items() if value is not None or name not in SECTIONS}
         fields = flat(tree)
         return fields if path.suffix == ".json" else {name: of_text(name, value) for name, value in fields.items()}
     except (OSError, UserError):

@@ -40,7 +40,7 @@ def of_text(name: str, value: Any) -> Any:
     if kind is bool and value.lower() in (*_TRUE, *_FALSE):
         return value.lower() in _TRUE
     with suppress(ValueError, OverflowError):  # for example, more digits than Python reads
-        if kind is int:  # 010 is ten, as zeros align columns; 0x10 is sixteen
+        if kind is int:  # 010 is ten, because zeros may align columns; 0x10 is sixteen
             return int(value, 0 if re.match(r"[+-]?0[xo]", value, re.IGNORECASE) else 10)
         if kind is float:
             return float(value)
