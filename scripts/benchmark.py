@@ -1,9 +1,10 @@
-"""Both backends and a plain reference step, alternating in one run, so that a noisy machine is noisy to all three.
+"""Compare the speed of both backends and of a plain reference step.
 
     python scripts/benchmark.py                      # tiny model, 64 pixels, 1 + 1 rows, CPU
 
-The reference is what example scripts do in every step: diffusers modules, VAE and text encoder included, AdamW.
-Speeds are compared as ratios within a round; the table shows their median and range over the rounds.
+The reference does what example scripts do in every step, with diffusers modules and AdamW, including VAE and text
+encoder. The three take turns in one run, so that noise of the machine affects all of them. Speeds are compared as
+ratios within a round; the table shows their median and range over the rounds.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def make_config(folder: Path):
 
 
 def reference_steps(config, class_images: Path) -> Callable[[int], None]:
-    """Returns f(n): n steps as an example script takes them, images decoded beforehand."""
+    """Return f(n), which takes n steps as an example script does; images are decoded beforehand."""
     folder = config.model.source
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").train()
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").requires_grad_(False)
@@ -82,7 +83,7 @@ def reference_steps(config, class_images: Path) -> Callable[[int], None]:
 
 
 def bare_steps(backend_class, config, batches: Batches) -> Callable[[int], None]:
-    """Returns f(n): n calls of train_step on batches made beforehand, waiting for the last."""
+    """Return f(n), which calls train_step n times on batches made beforehand and waits for the last result."""
     backend = backend_class(config)
     state = backend.init(backend.load(check_inputs(config).pipeline))
     made = [batches(step, learning_rates(config, step)) for step in range(20)]
@@ -97,7 +98,7 @@ def bare_steps(backend_class, config, batches: Batches) -> Callable[[int], None]
 
 
 def loop_seconds_per_step(backend_class, config, folder: Path, steps: int) -> float:
-    """Seconds a step of the real loop in the middle of a run: batches, metrics and progress included."""
+    """Return the seconds per step of the real loop in the middle of a run, with batches, metrics and progress."""
     config = config.copy_and_resolve_references()
     config.train.steps = steps
     run = loop.train(backend_class, config, folder)
@@ -106,7 +107,7 @@ def loop_seconds_per_step(backend_class, config, folder: Path, steps: int) -> fl
 
 
 def show_start_up(package: str, config, folder: Path) -> None:
-    """Prints the time to the first step of two new runs: the second finds compiled functions in the cache."""
+    """Print the time to the first step of two new runs; the second finds compiled functions in the cache."""
     source, photos = config.model.source, config.instance.images
     command = [sys.executable, "-m", f"{package}.train", "--config", "configs/smoke.py"]
     command += [f"--config.model.source={source}", f"--config.instance.images={photos}"]
@@ -134,7 +135,7 @@ def summary(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=60, help="steps a round and contestant")
+    parser.add_argument("--steps", type=int, default=60, help="steps of each contestant in a round")
     options = parser.parse_args()
 
     from jaxbooth.backend import Backend as JaxBackend

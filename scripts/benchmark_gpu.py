@@ -1,13 +1,13 @@
-"""Training speed and memory of a large GPU: both backends and the example script's step, by rows in a batch.
+"""Measure training speed and memory on a large GPU, by rows in a batch, for both backends and an example script.
 
     python scripts/benchmark_gpu.py --size sd15 --rows 2 8 32 64          # an H100 or H200; needs diffusers
-    python scripts/benchmark_gpu.py --size sd15 --rows 2 --set train.compile=default     # what a setting costs or gains
+    python scripts/benchmark_gpu.py --size sd15 --rows 2 --set train.compile=default     # the effect of a setting
     python scripts/benchmark_gpu.py --size tiny --resolution 64 --rows 2 4 --precision fp32 --rounds 2   # any CPU
 
-Full fine-tuning of the UNet on random numbers, latents and text cached; `reference` is what example scripts do in every
-step: VAE and text encoder included, autocast, AdamW. Each measurement is a process of its own, so that none has
-another's memory, and contestants take turns, so that a noisy machine is noisy to all. Utilisation is of the FLOPs that
-the model needs, a forward pass three times, against `--peak`.
+The UNet is fully fine-tuned on random numbers with cached latents and text embeddings. `reference` does what example
+scripts do in every step, with VAE and text encoder, autocast and AdamW. Each measurement is a separate process, so that
+none keeps memory of another. Contestants take turns, so that noise of the machine affects all of them. Utilisation is
+the FLOP/s that the model needs, three times those of a forward pass, divided by `--peak`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ CONTESTANTS = ("jaxbooth", "torchbooth", "reference")
 
 
 def random_batch(pipeline: Any, rows: int, side: int, seed: int) -> Batch:
-    """`rows` rows, half of them class rows, with the shapes of a real batch."""
+    """Return a batch of `rows` rows, half of them class rows, with the shapes of a real batch."""
     rng = np.random.default_rng(seed)
     latents, width = latent_shape(pipeline, side, side), pipeline.component_config("unet")["cross_attention_dim"]
     ones, prior = np.ones(rows, np.float32), np.arange(rows) >= rows // 2
@@ -52,7 +52,7 @@ def random_batch(pipeline: Any, rows: int, side: int, seed: int) -> Batch:
 
 
 def our_steps(package: str, options: argparse.Namespace) -> tuple[Callable[[int], None], Callable[[], int]]:
-    """(f(n): n updates and a wait for the last, what says the peak of memory in bytes)."""
+    """Return (f, peak) for a backend: f(n) makes n updates and waits for the last; peak() gives peak bytes."""
     config = default_config()
     config.train.precision, config.train.batch_size = options.precision, options.one_rows // 2
     config.train.gradient_checkpointing = options.gradient_checkpointing
@@ -88,7 +88,7 @@ def our_steps(package: str, options: argparse.Namespace) -> tuple[Callable[[int]
 
 
 def reference_steps(options: argparse.Namespace) -> tuple[Callable[[int], None], Callable[[], int]]:
-    """The same of the example script: images in memory, all else in every step."""
+    """Return (f, peak) for the example script, which keeps images in memory and computes the rest in every step."""
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel
@@ -128,7 +128,7 @@ def reference_steps(options: argparse.Namespace) -> tuple[Callable[[int], None],
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Of one contestant at one number of rows: seconds a step, of the first one, and the peak of memory."""
+    """Measure one contestant at one number of rows: seconds per step and of the first step, and the peak memory."""
     began = time.perf_counter()
     run, peak = reference_steps(options) if options.one == "reference" else our_steps(options.one, options)
     loaded = time.perf_counter()
@@ -151,15 +151,17 @@ def flops_per_row(options: argparse.Namespace) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="sd15", help="as make_pipeline.py has them; made in a temporary folder")
-    parser.add_argument("--model", help="pipeline folder, instead of --size")
+    parser.add_argument(
+        "--size", default="sd15", help="a size of make_pipeline.py; the model is made in a temporary folder"
+    )
+    parser.add_argument("--model", help="a pipeline folder instead of --size")
     parser.add_argument("--rows", type=int, nargs="+", default=[2, 8, 32, 64])
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--gradient-checkpointing", choices=("none", "block"), default="none")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a field, for torchbooth alone"
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting for torchbooth only"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
@@ -184,7 +186,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, rows: int, needed: float) -> None:
-    """A line a contestant at one number of rows."""
+    """Measure all contestants at one number of rows and print one line for each."""
     results: dict[str, list[dict[str, float]]] = {name: [] for name in options.contestants}
     failed = {}
     for _ in range(options.rounds):

@@ -1,11 +1,11 @@
-"""The whole job on cards of every size, class images, training, previews and export: what fits, and how fast.
+"""Measure the memory and speed of a whole job (class images, training, previews, export) on GPUs of every size.
 
-    python scripts/benchmark_memory.py --size sd15                             # a large GPU, held to a smaller memory
-    python scripts/benchmark_memory.py --size tiny --resolution 64 --tiers 6   # any CPU: that it runs
+    python scripts/benchmark_memory.py --size sd15                             # a large GPU with limited memory
+    python scripts/benchmark_memory.py --size tiny --resolution 64 --tiers 6   # any CPU, to see that it runs
 
-Each tier is a process of its own with its config from configs/ and, on a GPU, no more memory than the card less 0.7 GiB
-for CUDA's context. Weights are random, photos are noise: speed and memory are those of a real run. Exits with 1 if a
-tier fails.
+Each tier is a separate process with its own config from configs/. On a GPU it gets the memory of the card minus 0.7 GiB
+for CUDA's context. Weights are random and photos are noise, but speed and memory are those of a real run. The exit code
+is 1 if a tier fails.
 """
 
 import argparse
@@ -24,7 +24,7 @@ TIERS = {24: "gpu_24gb", 16: "gpu_16gb", 12: "gpu_12gb", 8: "gpu_8gb", 6: "gpu_6
 
 
 def run_tier(gigabytes: int, options: argparse.Namespace) -> dict[str, float]:
-    """In this process: the job, and what it took."""
+    """Run the job of one tier in this process and return its memory in GiB and its speed."""
     import torch
 
     from booth.config.loading import load_config
@@ -53,8 +53,10 @@ def run_tier(gigabytes: int, options: argparse.Namespace) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="sd15", help="as make_pipeline.py has them; made in a temporary folder")
-    parser.add_argument("--model", help="pipeline folder, instead of --size")
+    parser.add_argument(
+        "--size", default="sd15", help="a size of make_pipeline.py; the model is made in a temporary folder"
+    )
+    parser.add_argument("--model", help="a pipeline folder instead of --size")
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--tiers", type=int, nargs="+", choices=TIERS, default=list(TIERS))

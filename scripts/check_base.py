@@ -1,9 +1,9 @@
-"""What the embedded base can do, by the yardstick: is the class right, and the setting? And a sheet to check the judge.
+"""Measure with the yardstick how often the embedded base draws the right class and setting.
 
     python scripts/check_base.py --out runs/check-base
 
-Four pictures of each class in each setting. Writes --out/judged.png: 100 of the pictures with the yardstick's verdicts,
-and --out/seen.json: all verdicts.
+The base makes four pictures of each class in each setting. The script writes all verdicts to --out/seen.json, and 100
+of the pictures with the verdicts to --out/judged.png, so that a person can check the yardstick.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default=EMBEDDED, help="pipeline folder")
     parser.add_argument("--backend", choices=("torch", "jax"), default="torch")
-    parser.add_argument("--pictures", type=int, default=4, help="of each class in each setting")
+    parser.add_argument("--pictures", type=int, default=4, help="number of pictures of each class in each setting")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     arguments = parser.parse_args()
     asked = [(name, setting) for name in CLASSES for setting in SETTINGS] * arguments.pictures

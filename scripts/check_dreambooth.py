@@ -1,12 +1,12 @@
-"""Does DreamBooth learn the subject and keep the class? The demo's recipe on the example subjects, measured.
+"""Measure whether DreamBooth learns the subject and keeps the class, with the demo's recipe on the example subjects.
 
     python scripts/check_dreambooth.py --out runs/check --backend torch --seeds 0 1 2
     python scripts/check_dreambooth.py --out runs/check --backend jax --seeds 0
     python scripts/check_dreambooth.py --out runs/check --backend torch --seeds 0 --without-prior
 
-Runs whose scores are in --out already are not done again. At the end the table of all that is in --out; and
---out/prior-SUBJECT-BACKEND-SEED.png: the class prompt from the base, with prior preservation and without, once both are
-there.
+Runs whose scores are already in --out are not repeated. At the end the script prints a table of all results there. It
+also writes --out/prior-SUBJECT-BACKEND-SEED.png if the runs with and without prior preservation are there: pictures of
+the class prompt from the base and from both runs.
 """
 
 import argparse
@@ -53,7 +53,7 @@ COLUMNS += ("in_own_settings", "base_in_own_settings", "seconds", "megabytes")
 
 
 def claim(out: Path, overrides: list[tuple[str, str]]) -> None:
-    """Notes recipe and base in `out`; SystemExit if what is there was measured with others."""
+    """Record recipe and base in `out`. Raise SystemExit if results there were measured with others."""
     pipeline = open_pipeline(base_path())
     recipe = flatten(load_config(DEMO, overrides)) | {
         "base": [pipeline.weights_hash(name) for name in pipeline.family.networks],
@@ -69,7 +69,7 @@ def claim(out: Path, overrides: list[tuple[str, str]]) -> None:
 
 
 def check(out: Path, backend: str, subject: str, seed: int, prior: bool, overrides: list[tuple[str, str]]) -> None:
-    """Trains one run and writes its scores and pictures to `out`, if they are not there yet."""
+    """Train one run and write its scores and pictures to `out`, if they are not there yet."""
     name = f"{subject}-{backend}-{'prior' if prior else 'alone'}-{seed}"
     if (out / f"{name}.json").exists():
         return
@@ -101,7 +101,7 @@ def check(out: Path, backend: str, subject: str, seed: int, prior: bool, overrid
 
 
 def result_bytes(config: Any, run: Path) -> int:
-    """What is to be kept of a run: LoRA and tokens, or the pipeline where whole networks were trained."""
+    """Return the bytes of a run's result: LoRA and tokens, or the pipeline if whole networks were trained."""
     networks = trained_networks(config)
     folders = ["tokens"] * bool(config.tokens.add) + (
         ["lora" if config.adapter.kind == "lora" else "pipeline"] if networks else []
@@ -110,7 +110,10 @@ def result_bytes(config: Any, run: Path) -> int:
 
 
 def _base_pictures(out: Path, subject: str) -> Pictures:
-    """The base's pictures of a subject's prompts, made once by torchbooth: jaxbooth's are the same within 1/255."""
+    """Return the base's pictures of a subject's prompts.
+
+    torchbooth makes them once; those of jaxbooth are equal within 1/255.
+    """
     kept = out / f"{subject}-base.npz"
     if not kept.exists():
         made = sample_for(load_backend("torchbooth"), base_path(), subject)
@@ -131,7 +134,7 @@ def _save(made: Pictures, out: Path, name: str) -> None:
 
 
 def table(out: Path) -> str:
-    """A markdown table of all in `out`: a line a run, and mean, least and greatest of each kind of run."""
+    """Return a markdown table of all results in `out`: one line a run, and mean and range for each kind of run."""
     lines = ["| run | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     kinds: dict[str, list[dict[str, float]]] = {}
     for path in sorted(out.glob("*.json")):
@@ -147,7 +150,10 @@ def table(out: Path) -> str:
 
 
 def prior_picture(out: Path, subject: str, backend: str, seed: int) -> None:
-    """24 pictures each of the class prompt: base, with prior preservation, without; same seeds, if all are there."""
+    """Write pictures of the class prompt if they exist for the base and for both runs, with and without prior.
+
+    There are 24 of each, with the same seeds.
+    """
     sheets = {
         "the base": f"{subject}-base-class_prompt.png",
         "tuned with prior preservation": f"{subject}-{backend}-prior-{seed}-class_prompt.png",
@@ -168,7 +174,9 @@ if __name__ == "__main__":
     parser.add_argument("--subjects", nargs="+", choices=tuple(SUBJECTS), default=tuple(SUBJECTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--without-prior", action="store_true")
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="other values than the demo's")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="settings that replace those of the demo"
+    )
     arguments = parser.parse_args()
     fields = [item.partition("=")[::2] for item in arguments.set]
     claim(arguments.out, fields)
@@ -177,6 +185,6 @@ if __name__ == "__main__":
             check(arguments.out, arguments.backend, subject, seed, not arguments.without_prior, fields)
             prior_picture(arguments.out, subject, arguments.backend, seed)
     print(table(arguments.out))
-    print("\nwhat perfect drawings of others would score as `learned_new`:")
+    print("\nthe `learned_new` that perfect drawings of other individuals would have:")
     for subject in arguments.subjects:
         print(f"  {subject}: " + ", ".join(f"{kind} {value:.2f}" for kind, value in likenesses(subject).items()))

@@ -4,9 +4,9 @@
     python scripts/check_full_size.py --size sd21-768    # three minutes, 16 GB
     python scripts/check_full_size.py --size sd21-512 --component text_encoder
 
-One forward pass each with the same random float32 weights; the UNet's at the size it was trained for (64x64 or 96x96
-latents). Prints parameter counts and the largest difference relative to the largest output; exits with 1 where a count
-differs from the published model's or a difference is over 1e-4.
+Each model computes one forward pass with the same random float32 weights; the UNet at the size that it was trained for
+(64x64 or 96x96 latents). The script prints parameter counts and the largest difference relative to the largest output.
+Its exit code is 1 if a count differs from that of the published model or a difference is larger than 1e-4.
 """
 
 import argparse
@@ -38,25 +38,25 @@ TOLERANCE = 1e-4
 
 
 def build_reference(component: str, config: Mapping[str, Any]) -> torch.nn.Module:
-    """The library's own module, initialised as it does it (or empty, under a meta device)."""
+    """Return the library's own module, initialised by the library (or empty under a meta device)."""
     if component == "unet":
         return diffusers.UNet2DConditionModel.from_config(config).eval()
     return transformers.CLIPTextModel(transformers.CLIPTextConfig(**config)).eval()
 
 
 def reference_config(reference: torch.nn.Module) -> dict[str, Any]:
-    """The content of its config.json."""
+    """Return the content of the reference's config.json."""
     config = reference.config
     return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
 def rename(component: str, name: str) -> str:
-    """transformers 5 names a text encoder's tensors without the prefix that its files have."""
+    """Return the name of a tensor in files: transformers 5 drops the prefix of a text encoder's tensors."""
     return f"text_model.{name.removeprefix('text_model.')}" if component == "text_encoder" else name
 
 
 def draw_inputs(component: str, config: Mapping[str, Any], rng: np.random.Generator) -> list[np.ndarray]:
-    """What jaxbooth's model is called with, for one row."""
+    """Return random inputs of jaxbooth's model for one row."""
     if component == "unet":
         latents_bhwc = rng.standard_normal(
             (1, config["sample_size"], config["sample_size"], config["in_channels"]), np.float32
@@ -71,7 +71,7 @@ def draw_inputs(component: str, config: Mapping[str, Any], rng: np.random.Genera
 
 @torch.no_grad()
 def run_reference(component: str, reference: torch.nn.Module, inputs: list[np.ndarray]) -> np.ndarray:
-    """The reference's answer to `draw_inputs`, in jaxbooth's layout."""
+    """Return the reference's output for the inputs of `draw_inputs`, in jaxbooth's layout."""
     tensors = [torch.from_numpy(array) for array in inputs]
     if component == "text_encoder":
         return reference(tensors[0].long()).last_hidden_state.numpy()
@@ -80,7 +80,7 @@ def run_reference(component: str, reference: torch.nn.Module, inputs: list[np.nd
 
 
 def compare(component: str, config: Mapping[str, Any], seed: int = 0) -> tuple[int, int, float]:
-    """Returns both parameter counts (the reference's, jaxbooth's) and the relative difference."""
+    """Return the parameter counts of the reference and of jaxbooth, and the relative difference of their outputs."""
     torch.manual_seed(seed)
     reference = build_reference(component, config)
     perturb_vectors(reference)
@@ -96,7 +96,7 @@ def compare(component: str, config: Mapping[str, Any], seed: int = 0) -> tuple[i
         sum(shape.size for shape in network.shapes.values()),
     )
     params = from_diffusers(network, tensors, component)
-    del reference, tensors  # Two copies of the weights in memory, not three.
+    del reference, tensors  # keep two copies of the weights in memory, not three
     start = time.perf_counter()
     with jax.default_matmul_precision("highest"):
         predict = jax.jit(lambda params, *inputs: network.bind(params)(*inputs))
@@ -108,11 +108,11 @@ def compare(component: str, config: Mapping[str, Any], seed: int = 0) -> tuple[i
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", choices=PARAMETERS, default="sd15")
-    parser.add_argument("--component", choices=MODELS, help="only this one")
+    parser.add_argument("--component", choices=MODELS, help="check only this component")
     parser.add_argument("--config", type=Path, help="the config.json of --component, instead of a size")
     args = parser.parse_args()
     if args.config and not args.component:
-        parser.error("--config needs --component")
+        parser.error("--config needs --component; name the component that the config is for")
 
     failed = False
     for component in [args.component] if args.component else MODELS:

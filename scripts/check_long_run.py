@@ -1,11 +1,12 @@
-"""Does a long run grow? Trains the tiny model for thousands of steps and watches its process from outside.
+"""Check that a long run does not grow: train the tiny model for thousands of steps and watch the process from outside.
 
 python scripts/check_long_run.py --backend torch --steps 5000
 python scripts/check_long_run.py --backend jax --steps 5000
 
-Every second the resident memory, open files and threads of the process are read, and how many steps are logged. Printed
-are the medians of the second and the last fifth of the run (the first fifth warms up), the slope of memory by least
-squares over all but the first fifth, the steps a second of both, and what the logs weigh. Exit code 1: something grew.
+Every second the script reads the resident memory, open files and threads of the process and the number of logged steps.
+It prints the medians and the samples per second of the second and the last fifth of the run (the first fifth warms up),
+the slope of memory by least squares without the first fifth, and the size of the logs. The exit code is 1 if anything
+grew.
 """
 
 import argparse
@@ -22,13 +23,16 @@ from draw_photos import draw_photos
 from make_pipeline import make_pipeline
 
 CONFIG = Path(__file__).parents[1] / "configs" / "smoke.py"
-MOST_KB_A_STEP = 1.0  # of a slope; a leak of one 64x64 picture a step would be 12
+MOST_KB_A_STEP = 1.0  # the limit of the slope; a leak of one 64x64 picture a step would give 12
 MOST_SLOWER = 1.15
 MOST_LOG_A_STEP = 1000  # bytes
 
 
 def watch(command: list[str], out: Path, steps: int) -> tuple[int, np.ndarray]:
-    """(exit code, one row a second: logged steps, resident bytes, open files, threads, seconds)."""
+    """Run a command and return (exit code, one row a second).
+
+    The columns are logged steps, resident bytes, open files, threads and seconds.
+    """
     rows = []
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     with (out / "stderr.log").open("wb") as stderr:

@@ -1,11 +1,11 @@
-"""Run tests as other machines would compute them: other thread counts, older instruction sets, a busy core.
+"""Run tests as on other machines: with other thread counts, older instruction sets, or busy cores.
 
-python scripts/check_machines.py                        what compares numbers, on every machine of the table
+python scripts/check_machines.py                        the tests that compare numbers, on every machine of the table
 python scripts/check_machines.py --machine threads-2 --machine avx2 -- tests/parity -m "not full"
 
-What follows `--` goes to pytest as it is. A processor without a newer instruction set ignores the switch that turns it
-off, so the table means most on a recent one. PyTorch's own switch for AVX2 breaks its bfloat16 attention on processors
-with AMX ("pack_vnni2"): no test here needs that combination to work, so it is left out of the table.
+Arguments after `--` go to pytest unchanged. A processor without an instruction set ignores the switch that turns this
+set off, so run the script on a recent processor. PyTorch's own switch for AVX2 is not in the table: it breaks PyTorch's
+bfloat16 attention on processors with AMX ("pack_vnni2"), and no test needs this combination.
 """
 
 import argparse
@@ -22,9 +22,9 @@ MACHINES = {
     "threads-4": {"OMP_NUM_THREADS": "4"},
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "XLA_FLAGS": "--xla_cpu_max_isa=AVX512"},
-    "busy": {},  # another process computes all the time, on every core
+    "busy": {},  # on every core another process computes all the time
 }
-# Where numbers are compared, and where processes wait for each other.
+# The tests that compare numbers, and those in which processes wait for each other.
 TESTS = (
     "tests/parity", "tests/torchbooth/test_memory.py", "tests/booth/test_solvers.py", "tests/booth/test_schedule.py",
     "tests/jaxbooth/test_kernels.py", "tests/booth/test_stopping.py", "-m", "not full",
@@ -34,7 +34,7 @@ TESTS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", choices=MACHINES, action="append", help="default: all")
-    parser.add_argument("tests", nargs="*", default=TESTS, help="arguments of pytest")
+    parser.add_argument("tests", nargs="*", default=TESTS, help="arguments for pytest")
     options = parser.parse_args()
     failed = []
     for name in options.machine or MACHINES:
@@ -49,7 +49,7 @@ def main() -> None:
         print(f"{name}: exit code {code}, {time.monotonic() - began:.0f} s", flush=True)
         if code:
             failed.append(name)
-    sys.exit(f"failed as: {', '.join(failed)}" if failed else 0)
+    sys.exit(f"failed on: {', '.join(failed)}" if failed else 0)
 
 
 def _busy() -> subprocess.Popen[bytes]:

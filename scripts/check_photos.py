@@ -1,10 +1,11 @@
-"""From photos to a pipeline with both backends, then the same images from diffusers.
+"""Train on photos with both backends, and compare the images of the exported pipelines with those of diffusers.
 
     python scripts/check_photos.py --photos photos --subject dog --out check
 
-Trains the tiny model with prior preservation on the photos, on both backends; compares their losses; and samples each
-exported pipeline with our solvers and with diffusers' StableDiffusionPipeline from the same initial noise.
-Prints the largest differences; exits with 1 if losses differ by more than 1e-4 or images by more than 2/255.
+The script trains the tiny model with prior preservation on the photos with each backend and compares the losses. It
+then samples each exported pipeline with our solvers and with diffusers' StableDiffusionPipeline from the same initial
+noise. It prints the largest differences, and its exit code is 1 if losses differ by more than 1e-4 or images by more
+than 2/255.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from booth.models.open import open_pipeline
 from booth.models.tokenizer import load_tokenizer
 from booth.train import loop
 
-# solver -> diffusers' class and the number of steps
+# solver -> the class of diffusers and the number of steps
 SOLVERS = {
     "dpm++": (DPMSolverMultistepScheduler, 25),
     "ddim": (DDIMScheduler, 50),
@@ -39,7 +40,7 @@ SOLVERS = {
 
 
 def image_difference(package: str, folder: Path, prompt: str, solver: str) -> int:
-    """The largest difference of four 64x64 images, guidance 7.5, in 1/255."""
+    """Return the largest difference between four 64x64 images of booth and of diffusers, in 1/255, at guidance 7.5."""
     scheduler, steps = SOLVERS[solver]
     pipeline, backend = open_pipeline(folder), load_backend(package)(default_config())
     requests = [ImageRequest(prompt, seed, "blurry") for seed in range(4)]

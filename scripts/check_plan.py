@@ -1,11 +1,12 @@
-"""The plan's peaks against measured ones, for combinations of memory techniques.
+"""Compare the peaks that a plan predicts with measured ones, for combinations of memory techniques.
 
     python scripts/check_plan.py                                  # tiny model, CPU: half a minute
     python scripts/check_plan.py --size sd15 --resolution 512     # on a GPU; on a CPU some minutes a line and 20 GB
 
-On a GPU, PyTorch's allocator says what was in use and what it had reserved. On a CPU the profiler records every
-allocation, which is another instrument than the plan's: that sees fake tensors. Exits with 1 if a peak in use is off by
-more than 10 %; on a CPU, training with bitsandbytes does not count (in brackets): it computes on copies there.
+On a GPU, PyTorch's allocator reports the memory in use and the reserved memory. On a CPU the profiler records every
+allocation; this does not depend on the plan, which uses fake tensors. The exit code is 1 if a peak of memory in use
+differs by more than 10 %. On a CPU, training with bitsandbytes is in brackets and not judged, as it computes on copies
+there.
 """
 
 import argparse
@@ -59,14 +60,14 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "pulled and averaged": {"train.pull": 1.0, "ema.decay": 0.9},
     "tiles, states away": {"memory.vae_tiling": True, "memory.offload_optimizer": "sampling"},
 }  # fmt: skip
-if torch.cuda.is_available():  # on a CPU the host's memory is the device's
+if torch.cuda.is_available():  # on a CPU, host and device have the same memory
     COMBINATIONS["all, states in the host's memory"] = {
         **COMBINATIONS["all of these"], "memory.offload_optimizer": "always",
     }  # fmt: skip
 
 
 def cpu_peak(work: Callable[[], Any]) -> int:
-    """Bytes allocated at the worst moment of the work, over what was there before it."""
+    """Do the work and return the bytes that it allocates at its worst moment, without the memory in use before."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
@@ -80,14 +81,14 @@ def cpu_peak(work: Callable[[], Any]) -> int:
 
 
 def measure(config: Any, pipeline: PipelineDir) -> dict[str, tuple[float, float]]:
-    """{phase: GiB in use, GiB reserved}: what a run does in each phase, with two sampling steps and two updates."""
+    """Run each phase with two sampling steps and two updates; return {phase: (GiB in use, GiB reserved)}."""
     backend, sizes = Backend(config), Sizes.of(config, pipeline)
     models = backend.load(pipeline)
     peaks: dict[str, tuple[float, float]] = {}
     state: Any = None
 
     def held(work: str) -> int:
-        """Bytes of networks and states that are on the device in this work; the CPU holds all."""
+        """Return the bytes of networks and states on the device in this work; on a CPU all are on it."""
         networks = [net for name, net in models.networks.items() if name in AT_WORK[work] or trains(net)]
         tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
         if state is not None and not (work == "sampling" and config.memory.offload_optimizer == "sampling"):
@@ -98,7 +99,7 @@ def measure(config: Any, pipeline: PipelineDir) -> dict[str, tuple[float, float]
 
     def phase(name: str, at_work: str, work: Callable[[], Any]) -> None:
         if torch.cuda.is_available():
-            gc.collect()  # hooks and optimizers know each other
+            gc.collect()  # hooks and optimizers refer to each other, so they need the garbage collector
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             work()
@@ -130,7 +131,7 @@ def measure(config: Any, pipeline: PipelineDir) -> dict[str, tuple[float, float]
 def compare(
     pipeline: PipelineDir, resolution: int, combination: dict[str, Any]
 ) -> dict[str, tuple[float, float, float]]:
-    """{phase: GiB planned, in use, reserved} of a combination."""
+    """Return {phase: (GiB planned, GiB in use, GiB reserved)} of a combination."""
     config = default_config()
     config.data.resolution, config.samples.before_after = resolution, True
     config.prior.batch_size = config.data.encode_batch_size = 2
@@ -141,7 +142,7 @@ def compare(
 
 
 def counts(combination: dict[str, Any]) -> bool:
-    """Whether training's peak can be measured here."""
+    """Return whether the peak of training can be measured on this machine."""
     return torch.cuda.is_available() or combination.get("train.optimizer") not in BITSANDBYTES
 
 
@@ -149,7 +150,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--resolution", type=int, default=64)
-    parser.add_argument("--only", nargs="+", choices=COMBINATIONS, help="of the combinations; default: all")
+    parser.add_argument("--only", nargs="+", choices=COMBINATIONS, help="the combinations to measure; default: all")
     options = parser.parse_args()
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,12 @@
-"""jaxbooth's predicted peak memory of a training step and of a preview at a real model's size (torchbooth has `plan`).
+"""Predict the peak memory of a training step and of a preview of jaxbooth at the size of a real model.
 
     python scripts/check_preview_memory.py                            # compiles at full size: some ten minutes
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/check_preview_memory.py --rows 8 --fsdp 8
 
-Its own functions are compiled for abstract arrays, and the compiler (XLA's for CPUs; others differ) says what they take
-on a device. Each line is what is held at the worst moment, weights and optimizer states included, as they are there
-when a preview is made. Exits with 1 if a preview takes more than a training step.
+The functions of jaxbooth are compiled for abstract arrays, and the compiler (XLA for CPUs; others differ) says how much
+memory they need on a device. Each line is the memory at the worst moment, including weights and optimizer states, which
+also exist while a preview is made. The exit code is 1 if a preview needs more than a training step. For torchbooth use
+the command `plan`.
 """
 
 import argparse
@@ -24,12 +25,12 @@ TOKENS = 77
 
 
 def dimensions(size: str) -> tuple[int, int]:
-    """(side of the latents, width of a context)."""
+    """Return (side of the latents, width of a text embedding)."""
     return SIZES[size]["unet"]["sample_size"], SIZES[size]["unet"]["cross_attention_dim"]
 
 
 def make_batch(size: str, rows: int) -> Batch:
-    """A batch of zeros: only shapes and types matter."""
+    """Return a batch of zeros; only its shapes and types matter."""
     side, width = dimensions(size)
     latents, row = np.zeros((rows, side, side, 4), np.float32), np.zeros(rows, np.float32)
     arrays: dict[str, Any] = dict.fromkeys(ROW_FIELDS, row)
@@ -40,12 +41,12 @@ def make_batch(size: str, rows: int) -> Batch:
 
 
 def preview_table(config: Any, size: str) -> SamplingTable:
-    """Two steps are as good as all: one has nothing from the step before it yet."""
+    """Return a table of two steps, which are enough: the first has no result of an earlier step, the second has one."""
     return solver_table(SIZES[size]["scheduler"], config.samples.solver, config.samples.inference_steps)[:2]
 
 
 def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
-    """Bytes on a device by what is done, as XLA for CPUs plans them."""
+    """Return {work: bytes on a device} as XLA for CPUs plans them."""
     import jax
 
     from jaxbooth import optim, sample, step
@@ -66,7 +67,7 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
     text_encoder = Network.build(CLIPTextModel, SIZES[size]["text_encoder"])
 
     def placed(tree: Any) -> Any:
-        """Abstract arrays where the parameters they are named after are."""
+        """Return abstract arrays with the shardings of the parameters of the same names."""
         place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
         return jax.tree.map(place, tree, state_shardings(mesh, tree))
 
@@ -74,7 +75,7 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
         return jax.ShapeDtypeStruct(shape, np.float32, sharding=row_sharding(mesh))
 
     def held(tree: Any) -> int:
-        """Bytes on one device."""
+        """Return the bytes of a tree on one device."""
         leaves = jax.tree.leaves(tree)
         return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
 
@@ -86,7 +87,7 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
 
     def total(lowered: Any) -> int:
         memory = lowered.compile().memory_analysis()
-        # What is given is there already; what comes out takes room unless it takes the place of what was given.
+        # Arguments exist already. Results need memory unless they reuse the memory of arguments.
         return always + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
     batch = place_batch(mesh, make_batch(size, rows), pieces=1)
@@ -107,11 +108,11 @@ def with_jax(config: Any, size: str, rows: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="sd15")
-    parser.add_argument("--rows", type=int, default=1, help="train.batch_size: as many class images join")
-    parser.add_argument("--without-prior", action="store_true", help="without class images")
+    parser.add_argument("--rows", type=int, default=1, help="train.batch_size; as many class images are added")
+    parser.add_argument("--without-prior", action="store_true", help="train without class images")
     parser.add_argument("--fsdp", type=int, default=1, help="mesh.fsdp")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    parser.add_argument("--keep-activations", action="store_true", help="without gradient checkpointing")
+    parser.add_argument("--keep-activations", action="store_true", help="train without gradient checkpointing")
     options = parser.parse_args()
     config = default_config()
     config.train.batch_size, config.mesh.fsdp, config.train.precision = options.rows, options.fsdp, options.precision

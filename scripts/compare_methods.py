@@ -1,11 +1,12 @@
-"""Full fine-tuning, LoRA, a new token alone and pivotal tuning side by side, on the embedded base.
+"""Compare full fine-tuning, LoRA, a new token alone and pivotal tuning on the embedded base.
 
     python scripts/compare_methods.py --out runs/methods --subjects robot --seeds 0
     python scripts/compare_methods.py --out runs/methods --speed
 
-Each is a run of `check_dreambooth.py`, with its measures: fidelity and prior, and what it costs in time and megabytes.
-What is in --out already is not done again; at the end the table of all. --speed only trains, 30 steps of each in three
-rounds, and gives the medians of their speeds beside full fine-tuning's in the same round.
+Each method is a run of `check_dreambooth.py`, which measures fidelity, prior, time and megabytes. Results that are
+already in --out are not made again. At the end the script prints the table of all results. With --speed it only trains
+30 steps of each method in three rounds, and prints the medians of the speeds and of their ratios to full fine-tuning in
+the same round.
 """
 
 import argparse
@@ -41,7 +42,7 @@ COLUMNS = ("fidelity", "learned", "learned_new", "setting_right", "prior_kept", 
 
 
 def table(out: Path) -> str:
-    """A markdown table: of each method the means over its runs."""
+    """Return a markdown table with the means of each method over its runs."""
     lines = ["| method | runs | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     for method in METHODS:
         rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder(out, method).glob("*.json"))]
@@ -52,7 +53,7 @@ def table(out: Path) -> str:
 
 
 def speeds(backend: str, subject: str) -> str:
-    """A markdown table: samples a second, and how much that is of full fine-tuning's, medians of three rounds."""
+    """Return a markdown table of samples per second and their ratio to full fine-tuning, as medians of three rounds."""
     measured: dict[str, list[float]] = {method: [] for method in METHODS if "800" not in method}
     for _ in range(3):
         for method, runs in measured.items():
@@ -76,7 +77,7 @@ def speeds(backend: str, subject: str) -> str:
 
 
 def folder(out: Path, method: str) -> Path:
-    """Where a method's runs are."""
+    """Return the folder of a method's runs."""
     return out / method.replace(" ", "-").replace(":", "").replace(",", "")
 
 
@@ -87,7 +88,7 @@ if __name__ == "__main__":
     parser.add_argument("--subjects", nargs="+", choices=tuple(SUBJECTS), default=["robot"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS))
-    parser.add_argument("--speed", action="store_true", help="only the speeds")
+    parser.add_argument("--speed", action="store_true", help="measure only the speeds")
     arguments = parser.parse_args()
     if arguments.speed:
         print(speeds(arguments.backend, arguments.subjects[0]))

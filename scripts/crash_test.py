@@ -1,13 +1,14 @@
-"""kill -9 at random moments of every phase of a run: the same command again must end as if nothing had happened.
+"""Kill runs (kill -9) at random moments of every phase; the same command again must end as if nothing had happened.
 
 python scripts/crash_test.py --kills 50          both backends in turn; about half an hour on two cores
 python scripts/crash_test.py --kills 4 --backend jax
 
-Each kill is a new run of a tiny model, killed at a random moment and started again by the same command. Checked:
+Each kill is a new run of a tiny model, which is killed at a random moment and started again with the same command. The
+script checks that
 
-- the run goes on from the newest checkpoint there was (by a coin from the oldest, named by --from-step): so every
-  checkpoint that has its name is whole, and no update that was saved is lost;
-- exported weights, losses and pictures are those of an undisturbed run, to the bit;
+- the run continues from the newest checkpoint (or, in half of the cases, from the oldest, given with --from-step): so
+  every checkpoint that has its final name is complete, and no saved update is lost;
+- exported weights, losses and pictures are equal to those of an undisturbed run, bit for bit;
 - no temporary file is left.
 """
 
@@ -40,7 +41,7 @@ def _any(folder: Path, pattern: str) -> bool:
     return any(folder.glob(pattern))
 
 
-# What shows that a phase has begun, given the run folder and what the command has said; in their order.
+# The phases in their order, each with a test whether it has begun, from the run folder and the output so far.
 BEGUN: dict[str, Callable[[Path, str], bool]] = {
     "starting": lambda run, said: True,
     "class images": lambda run, said: (run / "class_images" / "class_images.json").exists(),
@@ -54,7 +55,7 @@ BEGUN: dict[str, Callable[[Path, str], bool]] = {
     "export": lambda run, said: _any(run, "*new-pipeline"),
     "end": lambda run, said: "pipeline written to" in said,
 }
-# Before the first update, and after the last, SIGTERM does what it does to any process.
+# Before the first update and after the last, SIGTERM ends the process as it does any other.
 CODES = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {143, -signal.SIGTERM}, signal.SIGINT: {130}}
 MISSED = "missed"
 PHASES = [*list(BEGUN)[:-1], "anywhere"]
@@ -62,17 +63,17 @@ PHASES = [*list(BEGUN)[:-1], "anywhere"]
 
 @dataclass
 class Lane:
-    """Runs of one backend below `folder`, compared with an undisturbed one."""
+    """The runs of one backend in `folder`, which are compared with an undisturbed run."""
 
     backend: str
     folder: Path
     model: Path
     photos: Path
-    seconds: dict[str, float] = field(default_factory=dict)  # from a phase's begin to the next one's
-    slowest: float = 0.0  # seconds from a signal to the end
+    seconds: dict[str, float] = field(default_factory=dict)  # from the beginning of a phase to that of the next
+    slowest: float = 0.0  # the most seconds from a signal to the end of the process
 
     def start(self, name: str, *more: str, cache: str = "cache") -> tuple[subprocess.Popen[bytes], Path]:
-        """(the process, the file of what it says)."""
+        """Start a run and return (the process, the file with its output)."""
         values = {"model.source": self.model, "instance.images": self.photos, **FIELDS}
         overrides = [f"--config.{key}={value}" for key, value in values.items()]
         command = [sys.executable, "-m", f"{self.backend}booth.train", "--config", str(CONFIG), "--workdir", name]
@@ -88,7 +89,10 @@ class Lane:
         return process, said
 
     def undisturbed(self) -> None:
-        """Twice: with an empty compilation cache, and as all others are."""
+        """Do the undisturbed run twice: with an empty compilation cache, and with the cache that other runs use.
+
+        Raise SystemExit if it fails.
+        """
         for name in ("empty", "whole"):
             process, said = self.start(name)
             began = {"starting": time.monotonic()}
@@ -102,7 +106,7 @@ class Lane:
             self.seconds["anywhere"] = began["end"] - began["starting"]
 
     def _phases(self, name: str, said: Path, process: subprocess.Popen[bytes]) -> Iterator[str]:
-        """The phases but the first, each when it has begun, until the process ends."""
+        """Yield each phase except the first as soon as it has begun, until the process ends."""
         waiting = list(BEGUN)[1:]
         while waiting and process.poll() is None:
             if BEGUN[waiting[0]](self.folder / name, said.read_text(encoding="utf-8")):
@@ -111,9 +115,12 @@ class Lane:
                 time.sleep(0.002)
 
     def kill(self, number: int, phase: str, seed: int, number_of_signal: int) -> str:
-        """What went wrong; "" if nothing did, MISSED if the run had ended before its signal."""
+        """Kill one run, start it again, and return what went wrong.
+
+        The text is "" if nothing went wrong; it begins with MISSED if the run ended before the signal.
+        """
         name, draw = f"kill-{number:03d}", random.Random(f"{seed} {number}")
-        # Where the step is compiled, there must be something to compile.
+        # In the phase that compiles the step, the cache must be empty.
         cache = f"cache-{number}" if phase == "first update" else "cache"
         process, said = self.start(name, cache=cache)
         if phase not in ("starting", "anywhere"):
@@ -136,7 +143,7 @@ class Lane:
         if code != 0:
             return f"the same command ended with {code}: {log.splitlines()[-1:]}"
         if chosen and not finished and f"resumed from step {int(chosen[5:])}\n" not in log:
-            return f"{chosen} was saved and is not gone on from"
+            return f"the run did not continue from {chosen}, which was saved"
         return self.compare(run)
 
     def compare(self, run: Path) -> str:
@@ -159,11 +166,13 @@ def _losses(run: Path) -> list[tuple[int, float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="in all")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills in all")
     parser.add_argument("--backend", nargs="+", choices=("torch", "jax"), default=["torch", "jax"])
-    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL", help="that ends them")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments; printed")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument(
+        "--signal", choices=("KILL", "TERM", "INT"), default="KILL", help="the signal that ends the runs"
+    )
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the random moments; it is printed")
+    parser.add_argument("--workers", type=int, default=2, help="number of runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/crash-test"), help="a new folder")
     options = parser.parse_args()
     out = options.out.absolute()
@@ -192,7 +201,7 @@ def main() -> int:
             print(f"{number:3d} {lane.backend:5s} {phase:17s} {failure or 'as if undisturbed'}", flush=True)
     print(
         f"\n{kills.total()} times SIG{options.signal} in {len(+kills)} phases of {', '.join(options.backend)}"
-        f" ({missed} more came too late): {failures} failures; at the latest"
+        f" ({missed} more came too late): {failures} failures; at most"
         f" {max(lane.slowest for lane in lanes):.1f} s from the signal to the end"
     )
     return failures > 0

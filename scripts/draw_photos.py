@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
 
 SIDE = 256
-# (sky, ground, horizon, centre x, feet y, height): the same robot in five places.
+# The same robot in five places: (sky, ground, horizon, centre x, feet y, height).
 SCENES = (
     ("#9fd3ff", "#7cc36a", 0.60, 0.50, 0.88, 0.66),
     ("#ffd9a0", "#e8c887", 0.66, 0.36, 0.86, 0.58),
@@ -20,7 +20,7 @@ SCENES = (
 
 
 def draw_photos(out: Path) -> None:
-    """Writes robot-0.png to robot-4.png, 256x256 RGB."""
+    """Write robot-0.png to robot-4.png, 256x256 RGB."""
     out.mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(SCENES):
         _scene(*scene).save(out / f"robot-{number}.png")
@@ -37,7 +37,7 @@ def _scene(sky: str, ground: str, horizon: float, x: float, feet: float, height:
 
 def _robot(draw: ImageDraw.ImageDraw, x: float, feet: float, height: float) -> None:
     def box(left: float, top: float, right: float, bottom: float) -> tuple[float, float, float, float]:
-        """Robot coordinates: x from -0.5 to 0.5 of its height, y from 0 (feet) to 1 (antenna)."""
+        """Convert a box from robot coordinates, in heights of the robot: x from -0.5 to 0.5, y from 0 (feet) to 1."""
         return x + left * height, feet - top * height, x + right * height, feet - bottom * height
 
     draw.ellipse(box(-0.36, 0.03, 0.36, -0.04), fill="#00000040")

@@ -1,4 +1,4 @@
-"""Draw the example subjects: five pictures each of a robot, a mug and a bird that training never saw.
+"""Draw the example subjects: five pictures each of a robot, a mug and a bird that the base has never seen.
 
 python scripts/draw_subjects.py --out subjects
 """
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def draw_subjects(out: Path, size: int = 256) -> None:
-    """Writes out/NAME/NAME-0.png to NAME-4.png for every subject, `size` x `size` RGB."""
+    """Write out/NAME/NAME-0.png to NAME-4.png for every subject, `size` x `size` RGB."""
     for name, instance in SUBJECTS.items():
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Draw the picture world: captioned pictures to look at, and a sheet with every class in every setting.
+"""Draw the picture world: captioned pictures, and a sheet with every class in every setting.
 
 python scripts/draw_world.py --out world --count 20000 --size 64
 """
@@ -15,7 +15,7 @@ from PIL import Image
 
 
 def draw_world(out: Path, count: int, size: int, seed: int = 0) -> None:
-    """Writes sheet.png, and 000000.png ... with their captions in metadata.jsonl (file_name, text, ...)."""
+    """Write sheet.png, and `count` pictures 000000.png, ... with captions in metadata.jsonl (file_name, text, ...)."""
     out.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet(size, seed)).save(out / "sheet.png")
     if not count:
@@ -30,7 +30,7 @@ def draw_world(out: Path, count: int, size: int, seed: int = 0) -> None:
 
 
 def sheet(size: int, seed: int = 0) -> np.ndarray:
-    """Rows of classes, columns of settings: uint8 [classes * size, settings * size, 3]."""
+    """Return a sheet with a row a class and a column a setting: uint8 [classes * size, settings * size, 3]."""
     rows = []
     for r, name in enumerate(CLASSES):
         pairs = (example(seed, 1000 * r + c, name, setting) for c, setting in enumerate(SETTINGS))
@@ -41,7 +41,7 @@ def sheet(size: int, seed: int = 0) -> np.ndarray:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=0, help="pictures beside the sheet")
+    parser.add_argument("--count", type=int, default=0, help="number of pictures besides the sheet")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

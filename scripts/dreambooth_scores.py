@@ -1,4 +1,4 @@
-"""What the yardstick says of a model before and after DreamBooth: the same prompts and seeds from both."""
+"""Scores of a model before and after DreamBooth, measured by the yardstick on the same prompts and seeds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +27,12 @@ from booth.models.tokenizer import load_tokenizer
 IDENTIFIER = "sks"
 STEPS, GUIDANCE, BATCH = 25, 2.0, 16
 IDENTITY, SETTING = "identity", Yardstick.prompt_measure  # the yardstick's measures of subject and prompt
-FIRST_SEED = 1000  # of the pictures that are measured: others than the seeds of class images and previews
+FIRST_SEED = 1000  # the measured pictures have other seeds than class images and previews
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Of one model, for one subject; uint8 [n, h, w, 3]. `settings` are those of the pictures in `new_settings`."""
+    """Pictures of one model for one subject, uint8 [n, h, w, 3]; `settings` names the settings of `new_settings`."""
 
     instance_prompt: np.ndarray
     new_settings: np.ndarray
@@ -41,25 +41,25 @@ class Pictures:
 
 
 def instance_prompt(subject: str, identifier: str = IDENTIFIER) -> str:
-    """What the subject's pictures are trained with."""
+    """Return the prompt with which the subject's pictures are trained."""
     return f"a photo of a {identifier} {subject}"
 
 
 def new_settings(subject: str) -> list[str]:
-    """The settings that none of the subject's own pictures shows."""
+    """Return the settings that none of the subject's own pictures shows."""
     shown = {scene.setting for scene in subject_scenes(subject)}
     return [setting for setting in SETTINGS if setting not in shown]
 
 
 def real_pictures(subject: str) -> list[np.ndarray]:
-    """The subject's five pictures, uint8 [256, 256, 3] each."""
+    """Return the subject's five pictures, uint8 [256, 256, 3] each."""
     return [np.asarray(load_image(path)) for path in sorted(subject_path(subject).glob("*.png"))]
 
 
 def sample(
     backend_class: Any, source: Path | str, requests: Sequence[ImageRequest], guidance: float = GUIDANCE
 ) -> np.ndarray:
-    """uint8 [n, h, w, 3]: pictures of a pipeline folder, made by a backend."""
+    """Return pictures of a pipeline folder, uint8 [n, h, w, 3], made by a backend."""
     pipeline, backend = open_pipeline(source), backend_class(default_config())
     sampler = Sampler(pipeline, load_tokenizer(pipeline), (64, 64), "dpm++", STEPS, guidance, BATCH)
     made = sampler.images(backend, backend.load(pipeline), requests)
@@ -75,7 +75,11 @@ def sample_for(
     of_class: int = 48,
     identifier: str = IDENTIFIER,
 ) -> Pictures:
-    """The instance prompt `asked` times, each new setting `per_setting` and the class prompt `of_class` times."""
+    """Return a model's pictures of its prompts for a subject.
+
+    There are `asked` pictures of the instance prompt, `per_setting` of each new setting and `of_class` of the class
+    prompt.
+    """
     prompt, settings = (
         instance_prompt(subject, identifier),
         [name for name in new_settings(subject) for _ in range(per_setting)],
@@ -87,10 +91,11 @@ def sample_for(
 
 
 def scores(base: Pictures, tuned: Pictures, subject: str) -> dict[str, float]:
-    """Return the measures of `booth.evaluate.scores`, against the subject's own pictures, and the class that is seen.
+    """Return the measures of `booth.evaluate.scores` against the subject's own pictures, and those of the class.
 
-    `learned` is the way from the base to the subject's own pictures over all pictures asked to show it, `learned_new`
-    over those in new settings; `class_drift` and `..._kept` compare the class prompt's pictures with the base's.
+    `learned` is how far the tuned pictures of the subject have come from the base's pictures (0) to the subject's own
+    (1); `learned_new` is the same for new settings only. `class_drift` and `..._kept` compare the pictures of the class
+    prompt with the base's.
     """
     judge = Yardstick()
     own = judge.look(real_pictures(subject))
@@ -116,7 +121,7 @@ def scores(base: Pictures, tuned: Pictures, subject: str) -> dict[str, float]:
 
 
 def class_scores(before: np.ndarray, after: np.ndarray, subject: str) -> dict[str, float]:
-    """Return shares of the class prompt's pictures: of the class, and in settings of the subject's own pictures."""
+    """Return two shares of the class prompt's pictures: of those that show the class, and in the subject's settings."""
     shown = {scene.setting for scene in subject_scenes(subject)}
     found = {}
     for prefix, looks in (("", look(after)), ("base_", look(before))):
@@ -126,8 +131,9 @@ def class_scores(before: np.ndarray, after: np.ndarray, subject: str) -> dict[st
 
 
 def likenesses(subject: str, pictures: int = 24) -> dict[str, float]:
-    """Return what `learned_new` would be if what was generated were perfect drawings, in the new settings, of others
-    than the subject: 0 is the class as drawn, 1 the subject's own pictures. It says what a score is worth.
+    """Return the `learned_new` that perfect drawings of other individuals in the new settings would have.
+
+    0 stands for drawings of the class and 1 for the subject's own pictures. This shows what a score means.
     """
     judge, rng, mine = Yardstick(), generator(0, 0), SUBJECTS[subject]
     own, settings = judge.look(real_pictures(subject)), new_settings(subject)
@@ -155,9 +161,9 @@ def _seen(judge: Yardstick, pictures: Pictures) -> SeenModel:
 
 
 def _way(tuned: Seen, base: Seen, own: Seen) -> float:
-    """Return how far from the base's pictures (0) to the subject's own (1) the tuned ones have come.
+    """Return how far the tuned pictures have come from the base's pictures (0) to the subject's own (1).
 
-    ValueError if the base's pictures are as near to the subject's as those are to each other.
+    Raise ValueError if the base's pictures are as near to the subject's as the subject's are to each other.
     """
     value, start = (measures.fidelity(pictures.deciding, own.deciding) for pictures in (tuned, base))
     end = measures.likeness(own.deciding)

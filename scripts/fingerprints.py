@@ -1,12 +1,13 @@
-"""Hash what a matrix of short runs makes, to show that a change of the code changes nothing that is computed.
+"""Hash the results of a matrix of short runs, to show that a change of the code does not change any result.
 
-python scripts/fingerprints.py --out before           run the matrix; before/fingerprints.json and the run folders
+python scripts/fingerprints.py --out before           run the matrix; write before/fingerprints.json and run folders
 python scripts/fingerprints.py --out after --compare before/fingerprints.json
 python scripts/fingerprints.py --out after --backend torch --case lora
 
-Each run trains a tiny model with random weights for a few steps on a few drawn pictures, by the command line. Hashed
-are exported weights and configs, LoRA files, embeddings of new tokens, pictures and metrics (but for speeds). The
-hashes hold for one machine, one thread and one set of installed versions. The exit code is 1 where hashes differ.
+Each run trains a tiny model with random weights for a few steps on a few drawn pictures, with the command line. The
+script hashes exported weights and configs, LoRA files, embeddings of new tokens, pictures and metrics (without speeds).
+Hashes can be compared only on one machine, with one thread and the same installed versions. The exit code is 1 if
+hashes differ.
 """
 
 import argparse
@@ -44,7 +45,7 @@ CASES = {
     "buckets": {"concepts": json.dumps(CONCEPTS), "data.buckets": '["64x48", "64x64", "48x64"]', "train.batch_size": 1},
     "bf16": {"train.precision": "bf16", "export.precision": "fp16"},
     "prodigy": {"train.optimizer": "prodigy", "train.learning_rate": 1.0},
-    "resumed": {},  # stopped after two steps and continued: as `full`
+    "resumed": {},  # stopped after two steps and continued; the result must equal that of `full`
 }  # fmt: skip
 TORCH_ALONE = {
     "rounded": {"train.precision": "bf16", "memory.weights": "bf16", "memory.fused_backward": "true",
@@ -74,7 +75,7 @@ def run(backend: str, case: str, fields: dict[str, object], folder: Path) -> dic
 
 
 def hashes(workdir: Path) -> dict[str, str]:
-    """Return the sha256 of all that a run made, by name below its folder."""
+    """Return {name in the run folder: sha256} of all files that a run made."""
     files = sorted({path for pattern in HASHED for path in workdir.glob(pattern) if path.is_file()})
     made = {path.relative_to(workdir).as_posix(): _sha256(path.read_bytes()) for path in files}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -87,7 +88,7 @@ def _sha256(content: bytes) -> str:
 
 
 def draw_inputs(folder: Path) -> None:
-    """Write the tiny model and the photos; of two subjects in three shapes for the buckets."""
+    """Write the tiny model and the photos; two subjects have photos in three shapes, for the case with buckets."""
     make_pipeline("tiny", folder / "model")
     draw_photos(folder / "photos")
     photos = sorted((folder / "photos").glob("*.png"))
@@ -99,7 +100,7 @@ def draw_inputs(folder: Path) -> None:
 
 
 def differences(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> list[str]:
-    """Return one line for each file whose hash is another, or that only one side has; of cases that both ran."""
+    """Return one line for each file that differs or exists on one side only, for the cases that both sides ran."""
     lines = []
     for case in before.keys() & after.keys():
         for name in sorted(before[case].keys() | after[case].keys()):

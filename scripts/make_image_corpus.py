@@ -1,10 +1,10 @@
-"""Make a folder of more than 200 images as no photo folder should hold them: broken, lying, huge, oddly named.
+"""Make a folder of more than 200 image files that are hard to read: broken, lying, huge, or oddly named.
 
     python scripts/make_image_corpus.py --out corpus
 
-Every file is made here, with PIL, NumPy and bytes, and is the same each time; only an animated AVIF holds the time of
-its making. `make_image_corpus` says of each name what a reader must do with it. Names that the file system does not
-take are left out.
+Every file is made here, with PIL, NumPy and bytes. Each run makes the same files, but an animated AVIF also contains
+the time when it was made. `make_image_corpus` returns what a reader must do with each file. Names that the file system
+does not allow are left out.
 """
 
 import argparse
@@ -28,15 +28,15 @@ else:
     register_heif_opener()
     HEIC = True
 
-SIZE = (48, 32)  # of every picture that need not have another
-# "passed over": is no image by its name or kind, and a log line names it; "silent": not even that. "either": read or
-# refused, which depends on the bit that was turned and on the decoder's version.
+SIZE = (48, 32)  # (width, height) of every picture, unless a case needs another size
+# "passed over": the file is not an image by its name or kind, and a log line names it; "silent": like this, but without
+# a log line; "either": read or refused, depending on the flipped bit and the decoder's version.
 Outcome = Literal["read", "refused", "passed over", "silent", "either"]
 THEMES = (
     "format", "truncated", "bit-flipped", "16 bits", "CMYK", "palette", "transparent", "animated", "orientation",
     "0 bytes", "wrong extension", "bomb", "1 pixel", "huge", "HEIC", "beside", "link", "unreadable", "pipe", "name",
 )  # fmt: skip
-# What a camera held that way does to the upright picture before it writes the EXIF tag.
+# For each EXIF orientation: what the camera does to the upright picture before it stores it.
 TURNS = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_270}  # fmt: skip
@@ -54,7 +54,10 @@ MIB = 2**20
 
 @dataclass(frozen=True, eq=False)
 class Expectation:
-    """What must happen to one file. `truth` is [height, width, 3] from 0 to 255, met within `tolerance` levels."""
+    """What a reader must do with one file.
+
+    Its pixels must equal `truth`, [height, width, 3] from 0 to 255, within `tolerance` levels.
+    """
 
     theme: str
     outcome: Outcome
@@ -64,7 +67,7 @@ class Expectation:
 
 
 class Corpus:
-    """A folder that is being filled, and what is expected of its files."""
+    """A folder that is filled with files, and the expectation for each file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,19 +76,19 @@ class Corpus:
     def write(self, theme: str, name: str, content: bytes, outcome: Outcome, **more: Any) -> None:
         try:
             (self.folder / name).write_bytes(content)
-        except OSError:  # not every file system takes every name
+        except OSError:  # not every file system allows every name
             return
         self.expected[name] = Expectation(theme, outcome, **more)
 
     def save(self, theme: str, name: str, image: Image.Image, outcome: Outcome = "read", **options: Any) -> None:
-        """`truth` and `tolerance` are expected; other options are the encoder's."""
+        """Encode and write an image; `truth` and `tolerance` are for the expectation, other options for the encoder."""
         more = {key: options.pop(key) for key in ("truth", "tolerance") if key in options}
         options.setdefault("format", Image.registered_extensions()[Path(name).suffix.lower()])
         self.write(theme, name, encoded(image, **options), outcome, size=image.size, **more)
 
 
 def make_image_corpus(folder: Path) -> dict[str, Expectation]:
-    """Fills `folder`, which must not be there yet; file name -> what must happen to it."""
+    """Fill the new folder `folder` and return {file name: expectation}. Raise FileExistsError if the folder exists."""
     folder.mkdir(parents=True)
     corpus = Corpus(folder)
     for add in (
@@ -97,26 +100,29 @@ def make_image_corpus(folder: Path) -> dict[str, Expectation]:
 
 
 def picture() -> Image.Image:
-    """RGB of SIZE, different in every corner."""
+    """Return an RGB picture of SIZE that is different in every corner."""
     x, y = np.meshgrid(np.linspace(0, 200, SIZE[0]), np.linspace(0, 200, SIZE[1]))
     waves = 25 + 20 * np.sin(np.arange(SIZE[0]) * 0.5)
     return Image.fromarray((np.stack([x, y, 200 - x / 2 - y / 2], axis=-1) + waves[:, None]).round().astype(np.uint8))
 
 
 def encoded(image: Image.Image, **options: Any) -> bytes:
-    """The bytes of a file in the given format."""
+    """Return an image as the bytes of a file in the given format."""
     buffer = io.BytesIO()
     image.save(buffer, **options)
     return buffer.getvalue()
 
 
 def array(image: Image.Image) -> np.ndarray:
-    """[height, width, 3] as PIL itself turns an 8-bit image into RGB."""
+    """Return an 8-bit image as RGB, uint8 [height, width, 3], converted by PIL itself."""
     return np.asarray(image.convert("RGB"))
 
 
 def png(width: int, height: int, depth: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG by hand: `rows` as they are before compression, each after its filter byte; `chunks` before them."""
+    """Return a PNG that is made by hand.
+
+    `rows` are the bytes before compression, with a filter byte before each row; `chunks` come before them in the file.
+    """
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -127,10 +133,11 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *chunks: 
 
 
 def tiff(width: int, height: int, samples: np.ndarray, order: str = "<", **lies: int) -> bytes:
-    """An uncompressed TIFF by hand, of one strip of `samples` [height, width, channels] (uint8 or uint16).
+    """Return an uncompressed TIFF that is made by hand.
 
-    `lies` replace what the tags say of the strip (offset, count, rows), the bits of a sample, how many samples have
-    their bits told (entries), and whether 0 is black (black).
+    It has one strip of `samples`, [height, width, channels] of uint8 or uint16. `lies` replace the true values of its
+    tags: the strip's offset, count and rows, the bits of a sample (bits), the number of samples whose bits are listed
+    (entries), and whether 0 is black (black).
     """
     channels, bits = samples.shape[-1], lies.get("bits", samples.dtype.itemsize * 8)
     strip = samples.astype(samples.dtype.newbyteorder(order)).tobytes()
@@ -155,7 +162,7 @@ def tiff(width: int, height: int, samples: np.ndarray, order: str = "<", **lies:
 
 
 def _formats(corpus: Corpus) -> None:
-    """What PIL's encoders make of one picture, in every mode they take."""
+    """Add one picture as PIL's encoders write it, in every mode that they support."""
     rgb = picture()
     grey, two = rgb.convert("L"), rgb.convert("1")
     for image in (rgb, grey, two):
@@ -195,7 +202,7 @@ def _formats(corpus: Corpus) -> None:
 
 
 def _damaged(corpus: Corpus) -> None:
-    """The head of a file and nothing more, and files in which one bit is the other way round."""
+    """Add files that are cut off after their beginning, and files in which one bit is flipped."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE[::-1], 3), dtype=np.uint8))
     whole = {
         "baseline.jpg": encoded(noise, format="JPEG"),
@@ -215,7 +222,7 @@ def _damaged(corpus: Corpus) -> None:
         for percent in (1, 10, 40, 60, 90):
             head = content[: max(1, len(content) * percent // 100)]
             corpus.write("truncated", f"{percent} percent {name}", head, "refused")
-        # The first 64 bytes hold the sizes, so half of the turned bits lie there.
+        # The first 64 bytes contain the sizes, so half of the flipped bits are there.
         for place in (*draw.integers(0, 64, 4), *draw.integers(64, len(content), 4)):
             flipped = bytearray(content)
             flipped[place] ^= 1 << int(draw.integers(8))
@@ -223,7 +230,7 @@ def _damaged(corpus: Corpus) -> None:
 
 
 def _sixteen_bits(corpus: Corpus) -> None:
-    """Gradients over all 65536 values, in grey and in colour; 1/257 of a value is the truth."""
+    """Add gradients over all 65536 values, in grey and in colour; the truth is 1/257 of each value."""
     width, height = SIZE
     values = np.linspace(0, 65535, width * height).round().astype(np.uint16).reshape(height, width)
     grey = np.repeat(values[..., None] / 257, 3, axis=-1)
@@ -261,7 +268,7 @@ def _sixteen_bits(corpus: Corpus) -> None:
     corpus.write("16 bits", "16 bits colour.png", png(*SIZE, 16, 2, scanlines(colour)), "read", **known)
     with_alpha = np.concatenate([colour, opaque], axis=-1)
     corpus.write("16 bits", "16 bits colour alpha.png", png(*SIZE, 16, 6, scanlines(with_alpha)), "read", **known)
-    # One value is declared transparent, as a 16-bit value: the middle one here, of 256 that look the same in 8 bits.
+    # One 16-bit value is declared transparent: the middle one of 256 values that are equal in 8 bits.
     key = int(values[height // 2, width // 2])
     known["truth"] = np.where(values[..., None] == key, 255, grey)
     keyed = png(*SIZE, 16, 0, scanlines(values[..., None]), (b"tRNS", struct.pack(">H", key)))
@@ -284,14 +291,14 @@ def _palettes(corpus: Corpus) -> None:
         corpus.save("palette", f"palette of {colours}.gif", indexed, truth=array(indexed))
         corpus.save("palette", f"palette of {colours}.bmp", indexed, truth=array(indexed))
     corpus.save("palette", "palette.tif", indexed, truth=array(indexed))
-    # The only colour's index lies beyond the palette's end.
+    # The index of the only colour is beyond the end of the palette.
     beyond = png(8, 8, 8, 3, b"\0\xc8\xc8\xc8\xc8\xc8\xc8\xc8\xc8" * 8, (b"PLTE", b"\x01\x02\x03"))
     corpus.write("palette", "palette too short.png", beyond, "either")
     corpus.write("palette", "palette missing.png", png(8, 8, 8, 3, b"\0" * 72), "either")
 
 
 def _transparent(corpus: Corpus) -> None:
-    """Red everywhere, opaque in the right half only: the left is white, half-transparent in one column."""
+    """Add red pictures that are opaque in the right half, half-transparent in one column, and else transparent."""
     rgba = np.zeros((*SIZE[::-1], 4), np.uint8)
     rgba[..., 0] = 200
     rgba[:, SIZE[0] // 2 :, 3] = 255
@@ -326,7 +333,7 @@ def _transparent(corpus: Corpus) -> None:
 
 
 def _animated(corpus: Corpus) -> None:
-    """The first frame is red and is what counts."""
+    """Add animations; only their first frame, which is red, must be read."""
     frames = [Image.new("RGB", SIZE, colour) for colour in ("red", "lime", "blue")]
     red = array(frames[0])
     for suffix in ("gif", "png", "webp", "tif"):
@@ -342,7 +349,7 @@ def _animated(corpus: Corpus) -> None:
 
 
 def _orientations(corpus: Corpus) -> None:
-    """`orientation N.SUFFIX`, one upright picture in eight ways; JPEG and AVIF lose a little."""
+    """Add `orientation N.SUFFIX`: one upright picture, stored in eight ways. JPEG and AVIF lose a little."""
     rgb = picture()
     for orientation, turn in TURNS.items():
         stored, exif = rgb if turn is None else rgb.transpose(turn), Image.Exif()
@@ -371,7 +378,7 @@ def _empty(corpus: Corpus) -> None:
 
 
 def _wrong_extensions(corpus: Corpus) -> None:
-    """By its bytes a file is what it is; only by its name is it looked at."""
+    """Add files whose suffix is wrong: the name decides whether a file is read, and its bytes decide the format."""
     rgb, theme = picture(), "wrong extension"
     kinds = {"PNG": "jpg", "JPEG": "png", "GIF": "jpg", "TIFF": "jpg", "BMP": "png", "WEBP": "jpeg", "MPO": "heic"}
     for kind, suffix in (kinds | {"AVIF": "jpg"} if AVIF else kinds).items():
@@ -383,7 +390,7 @@ def _wrong_extensions(corpus: Corpus) -> None:
         "archive.png": b"PK\x03\x04" + bytes(60),
         "document.jpg": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
         "video.jpg": b"\0\0\0\x18ftypisom\0\0\2\0isomiso2mp41" + bytes(64),
-        # PIL gives PostScript to Ghostscript, and what runs there is not for a photo folder to say.
+        # PIL gives PostScript to Ghostscript, which would run a program from a photo folder.
         "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n",
         "raw.jpg": encoded(rgb, format="PPM"),
         "icon.png": encoded(rgb, format="ICO"),
@@ -397,7 +404,7 @@ def _wrong_extensions(corpus: Corpus) -> None:
 
 
 def _png_bombs(corpus: Corpus) -> None:
-    """A few kilobytes that want to be gigabytes."""
+    """Add PNGs of a few kilobytes that would unpack to gigabytes."""
     one_row = bytes(4)
     corpus.write("bomb", "bomb that lies.png", png(60000, 60000, 8, 2, bytes(1000)), "refused")
     corpus.write("bomb", "bomb at the end of 31 bits.png", png(2**31 - 1, 2**31 - 1, 8, 2, bytes(1000)), "refused")
@@ -426,7 +433,7 @@ def _other_bombs(corpus: Corpus) -> None:
         "bomb.jpg": lying("JPEG", frame, struct.pack(">HH", 65500, 65500)),
     }.items():
         corpus.write("bomb", name, content, "refused")
-    # Few enough pixels, and then a proper end: whether rows are missing is left to the decoder.
+    # The number of pixels is allowed and the end is regular, so only the decoder notices that rows are missing.
     corpus.write("bomb", "little bomb.jpg", lying("JPEG", frame, struct.pack(">HH", 1500, 1500)), "either")
     canvas = struct.pack("<I", 16382)[:3] * 2
     content = encoded(rgb, format="WEBP", save_all=True, append_images=[Image.new("RGB", SIZE)])
@@ -449,7 +456,7 @@ def _other_bombs(corpus: Corpus) -> None:
     for size, outcome in sparse.items():
         name = f"photo and {size} MiB of nothing.jpg"
         corpus.write("bomb", name, encoded(rgb, format="JPEG"), outcome)
-        os.truncate(corpus.folder / name, size * MIB)  # a hole, which takes no place on the disk
+        os.truncate(corpus.folder / name, size * MIB)  # a sparse file, which takes no space on the disk
 
 
 def _extreme_sizes(corpus: Corpus) -> None:
@@ -476,7 +483,7 @@ def _extreme_sizes(corpus: Corpus) -> None:
 
 
 def _phones(corpus: Corpus) -> None:
-    """HEIC, which PIL alone cannot decode, and a JPEG of more pixels than PIL opens."""
+    """Add HEIC files, which PIL alone cannot decode, and a JPEG with more pixels than PIL opens."""
     if HEIC:
         rgb, fine = picture(), {"quality": 100, "chroma": 444}
         corpus.save("HEIC", "lossy.heic", rgb)
@@ -500,7 +507,7 @@ def _phones(corpus: Corpus) -> None:
 
 
 def _beside(corpus: Corpus) -> None:
-    """What systems and people leave in a photo folder."""
+    """Add files that operating systems and people leave in a photo folder."""
     system = (".DS_Store", "._photo.jpg", ".hidden.png", ".jpg", "Thumbs.db", "desktop.ini")
     for name in (*system, "1.txt", "metadata.json", "captions.csv"):
         corpus.write("beside", name, b"\0\0\0\1Bud1", "silent")
@@ -509,7 +516,7 @@ def _beside(corpus: Corpus) -> None:
 
 
 def _no_plain_files(corpus: Corpus) -> None:
-    """Folders, links, a file that nobody may read, and a pipe, which a reader would wait at for ever."""
+    """Add folders, links, a file that nobody may read, and a pipe, at which a reader would wait for ever."""
     folder, expected = corpus.folder, corpus.expected
     for name, outcome in (("folder.jpg", "passed over"), (".folder", "silent")):
         (folder / name).mkdir()
@@ -542,7 +549,7 @@ def _no_plain_files(corpus: Corpus) -> None:
 
 
 def _names(corpus: Corpus) -> None:
-    """Names that are hard to print, to quote or to sort, each of a picture and of a file that is none."""
+    """Add names that are hard to print, quote or sort, each for a picture and for a file that is no picture."""
     photo = encoded(picture(), format="PNG")
     for name in (*NAMES, *map(os.fsdecode, NAME_BYTES)):
         corpus.write("name", f"{name}.png", photo, "read", size=SIZE)

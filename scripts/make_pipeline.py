@@ -1,13 +1,13 @@
 """Make a Stable Diffusion 1.x or 2.x pipeline folder with random weights.
 
     python scripts/make_pipeline.py --size tiny --out tiny             # 17 MB: tests, dry runs on a laptop
-    python scripts/make_pipeline.py --size tiny-sd2 --out tiny-sd2     # 18 MB: the same of Stable Diffusion 2
+    python scripts/make_pipeline.py --size tiny-sd2 --out tiny-sd2     # 18 MB: like tiny, but Stable Diffusion 2
     python scripts/make_pipeline.py --size sd15 --out sd15             # 4.3 GB: the real shapes, for timing
     python scripts/make_pipeline.py --size sd21-512 --out sd21-512     # 5.2 GB: 2.1 base; predicts the noise
     python scripts/make_pipeline.py --size sd21-768 --out sd21-768     # 5.2 GB: 2.1; predicts the velocity
 
-The folder is what a hub repository of its family holds: `diffusers.StableDiffusionPipeline.from_pretrained`
-loads it and draws meaningless pictures. Weights and tokenizer are made here; nothing is downloaded.
+The folder has the same files as a hub repository of its family: `diffusers.StableDiffusionPipeline.from_pretrained`
+loads it and makes meaningless pictures. Weights and tokenizer are made here; nothing is downloaded.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
-# The words that are one token each; everything else is spelled out in smaller pieces, down to single bytes.
+# Each of these words is one token; all other words are split into smaller pieces, down to single bytes.
 WORDS = """
 a an the of in on at by to for from with without and or is as under over near behind beside between inside
 front top photo picture image painting drawing sketch rendering illustration portrait close up closeup
@@ -89,7 +89,7 @@ _SD15_TEXT_ENCODER = {
     "max_position_embeddings": 77,
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
-    "bos_token_id": 0,  # these three are not the tokenizer's ids; the published model has them so
+    "bos_token_id": 0,  # these three differ from the tokenizer's ids, as in the published model
     "eos_token_id": 2,
     "pad_token_id": 1,
 }
@@ -104,7 +104,7 @@ _SD15_SCHEDULER = {
     "steps_offset": 1,
     "set_alpha_to_one": False,
     "skip_prk_steps": True,
-    "clip_sample": False,  # no argument of PNDM, but in the published scheduler_config.json
+    "clip_sample": False,  # not an argument of PNDM, but it is in the published scheduler_config.json
 }
 _SD15 = {
     "unet": _SD15_UNET,
@@ -118,16 +118,16 @@ _SD21_512 = {
     "unet": _SD15_UNET
     | {
         "cross_attention_dim": 1024,
-        "attention_head_dim": (5, 10, 20, 20),  # the number of heads: 64 features each on every level
+        "attention_head_dim": (5, 10, 20, 20),  # the number of heads; each has 64 features on every level
         "use_linear_projection": True,
     },
-    "vae": _SD15_VAE | {"sample_size": 768},  # in the one for 512 pixels too
+    "vae": _SD15_VAE | {"sample_size": 768},  # also in the model for 512 pixels
     "text_encoder": _SD15_TEXT_ENCODER
     | {
         "hidden_size": 1024,
         "intermediate_size": 4096,
         "projection_dim": 512,
-        "num_hidden_layers": 23,  # OpenCLIP ViT-H has 24; Stable Diffusion 2 takes the last but one
+        "num_hidden_layers": 23,  # OpenCLIP ViT-H has 24; Stable Diffusion 2 uses the output of the last but one
         "num_attention_heads": 16,
         "hidden_act": "gelu",
     },
@@ -182,10 +182,10 @@ SIZES = {
 
 
 def make_pipeline(size: str, out: str | Path, seed: int = 0) -> Path:
-    """Write a pipeline folder with random float32 weights; returns its path.
+    """Write a pipeline folder with random float32 weights and return its path.
 
-    `size` is a key of `SIZES`. The same size and seed give the same weights; torch's global generator is
-    left as it was.
+    `size` is a key of `SIZES`. The same size and seed give the same weights; the state of torch's global generator
+    does not change.
     """
     out = Path(out)
     with torch.random.fork_rng(devices=[]):
@@ -198,7 +198,7 @@ def make_pipeline(size: str, out: str | Path, seed: int = 0) -> Path:
 
 
 def make_configs(size: str, out: str | Path) -> Path:
-    """Write the same folder without weights, in a moment: enough to plan with; returns its path."""
+    """Write a pipeline folder without weights, which is fast and enough for a plan, and return its path."""
     out = Path(out)
     with torch.device("meta"):
         networks = build_networks(size)
@@ -217,11 +217,11 @@ def make_configs(size: str, out: str | Path) -> Path:
 def write_pipeline(
     out: Path, networks: dict[str, torch.nn.Module], tokenizer: CLIPTokenizer, scheduler: diffusers.SchedulerMixin
 ) -> None:
-    """Write the folder as published ones are: all tokenizer files, `text_model.` in the keys, readable for all."""
+    """Write a folder like published ones: all tokenizer files, keys with `text_model.`, and files that all may read."""
     assemble(networks, tokenizer, scheduler).save_pretrained(out)
     complete_tokenizer(out / "tokenizer", tokenizer.pad_token)
     add_text_model_prefix(out / "text_encoder" / "model.safetensors")
-    for weights in out.glob("*/*.safetensors"):  # safetensors creates them 0600 whatever the umask
+    for weights in out.glob("*/*.safetensors"):  # safetensors creates files with mode 0600, whatever the umask is
         weights.chmod((out / "model_index.json").stat().st_mode)
 
 
@@ -239,7 +239,7 @@ def assemble(
 
 
 def build_networks(size: str) -> dict[str, torch.nn.Module]:
-    """The three networks of a size, initialised as their libraries do it (or empty, under a meta device)."""
+    """Return the three networks of a size, initialised by their libraries (or empty under a meta device)."""
     configs = SIZES[size]
     return {
         "unet": UNet2DConditionModel(**configs["unet"]).eval(),
@@ -254,7 +254,7 @@ def build_scheduler(config: dict) -> diffusers.SchedulerMixin:
 
 @torch.no_grad()
 def randomize(networks: dict[str, torch.nn.Module]) -> None:
-    """Make swapped weights visible and the VAE's output look like latents and pictures, in place."""
+    """Change weights in place, so that swapped weights show and the VAE's outputs look like latents and pictures."""
     for network in networks.values():
         perturb_vectors(network)
     vae = networks["vae"]
@@ -269,7 +269,7 @@ def randomize(networks: dict[str, torch.nn.Module]) -> None:
 
 @torch.no_grad()
 def perturb_vectors(network: torch.nn.Module) -> None:
-    """Add noise to biases and norm scales, in place: they start as zeros and ones, and all would be alike."""
+    """Add noise to biases and norm scales, in place; without it they would all be zeros or ones."""
     for parameter in network.parameters():
         if parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -278,7 +278,7 @@ def perturb_vectors(network: torch.nn.Module) -> None:
 def fit_output(
     convolution: torch.nn.Conv2d, run: Callable[[], torch.Tensor], std: torch.Tensor, mean: torch.Tensor
 ) -> None:
-    """Rescale a last convolution: each channel of `run()` [b, c, h, w] gets this std and mean [c]."""
+    """Rescale the last convolution so that each channel of `run()` [b, c, h, w] has this std and mean [c]."""
     measured_std, measured_mean = torch.std_mean(run(), dim=(0, 2, 3))
     gain = std / measured_std
     convolution.weight.mul_(gain[:, None, None, None])
@@ -286,13 +286,13 @@ def fit_output(
 
 
 def add_text_model_prefix(path: Path) -> None:
-    """Spell the text encoder's keys as the hub does: transformers 5 leaves `text_model.` out."""
+    """Rename the text encoder's keys to those on the hub, with `text_model.`, which transformers 5 leaves out."""
     tensors = {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, in order, that make one token of each (lower-case ASCII) word; `</w>` ends a word."""
+    """Return byte-pair merges, in order, with which each (lower-case ASCII) word becomes one token; `</w>` ends it."""
     merges = []
     spellings = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     while pairs := Counter(pair for spelling in spellings for pair in pairwise(spelling)):
@@ -313,11 +313,11 @@ def merge(spelling: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def build_tokenizer(vocab_size: int, pad_token: str) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows `WORDS`, with exactly `vocab_size` entries."""
+    """Return a CLIP tokenizer that knows `WORDS` and has exactly `vocab_size` entries."""
     merges = learn_merges(WORDS)
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(byte + "</w>" for byte in alphabet), *dict.fromkeys(a + b for a, b in merges)]
-    # Unused entries fill up to the text encoder's vocabulary: start and end are its last two, as in any CLIP.
+    # Unused entries fill the text encoder's vocabulary; start and end are its last two entries, as in any CLIP.
     tokens += [f"<|unused{i}|>" for i in range(vocab_size - len(tokens) - 2)] + [START, END]
     assert len(tokens) == vocab_size, f"{len(tokens)} tokens do not fit a vocabulary of {vocab_size}"
     vocab = {token: index for index, token in enumerate(tokens)}
@@ -325,7 +325,7 @@ def build_tokenizer(vocab_size: int, pad_token: str) -> CLIPTokenizer:
 
 
 def complete_tokenizer(folder: Path, pad_token: str) -> None:
-    """Add to transformers 5's tokenizer.json the files that published pipelines and transformers 4 have."""
+    """Add the tokenizer files that published pipelines and transformers 4 have beside tokenizer.json."""
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     write_json(folder / "vocab.json", model["vocab"])
     lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
@@ -362,7 +362,7 @@ if __name__ == "__main__":
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--without-weights", action="store_true", help="configs alone, for `jaxbooth plan`")
+    parser.add_argument("--without-weights", action="store_true", help="write only configs, for `jaxbooth plan`")
     arguments = parser.parse_args()
     if arguments.without_weights:
         print(make_configs(arguments.size, arguments.out))

@@ -2,8 +2,8 @@
 
 python scripts/make_reference.py            write settings.md and commands.md
 
-`tests/e2e/test_reference.py` compares the pages with what this script would write. The text depends on the code alone,
-not on the version of Python or on the width of a terminal.
+`tests/e2e/test_reference.py` compares the pages with the output of this script. The text depends only on the code, not
+on the version of Python or the width of the terminal.
 """
 
 import argparse
@@ -20,7 +20,7 @@ BACKENDS = ("torchbooth", "jaxbooth")
 
 
 def pages() -> dict[str, str]:
-    """Return the text of each generated page, by its file name."""
+    """Return {file name: text} of the generated pages."""
     return {"settings.md": settings_page(), "commands.md": commands_page()}
 
 
@@ -47,7 +47,7 @@ def settings_page() -> str:
 
 
 def _value(default: Any) -> str:
-    """Return a default as one would write it in YAML."""
+    """Return a default in the form in which YAML has it."""
     if isinstance(default, bool):
         return str(default).lower()
     if default in ("", ()):
@@ -56,10 +56,10 @@ def _value(default: Any) -> str:
 
 
 def _rules(field: Field) -> str:
-    """Return what a value must be, with which other settings it counts, and whether it may change."""
+    """Return the rule for a value, the settings with which the field has an effect, and whether it may change."""
     rules = [] if field.said_rule == "anything" else [field.said_rule]
     if field.needs:
-        rules.append("counts with " + " or ".join(f"`{needs.name}`: {needs.rule.text}" for needs in field.needs))
+        rules.append("has an effect with " + " or ".join(f"`{needs.name}`: {needs.rule.text}" for needs in field.needs))
     return "; ".join(rules + ["*may change*"] * field.may_change)
 
 
@@ -91,7 +91,7 @@ def commands_page() -> str:
 
 
 def _purpose(purposes: Mapping[str, str]) -> str:
-    """Return what a command is for, by backend where they differ or where one alone has it."""
+    """Return the purpose of a command, with the backend if the backends differ or only one has the command."""
     sentences = {backend: text[:1].upper() + text[1:].rstrip(".") + "." for backend, text in purposes.items()}
     if len(set(sentences.values())) > 1:
         return " ".join(f"{backend}: {sentence}" for backend, sentence in sentences.items())
@@ -100,7 +100,7 @@ def _purpose(purposes: Mapping[str, str]) -> str:
 
 
 def command_parsers(backend: str) -> dict[str, tuple[str, argparse.ArgumentParser]]:
-    """Return (purpose, parser) of each command of `torchbooth` or `jaxbooth`, in their order."""
+    """Return {command: (purpose, parser)} of `torchbooth` or `jaxbooth`, in their order."""
     (commands,) = (
         action for action in cli.build_parser(backend)._actions if isinstance(action, argparse._SubParsersAction)
     )
@@ -117,7 +117,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def _signature(action: argparse.Action) -> str:
-    """Return how an option is written: `--steps N`."""
+    """Return the form in which an option is written, such as `--steps N`."""
     value = ""
     if action.nargs != 0:
         value = "|".join(map(str, action.choices)) if action.choices else _metavar(action)
@@ -147,7 +147,7 @@ def _code(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a text in which nothing is taken for HTML."""
+    """Return a text in which no part can be read as HTML."""
     return text.replace("<", "&lt;")
 
 

@@ -2,8 +2,9 @@
 
     python scripts/train_base.py --work runs/base --out runs/base/pipeline
 
-About two and a half hours on two CPU cores; on a GPU if there is one. Every stage leaves its result in --work, and the
-same command goes on where it was interrupted; --work/looks shows what the UNet can do as it learns.
+This takes about two and a half hours on two CPU cores; a GPU is used if there is one. Every stage leaves its result in
+--work, and the same command continues an interrupted training. Pictures in --work/looks show what the UNet can do while
+it learns.
 """
 
 import argparse
@@ -38,7 +39,7 @@ CARD = Path(__file__).parent / "base_training" / "model_card.md"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a base is made of; the defaults are those of the one that comes with booth."""
+    """The numbers that determine a base; the defaults are those of the base that comes with booth."""
 
     seed: int = 0
     pictures: int = 60_000
@@ -48,9 +49,9 @@ class Recipe:
 
 
 def train_base(work: Path, out: Path, recipe: Recipe) -> None:
-    """Runs the stages that are not yet in `work` and writes the pipeline, in float16, to the new folder `out`.
+    """Run the stages that are not yet in `work`, and write the pipeline, in float16, to the new folder `out`.
 
-    SystemExit if `out` exists, or `work` has stages of another recipe.
+    Raise SystemExit if `out` exists, or if `work` has stages of another recipe.
     """
     if out.exists():
         raise SystemExit(f"--out {out} exists already; remove it, or give another folder")
@@ -77,7 +78,7 @@ def train_base(work: Path, out: Path, recipe: Recipe) -> None:
 
 
 def write_base(out: Path, networks: Networks, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
-    """The pipeline folder, in float16, with its model card."""
+    """Write the pipeline folder, in float16, with its model card."""
     parts = {"unet": networks.unet, "vae": vae, "text_encoder": networks.text_encoder}
     with publish(out) as staging:
         halves = {name: network.to("cpu", torch.float16) for name, network in parts.items()}
@@ -87,7 +88,7 @@ def write_base(out: Path, networks: Networks, vae: AutoencoderKL, tokenizer: CLI
 
 
 def _claim(work: Path, recipe: Recipe) -> None:
-    """Notes the recipe in `work`; SystemExit if another one is noted there."""
+    """Record the recipe in `work`. Raise SystemExit if another recipe is recorded there."""
     note = work / "recipe.json"
     text = json.dumps(asdict(recipe), indent=1) + "\n"
     if note.exists() and (before := json.loads(note.read_text(encoding="utf-8"))) != json.loads(text):
@@ -97,7 +98,7 @@ def _claim(work: Path, recipe: Recipe) -> None:
 
 
 def _once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array in a file, made first if it is not there."""
+    """Return the array in a file; make the file first if it does not exist."""
     if not path.exists():
         with publish(path) as staging, staging.open("wb") as file:
             np.save(file, make())
@@ -105,7 +106,10 @@ def _once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def _load_autoencoder(folder: Path) -> AutoencoderKL:
-    """Built anew, as `from_pretrained` would put the folder's own path into the config that is shipped."""
+    """Return the autoencoder in a folder, on the best device.
+
+    It is built anew, because `from_pretrained` would put the folder's path into the config of the exported model.
+    """
     saved = AutoencoderKL.from_pretrained(folder)
     vae = AutoencoderKL(**CONFIG, scaling_factor=saved.config.scaling_factor)
     vae.load_state_dict(saved.state_dict())
@@ -113,14 +117,14 @@ def _load_autoencoder(folder: Path) -> AutoencoderKL:
 
 
 def _scaled_moments(vae: AutoencoderKL, drawn: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation of all pictures' scaled posteriors, float16 [2, n, 4, h, w]."""
+    """Return means and standard deviations of the scaled posteriors of all pictures, float16 [2, n, 4, h, w]."""
     batches = tqdm(encode(vae, drawn), desc="encoding", total=-(-len(drawn) // 64), unit="batch")
     mean, std = zip(*batches, strict=True)
     return (torch.stack([torch.cat(mean), torch.cat(std)]) * vae.config.scaling_factor).half().numpy()
 
 
 def _shares(drawn: np.ndarray) -> np.ndarray:
-    """The object's share of each latent, float16 [n, h, w] from 0 to 1."""
+    """Return the object's share of each latent, float16 [n, h, w] from 0 to 1."""
     n, side = len(drawn), SIZE // 4
     return (drawn[..., 3].reshape(n, side, 4, side, 4).mean(axis=(2, 4), dtype=np.float32) / 255).astype(np.float16)
 
@@ -141,7 +145,10 @@ def _pipeline(networks: Networks, vae: AutoencoderKL, tokenizer: CLIPTokenizer) 
 
 
 def sheet(pipeline: StableDiffusionPipeline, steps: int = 20, guidance: float = 4.0) -> np.ndarray:
-    """Every class in one setting and every setting with one class, uint8 [h, w, 3]: what the base can do so far."""
+    """Return a picture, uint8 [h, w, 3], that shows what the base can do so far.
+
+    It has every class in one setting, and every setting with one class.
+    """
     classes, settings = tuple(CLASSES), tuple(SETTINGS)
     prompts = [caption(name, settings[i]) for i, name in enumerate(classes)] + ["a photo of a robot"]
     prompts += [caption(classes[i * 5 % len(classes)], setting) for i, setting in enumerate(settings)]
@@ -155,7 +162,7 @@ def sheet(pipeline: StableDiffusionPipeline, steps: int = 20, guidance: float = 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for what the stages leave")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the results of the stages")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     for field in fields(Recipe):
         several = {"nargs": "+"} if isinstance(field.default, tuple) else {}

@@ -1,9 +1,10 @@
-"""Train the yardstick's network on renderings whose truth is known.
+"""Train the network of the yardstick on renderings whose truth is known.
 
     python scripts/train_yardstick.py --base booth/embedded_base --out booth/evaluate/yardstick.safetensors
 
-Five steps a second on two CPU cores. It learns class and setting, and a vector that is alike for pictures of one
-individual and unlike for others of its class. Some pictures went through the base's autoencoder, as generated ones do.
+Training makes five steps per second on two CPU cores. The network learns the class, the setting, and a vector that is
+similar for pictures of one individual and different for others of its class. Some pictures went through the base's
+autoencoder, like generated ones.
 """
 
 import argparse
@@ -27,15 +28,16 @@ from tqdm import tqdm, trange
 
 from booth.evaluate.yardstick import SIDE
 
-WORLD_SEED = 7_000_000  # other individuals than those the base learns from
+WORLD_SEED = 7_000_000  # the base does not learn from the individuals of this world
 INDIVIDUALS, VIEWS, STEPS = 10_000, 3, 5_000
 CLASSES_A_BATCH, INDIVIDUALS_A_CLASS = 4, 16
-CHANNELS = ((32, 2), (64, 2), (64, 1), (128, 2), (128, 1), (192, 2), (192, 1))  # and strides
+# Output channels and strides of the convolutions.
+CHANNELS = ((32, 2), (64, 2), (64, 1), (128, 2), (128, 1), (192, 2), (192, 1))
 TEMPERATURE = 0.1
 
 
 class Network(nn.Module):
-    """What `booth.evaluate.yardstick` computes, with batch norms that `folded` puts into the convolutions."""
+    """The network that `booth.evaluate.yardstick` computes, with batch norms; `folded` moves them into the weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +50,7 @@ class Network(nn.Module):
         self.hidden = nn.Linear(2 * widths[-1], 256)
         self.heads = nn.ModuleDict(
             {"class": nn.Linear(256, len(CLASSES)), "setting": nn.Linear(256, len(SETTINGS))}
-            | {"identity": nn.Linear(256, 64), "truth": nn.Linear(256, 32)}  # truth: only while it learns
+            | {"identity": nn.Linear(256, 64), "truth": nn.Linear(256, 32)}  # "truth" is used only in training
         )
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -59,7 +61,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> dict[str, np.ndarray]:
-        """The weights as `booth.evaluate.yardstick` reads them, float16."""
+        """Return the float16 weights that `booth.evaluate.yardstick` reads."""
         tensors = {}
         for layer, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             gain = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -73,9 +75,9 @@ class Network(nn.Module):
 
 
 def draw_individuals(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """100 individuals: pictures uint8 [100, VIEWS, SIDE, SIDE, 3], settings [100, VIEWS], identities [100, 32].
+    """Return 100 individuals: pictures uint8 [100, VIEWS, SIDE, SIDE, 3], settings [100, VIEWS], identities [100, 32].
 
-    Individual i is of class i modulo the number of classes.
+    The class of individual i is i modulo the number of classes.
     """
     pictures, settings, truths = [], [], []
     for index in range(first, first + 100):
@@ -89,9 +91,9 @@ def draw_individuals(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def augmented(pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Pixels float32 [n, 3, h, w]: some mirrored, some blurred, all a little noisy, lighter or darker.
+    """Return augmented pixels, float32 [n, 3, h, w]: some mirrored or blurred, all a little noisy, lighter or darker.
 
-    Nothing of that changes what they show.
+    None of these changes what the pictures show.
     """
     count = len(pixels)
 
@@ -108,8 +110,8 @@ def augmented(pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 
 def identity_loss(identity: torch.Tensor) -> torch.Tensor:
-    """InfoNCE (arXiv 1807.03748) of [n, 2, d]: each picture against the other one of its individual and all others."""
-    vectors = normalize(identity, dim=-1).transpose(0, 1).flatten(0, 1)  # first views, then second ones
+    """Return the InfoNCE loss (arXiv 1807.03748) of vectors [n, 2, d], two pictures of each individual."""
+    vectors = normalize(identity, dim=-1).transpose(0, 1).flatten(0, 1)  # all first views, then all second views
     count = len(vectors)
     logits = vectors @ vectors.T / TEMPERATURE
     logits = logits.masked_fill(torch.eye(count, dtype=torch.bool), -torch.inf)
@@ -117,7 +119,7 @@ def identity_loss(identity: torch.Tensor) -> torch.Tensor:
 
 
 def train_yardstick(vae: AutoencoderKL, individuals: int, steps: int, seed: int) -> Network:
-    """The trained network, on the CPU. The last view of every individual goes through the autoencoder `vae`."""
+    """Train and return the network, on the CPU. The last view of each individual goes through the autoencoder `vae`."""
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         parts = pool.map(draw_individuals, range(0, individuals, 100))
         drawn = list(tqdm(parts, desc="drawing", total=individuals // 100, unit="hundred"))
@@ -161,15 +163,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="pipeline folder with the autoencoder")
     parser.add_argument("--out", type=Path, required=True, help=".safetensors file")
-    parser.add_argument("--individuals", type=int, default=INDIVIDUALS, help="in hundreds, at least 200")
+    parser.add_argument("--individuals", type=int, default=INDIVIDUALS, help="a multiple of 100, at least 200")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.individuals < 200 or arguments.individuals % 100:
-        parser.error(f"--individuals {arguments.individuals} must be hundreds, at least 200")
+        parser.error(f"--individuals {arguments.individuals} must be a multiple of 100, at least 200")
     vae = AutoencoderKL.from_pretrained(arguments.base, subfolder="vae", torch_dtype=torch.float32)
     vae.to(best_device()).eval()
     network = train_yardstick(vae, arguments.individuals, arguments.steps, arguments.seed)
     names = {"classes": json.dumps(tuple(CLASSES)), "settings": json.dumps(tuple(SETTINGS))}
     save_file(network.folded(), arguments.out, metadata={"format": "np", **names})
-    arguments.out.chmod(0o644)  # safetensors creates it for the owner alone
+    arguments.out.chmod(0o644)  # safetensors creates a file that only the owner may read

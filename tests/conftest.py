@@ -1,4 +1,4 @@
-"""Shared fixtures. A compilation cache serves all JAX tests, in this process and in subprocesses."""
+"""Fixtures for all tests. All JAX tests, in this process and in subprocesses, share one compilation cache."""
 
 import logging
 import os
@@ -13,17 +13,17 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run two at a time; waiting threads that spin cost minutes
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time; threads that spin would cost minutes
 os.environ.setdefault("TQDM_MININTERVAL", "5")
-os.environ["HF_HUB_OFFLINE"] = "1"  # a test meets the hub only as the server below
-if hasattr(signal, "SIGHUP"):  # `nohup` and some build servers have it ignored, and so would all processes of the tests
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests reach no hub but the server of the fixture `hub`
+if hasattr(signal, "SIGHUP"):  # `nohup` and some build servers ignore it, and so would all processes of the tests
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.path.insert(0, str(ROOT / "scripts"))
 
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory):
-    """A folder with the tiny pipeline; tests must not write into it."""
+    """Return a folder with the tiny pipeline; tests must not write into it."""
     from make_pipeline import make_pipeline
 
     return make_pipeline("tiny", tmp_path_factory.mktemp("pipeline") / "tiny")
@@ -31,7 +31,7 @@ def tiny_pipeline(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_sd2_pipeline(tmp_path_factory):
-    """The same of Stable Diffusion 2, predicting the velocity; tests must not write into it."""
+    """Return a folder with a tiny Stable Diffusion 2 that predicts the velocity; tests must not write into it."""
     from make_pipeline import make_pipeline
 
     return make_pipeline("tiny-sd2", tmp_path_factory.mktemp("pipeline") / "tiny-sd2")
@@ -39,7 +39,10 @@ def tiny_sd2_pipeline(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def measuring_networks(tmp_path_factory, tiny_pipeline):
-    """Folders `dino` and `clip`: a ViT and a CLIP of 32 pixels with random weights; tests must not write into them."""
+    """Return a folder with a ViT (`dino`) and a CLIP (`clip`) for 32 pixels, with random weights.
+
+    Tests must not write into it.
+    """
     import torch
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
 
@@ -59,7 +62,7 @@ def measuring_networks(tmp_path_factory, tiny_pipeline):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """A folder with five pictures of one robot; tests must not write into it."""
+    """Return a folder with five pictures of one robot; tests must not write into it."""
     from draw_photos import draw_photos
 
     folder = tmp_path_factory.mktemp("photos") / "robot"
@@ -69,7 +72,10 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_tiny_config(tiny_pipeline, photos):
-    """Makes small valid configs: 64 pixels, 2 + 2 rows, two class images, four steps; compiled once for all."""
+    """Return a function that makes small valid configs: 64 pixels, 2 + 2 rows, two class images, four steps.
+
+    Functions that are compiled for one of these configs serve all of them.
+    """
     from booth.config.values import default_config
 
     def make():
@@ -96,7 +102,7 @@ def tiny_config(make_tiny_config):
 
 @pytest.fixture(autouse=True)
 def log_as_before():
-    """A command leaves the project's log with a handler on what was stderr then."""
+    """Restore the project's log after each test, as a command leaves a handler for the stderr of that test."""
     log = logging.getLogger("booth")
     before = log.handlers[:], log.propagate, log.level
     yield
@@ -105,7 +111,7 @@ def log_as_before():
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub of this test's own, with an empty cache in `tmp_path / "cache"`; other processes get it by `hub_env`."""
+    """Yield a hub server for one test, with an empty cache in `tmp_path / "cache"`; other processes need `hub_env`."""
     from hub_server import HubServer
     from huggingface_hub import constants
 
@@ -115,7 +121,7 @@ def hub(tmp_path, monkeypatch):
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage speaks another protocol
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the storage of Xet has another protocol
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -126,7 +132,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hub_env(hub, tmp_path):
-    """What other processes have in their environment to meet that hub."""
+    """Return the environment variables with which other processes reach the server of the fixture `hub`."""
     return {
         "HF_ENDPOINT": hub.url,
         "HF_HUB_OFFLINE": "0",
@@ -150,7 +156,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Files that take minutes begin first, so that none is left for one worker alone at the end."""
+    """Run files that take minutes first, so that at the end no worker is still busy with one of them alone."""
     if not config.option.minutes:
         places = {name: place for place, name in enumerate(SLOW_FIRST)}
         items.sort(key=lambda item: places.get(item.path.name, len(places)))

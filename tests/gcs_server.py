@@ -1,4 +1,4 @@
-"""Google Cloud Storage as far as checkpoints need it: one bucket, in memory, over HTTP (its JSON API)."""
+"""A server with the part of Google Cloud Storage's JSON API that checkpoints need: one bucket, in memory, over HTTP."""
 
 import json
 import re
@@ -8,7 +8,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class GcsServer:
-    """`objects`: {name: content}; `environment`: what gcsfs and tensorstore need to come here."""
+    """The server.
+
+    `objects` is {name: content}; `environment` has the variables with which gcsfs and tensorstore use this server.
+    """
 
     def __init__(self):
         self.objects, self._generations, self._uploads = {}, {}, {}
@@ -50,7 +53,7 @@ class GcsServer:
         self._http.server_close()
 
     def _answer(self, request, path, query, body):
-        """(status, headers, body) of a request; the methods below are the parts of the API."""
+        """Return (status, headers, body) for a request; each method below implements a part of the API."""
         if path.startswith("/upload/"):
             return self._upload(request, query, body)
         if path.startswith("/batch/"):
@@ -89,7 +92,7 @@ class GcsServer:
             return 200, {"Location": location}, b"{}"
         elif query["uploadType"] == "resumable":
             body = self._uploads.pop(name, b"") + body
-            if re.fullmatch(r"bytes \d+-\d+/\*", request.headers.get("Content-Range", "")):  # more is to come
+            if re.fullmatch(r"bytes \d+-\d+/\*", request.headers.get("Content-Range", "")):  # more parts will come
                 self._uploads[name] = body
                 return 308, {"Range": f"bytes=0-{len(body) - 1}"}, b""
         wanted = query.get("ifGenerationMatch")

@@ -1,7 +1,7 @@
-"""A server on this machine that answers as the Hugging Face hub does, as far as downloads and commits go.
+"""A local server that answers requests for downloads and commits as the Hugging Face hub does.
 
-Repositories are dicts of files; big ones are kept elsewhere, where the hub redirects to, as on the real one. A
-dataset's name begins with `datasets/`, as on its web page.
+A repository is a dict of files. As on the real hub, big files have an address elsewhere, to which requests are
+redirected. The name of a dataset begins with `datasets/`, as in the address of its web page.
 """
 
 import base64
@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-BIG = (".safetensors", ".parquet")  # such files are redirected
+BIG = (".safetensors", ".parquet")  # files with these suffixes are big
 
 
 def files_of(folder):
@@ -24,31 +24,33 @@ def files_of(folder):
 
 
 class HubServer:
+    """The server and its state; tests set the attributes to choose answers and read them to see requests."""
+
     def __init__(self):
         self.revisions: dict[str, dict[str, str]] = {}  # id -> branch, tag or commit -> commit
         self.commits: dict[str, dict[str, bytes]] = {}  # commit -> files
         self.gated: set[str] = set()
-        self.tokens: dict[str, bool] = {}  # a known token -> whether it may read what is gated
-        self.forbidden: set[str] = set()  # tokens that may look but not read
-        self.requests: list[tuple[str, str]] = []  # (method, file) of what was answered with 200 or 206
-        self.ranges: list[str] = []  # Range headers
-        self.cut: dict[str, int] = {}  # file -> the next answer with it breaks off after so many bytes
-        self.stall: dict[str, threading.Event] = {}  # file -> its content ends halfway until the event is set
+        self.tokens: dict[str, bool] = {}  # a known token -> whether it may read gated repositories
+        self.forbidden: set[str] = set()  # tokens that may list repositories but not read files
+        self.requests: list[tuple[str, str]] = []  # (method, file) of the requests that were answered with 200 or 206
+        self.ranges: list[str] = []  # the Range headers that came
+        self.cut: dict[str, int] = {}  # file -> the next answer with it ends after this many bytes
+        self.stall: dict[str, threading.Event] = {}  # file -> its answer stops halfway until the event is set
         self.stalled = threading.Event()
-        self.failing = False  # 503 to everything
-        self.accounts: dict[str, dict] = {}  # a known token -> what whoami says of it
+        self.failing = False  # if true, downloads are answered with 503
+        self.accounts: dict[str, dict] = {}  # a known token -> the answer of whoami to it
         self.private: set[str] = set()
-        self.uploads: list[str] = []  # sha256 of big files that came, in order
-        self.large: dict[str, bytes] = {}  # their content
-        self.refused: dict[str, tuple[int, str]] = {}  # what a path ends with -> (status, reason) it is answered with
+        self.uploads: list[str] = []  # sha256 of the uploaded big files, in order
+        self.large: dict[str, bytes] = {}  # sha256 -> content of the uploaded big files
+        self.refused: dict[str, tuple[int, str]] = {}  # end of a path -> (status, reason) of the answer to it
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self.elsewhere = f"http://localhost:{self._server.server_port}/elsewhere"  # another name: another host
+        self.elsewhere = f"http://localhost:{self._server.server_port}/elsewhere"  # another name counts as another host
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def push(self, name: str, files: Mapping[str, bytes], branch: str = "main") -> str:
-        """Makes a commit the newest of a branch; returns it."""
+        """Add a commit as the newest of a branch and return it."""
         text = repr(sorted((file, hashlib.sha1(content).hexdigest()) for file, content in files.items()))
         commit = hashlib.sha1((name + text).encode()).hexdigest()
         self.commits[commit] = dict(files)
@@ -56,7 +58,7 @@ class HubServer:
         return commit
 
     def account(self, token: str, name: str = "owner", role: str = "write", orgs=(), **more) -> str:
-        """Makes a token known; returns it."""
+        """Add a token of an account and return it."""
         self.tokens[token] = True
         self.accounts[token] = {
             "name": name, "orgs": [{"name": org} for org in orgs],
@@ -65,11 +67,11 @@ class HubServer:
         return token
 
     def files(self, name: str) -> dict[str, bytes]:
-        """Those of the newest commit."""
+        """Return the files of the newest commit."""
         return self.commits[self.revisions[name]["main"]]
 
     def downloads(self) -> list[str]:
-        """The files whose content was asked for since the last call."""
+        """Return the files whose content was requested since the last call."""
         asked, self.requests = self.requests, []
         return [file for method, file in asked if method == "GET"]
 
@@ -79,7 +81,7 @@ class HubServer:
 
 
 def _described(name, content):
-    """What the hub says of a file: of big ones, which are not in git, sha256; of the others what git calls them."""
+    """Return the hub's description of a file: sha256 of big files, which are not in git, and git's hash of others."""
     described = {"rfilename": name, "size": len(content), "blobId": _git_hash(content)}
     if name.endswith(BIG):
         sha256 = hashlib.sha256(content).hexdigest()
@@ -90,7 +92,7 @@ def _described(name, content):
 
 
 def _in_tree(name, content):
-    """The same, in the words in which the hub lists a folder."""
+    """Return the description of a file in the form in which the hub lists a folder."""
     described = _described(name, content)
     entry = {"type": "file", "path": name, "size": len(content), "oid": described["blobId"]}
     if lfs := described.get("lfs"):
@@ -133,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.stall[stored[1]].wait(60)
         if refused := next((answer for end, answer in self.hub.refused.items() if path.endswith(end)), None):
             self._send(refused[0], {"X-Error-Message": refused[1]})
-        elif stored:  # an address that needs no token, as it is signed
+        elif stored:  # this address is signed and needs no token
             assert hashlib.sha256(body).hexdigest() == stored[1]
             self.hub.large[stored[1]] = body
             self.hub.uploads.append(stored[1])
@@ -179,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send_json({"url": f"{self.hub.url}/{name}"}, 409 if there else 200)
 
     def _mode(self, name, file):
-        """How a file is to come, and what the hub has of that name."""
+        """Return how a file must be uploaded, and the hash of the file of this name that the hub already has."""
         described = _in_tree(file, self.hub.files(name).get(file, b""))
         oid = described.get("lfs", described)["oid"] if file in self.hub.files(name) else None
         mode = "lfs" if file.endswith(BIG) else "regular"

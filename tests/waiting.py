@@ -1,12 +1,12 @@
-"""How tests wait for other processes: for what they do, and never for so long as only a fast machine would need."""
+"""How tests wait for other processes: until something has happened, never for a time that a slow machine exceeds."""
 
 import time
 
-PATIENCE_S = 1200  # nothing that works takes so long, on however slow and busy a machine; what hangs fails then
+PATIENCE_S = 1200  # longer than anything that works takes on a slow and busy machine; a test that hangs fails then
 
 
 def wait_until(condition, process=None, what="it"):
-    """Wait until `condition()` is true; fail if `process` ends before, or after `PATIENCE_S`."""
+    """Wait until `condition()` is true. Fail if `process` ends first, or after `PATIENCE_S` seconds."""
     until = time.monotonic() + PATIENCE_S
     while not condition():
         ended = process is not None and process.poll() is not None

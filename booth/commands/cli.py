@@ -1,4 +1,4 @@
-"""One command line for both backends: the commands, each in a module of its own, errors and exit codes.
+"""The command line of both backends: the list of commands, error messages and exit codes.
 
 A command is a module with `add_parser(commands, package)`, which describes it, and `run(package, options)`.
 """
@@ -31,11 +31,14 @@ from booth.common.signals import Interrupted, Stopped, deafness_ends
 log = logging.getLogger("booth")
 
 COMMANDS = (train, sample, evaluate, export, merge, push, report, doctor, plan, convert, fields, completion)
-INTERRUPTED = 130  # as shells report Ctrl-C
+INTERRUPTED = 130  # the code with which shells report Ctrl-C
 
 
 def main(package: str, argv: Sequence[str] | None = None) -> int:
-    """Run a command of `jaxbooth` or `torchbooth`; return the exit code. 2: something the user can mend."""
+    """Run a command of `jaxbooth` or `torchbooth` and return the exit code.
+
+    The code is 0 for success, 2 for an error that the user can fix, and 128 plus its number for a signal (Ctrl-C: 130).
+    """
     _log_to_stderr()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -45,8 +48,8 @@ def main(package: str, argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"{package}: error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # no permission, a disk that is full or gone
-        print(f"{package}: error: {error}; mend that and give the same command again", file=sys.stderr)
+    except OSError as error:  # for example: no permission, or a disk that is full or missing
+        print(f"{package}: error: {error}; fix this and run the same command again", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"{package}: {stopped}, which is saved; the same command continues", file=sys.stderr)
@@ -60,7 +63,7 @@ def main(package: str, argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(package: str) -> Parser:
-    """Return the parser of `jaxbooth` or `torchbooth`, with those of all its commands in `commands`."""
+    """Return the parser of `jaxbooth` or `torchbooth`; its `commands` hold the parsers of all commands by name."""
     parser = Parser(prog=package, description="DreamBooth fine-tuning of Stable Diffusion")
     parser.add_argument("--version", action="version", version=f"{package} {_version()}")
     commands = parser.add_subparsers(required=True)
@@ -86,7 +89,7 @@ def _log_to_stderr() -> None:
 
 
 class _AboveProgress(logging.Handler):
-    """One line on stderr a message, above a progress bar that may be there."""
+    """A log handler that writes each message as one line to stderr, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "

@@ -1,4 +1,4 @@
-"""The command `completion`: a script with which a shell completes commands and options."""
+"""The command `completion`: print a script with which a shell completes commands and options."""
 
 import argparse
 from typing import Any
@@ -15,14 +15,14 @@ _SHELLS = {
 
 
 def add_parser(commands: Any, package: str) -> None:
-    parser = commands.add_parser("completion", help="a script with which a shell completes commands and options")
+    parser = commands.add_parser("completion", help="print a script with which a shell completes commands and options")
     uses = "; ".join(use.format(package) for use in _SHELLS.values())
     parser.add_argument("shell", choices=tuple(_SHELLS), help=f"how to use it: {uses}")
     parser.set_defaults(run=run)
 
 
 def run(package: str, options: argparse.Namespace) -> None:
-    """Print the script."""
+    """Print the completion script of the shell that the options name."""
     for command in options.parser.commands.values():
         for action in command._actions:
             if action.type is path and action.choices is None:

@@ -1,4 +1,4 @@
-"""The command `torchbooth convert`: a checkpoint that is a pickle becomes a safetensors file."""
+"""The command `torchbooth convert`: turn a checkpoint that is a pickle into a safetensors file."""
 
 import argparse
 import importlib
@@ -10,15 +10,17 @@ from booth.diffusion.backend import load_backend
 
 
 def add_parser(commands: Any, package: str) -> None:
-    if package != "torchbooth":  # PyTorch reads pickles
+    if package != "torchbooth":  # only PyTorch reads pickles
         return
-    parser = commands.add_parser("convert", help="checkpoint that is a pickle (.ckpt, .pt, .bin) -> safetensors")
+    parser = commands.add_parser(
+        "convert", help="turn a checkpoint that is a pickle (.ckpt, .pt, .bin) into safetensors"
+    )
     parser.add_argument("file", type=path, help="the checkpoint")
-    parser.add_argument("--out", required=True, type=path, help="NAME.safetensors")
+    parser.add_argument("--out", required=True, type=path, help="the new file, NAME.safetensors")
     parser.set_defaults(run=run)
 
 
 def run(package: str, options: argparse.Namespace) -> None:
-    """Write the file."""
+    """Read the pickle and write its tensors to the safetensors file of --out. Raise UserError if that fails."""
     load_backend(package)
     importlib.import_module(f"{package}.pickles").convert(Path(options.file), Path(options.out))

@@ -1,4 +1,4 @@
-"""The command `doctor`: what may be wrong with photos, prompts and settings, before they are trained with."""
+"""The command `doctor`: say what may be wrong with photos, prompts and settings before training."""
 
 import argparse
 from typing import Any
@@ -10,13 +10,13 @@ from booth.train.checks import checked
 
 
 def add_parser(commands: Any, package: str) -> None:
-    parser = commands.add_parser("doctor", help="advice about photos and prompts, without training")
+    parser = commands.add_parser("doctor", help="give advice about photos and prompts, without training")
     add_short_form(parser)
     parser.set_defaults(run=run)
 
 
 def run(package: str, options: argparse.Namespace) -> None:
-    """Print the advice, one line each."""
+    """Print the advice about a config, one line for each piece of advice."""
     config, inputs = checked(load_backend(package), read_short_form(package, options, ""), None)
     lines = list(advice(config, inputs))
     for line in lines:

@@ -1,4 +1,4 @@
-"""The `evaluate` command: which checkpoint of a run is the best? Or: how alike are the pictures of two folders?"""
+"""The command `evaluate`: find the best checkpoint of a run, or compare the pictures of two folders."""
 
 import argparse
 import logging
@@ -29,29 +29,31 @@ from booth.train.trained_run import Trained, find_trained
 
 log = logging.getLogger("booth")
 
-LEARNED = 0.1  # share of the subject below which a best checkpoint is warned of
+LEARNED = 0.1  # a best checkpoint with a smaller subject share gets a warning
 
 
 def add_parser(commands: Any, package: str) -> None:
-    parser = commands.add_parser("evaluate", help="which checkpoint is the best: a score for each, and why")
+    parser = commands.add_parser("evaluate", help="find the best checkpoint: a score for each, and why")
     judged = parser.add_mutually_exclusive_group(required=True)
-    judged.add_argument("--run", dest="run_dir", type=path, help="a run folder: all checkpoints that it has")
-    judged.add_argument("--pictures", type=path, help="or a folder of pictures, to compare with --real")
-    parser.add_argument("--real", type=path, help="folder of the subject's pictures; default: the photos of --run")
+    judged.add_argument("--run", dest="run_dir", type=path, help="a run folder; all its checkpoints are evaluated")
+    judged.add_argument("--pictures", type=path, help="a folder of pictures to compare with --real")
+    parser.add_argument("--real", type=path, help="folder with pictures of the subject; default: the photos of --run")
     parser.add_argument(
         "--dino", type=path, default="", help="folder or cached hub id of DINO weights, for the subject"
     )
-    parser.add_argument("--clip", type=path, default="", help="the same of CLIP weights, for prompts (and the subject)")
-    parser.add_argument("--prompt", default="", help="what shows the subject; default: the run's")
-    parser.add_argument("--class-prompt", default="", help="what shows the class; default: the run's")
+    parser.add_argument(
+        "--clip", type=path, default="", help="folder or cached hub id of CLIP weights, for prompts (and the subject)"
+    )
+    parser.add_argument("--prompt", default="", help="a prompt that shows the subject; default: the run's")
+    parser.add_argument("--class-prompt", default="", help="a prompt that shows the class; default: the run's")
     parser.add_argument(
         "--settings", type=path, default="auto",
-        help="prompts of the subject in settings: DreamBench's (objects, live), world, or a file, one a line with {}",
+        help="prompts of the subject in settings: objects or live (DreamBench's), world, or a file, one a line with {}",
     )  # fmt: skip
     for option, least, default, what in (
         ("--instance-images", 1, 8, "pictures of the instance prompt"),
-        ("--setting-images", 1, 1, "of each setting"),
-        ("--class-images", 2, 16, "of the class prompt"),
+        ("--setting-images", 1, 1, "pictures of each setting"),
+        ("--class-images", 2, 16, "pictures of the class prompt"),
         ("--batch-size", 1, 0, "images sampled at once; default: as for previews"),
     ):
         parser.add_argument(option, type=_at_least(least), default=default, metavar="N", help=what)
@@ -60,7 +62,7 @@ def add_parser(commands: Any, package: str) -> None:
 
 
 def _at_least(least: int) -> Callable[[str], int]:
-    """Return a type of argument."""
+    """Return an argparse type that reads a whole number and refuses numbers smaller than `least`."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -71,6 +73,7 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def run(package: str, options: argparse.Namespace) -> None:
+    """Compare two folders if --pictures is given; otherwise evaluate the checkpoints of --run."""
     if options.pictures:
         _compare_folders(package, options)
     else:
@@ -78,11 +81,14 @@ def run(package: str, options: argparse.Namespace) -> None:
 
 
 def _compare_folders(package: str, options: argparse.Namespace) -> None:
-    """Prints the measures of the pictures in a folder, and those of the real ones among themselves."""
+    """Print how similar --pictures are to the real ones of --real, and how similar the real ones are to each other.
+
+    Raise UserError if an option is missing or a folder cannot be read.
+    """
     if not options.real:
-        raise UserError("--real is missing: the folder of the pictures that --pictures are compared with")
+        raise UserError("--real is missing; give the folder of the pictures that --pictures are compared with")
     if options.prompt and not options.clip:
-        raise UserError("--prompt is compared by CLIP; give --clip, or leave it out")
+        raise UserError("--prompt needs --clip, which compares pictures with it; give --clip, or leave --prompt out")
     generated, real = (_read_folder(folder, name) for folder, name in
                        ((options.pictures, "--pictures"), (options.real, "--real")))  # fmt: skip
     judge = judge_of(package, options.dino, options.clip)
@@ -103,7 +109,7 @@ def _compare_folders(package: str, options: argparse.Namespace) -> None:
 def _read_folder(folder: str, option: str) -> list[np.ndarray]:
     paths = find_images(folder, option)
     if not paths:
-        raise UserError(f"{option} {folder} holds no pictures; give the folder that does")
+        raise UserError(f"{option} {folder} contains no pictures; give a folder with pictures")
     return [np.asarray(load_image(example.path)) for example in images.read_examples(paths, "", "instance", option)]
 
 
@@ -112,7 +118,7 @@ def _evaluate_run(package: str, options: argparse.Namespace) -> None:
     trained = find_trained(backend_class, options.run_dir, None, options.precision)
     config = trained.config
     if config.concepts:
-        raise UserError(f"--run {run_dir} has several concepts; evaluate looks at runs of one subject")
+        raise UserError(f"--run {run_dir} has several concepts; evaluate needs a run of one subject")
     if options.real:
         config.instance.images, config.instance.captions, config.instance.masks = options.real, "none", "none"
     instance, of_class = _prompts(options, config)
@@ -137,11 +143,11 @@ def _evaluate_run(package: str, options: argparse.Namespace) -> None:
 
 
 def _prompts(options: argparse.Namespace, config: Any) -> tuple[str, str]:
-    """(instance prompt, class prompt): those of the run, unless others are given."""
+    """Return (instance prompt, class prompt) of the options or else of the run. Raise UserError if one is missing."""
     instance, of_class = options.prompt or config.instance.prompt, options.class_prompt or config.prior.prompt
     if not instance or "{caption}" in instance:
         raise UserError(
-            "--prompt is missing: each photo of this run has a caption of its own; say what shows the subject"
+            "--prompt is missing: each photo of this run has its own caption; give a prompt that shows the subject"
         )
     if not of_class:
         raise UserError("--class-prompt is missing: this run has no prior.prompt; give one such as 'a photo of dog'")
@@ -157,8 +163,10 @@ def _measure(
     texts: np.ndarray | None,
     photographer: Photographer,
 ) -> Evaluation:
-    """The measures of all checkpoints that are there; what is in scores.json by the same recipe is taken from it, and
-    each is written as soon as it is known."""
+    """Return the measures of all checkpoints of a run.
+
+    Measures in scores.json that have the same recipe are used again. New ones are written as soon as they are known.
+    """
     recipe = {**photographer.recipe, "judge": judge.recipe, "texts": list(shots.prompts.texts),
               "photos": sorted(example.sha256 for example in inputs.instances)}  # fmt: skip
     before = results.read(run_dir)
@@ -169,7 +177,7 @@ def _measure(
         before = None
     todo = []
     for step in trained.checkpoints.steps():
-        trained.checkpoints.find(step)  # another run's is refused
+        trained.checkpoints.find(step)  # raises UserError for a checkpoint of another run
         identity = trained.checkpoints.identity(step)
         if before and (scored := before.find(step, identity)):
             found.checkpoints.append(scored)
@@ -191,22 +199,24 @@ def _measure(
             found.checkpoints.sort(key=lambda scored: scored.step)
             found.write(run_dir)
     elif before and len(before.checkpoints) != len(found.checkpoints):
-        found.write(run_dir)  # without those that are deleted
+        found.write(run_dir)  # without the scores of deleted checkpoints
     return found
 
 
 def _advise(found: Evaluation, judge: Judge) -> None:
     left_out = [name for name in scores.SHARES if found.checkpoints and name not in found.checkpoints[0].shares]
     if not judge.prompt_measure:
-        log.warning("nothing is known of how prompts are followed; --clip compares pictures with them")
+        log.warning("how well pictures follow their prompts is not measured; give --clip to measure it")
     elif "prompt" in left_out:
-        log.warning("the base follows prompts no better than the photos do: that is left out of the score")
+        log.warning("the base follows prompts no better than the photos do: prompts are left out of the score")
     if "subject" in left_out:
-        log.warning("the base's pictures are as near to the photos as those are to each other: there is no score")
+        log.warning("the base's pictures are as near to the photos as the photos are to each other: there is no score")
     elif found.best is None:
-        log.warning("no checkpoint has a score above 0: none has both learned the subject and kept the rest")
+        log.warning("no checkpoint has a score above 0: none has learned the subject and also kept the rest")
     for scored in found.checkpoints:
         if scored.step == found.best and (share := scored.shares.get("subject", 1)) < LEARNED:
-            log.warning("the best has hardly learned the subject (%.3f): train longer, or with a higher rate", share)
+            log.warning(
+                "the best checkpoint has hardly learned the subject (%.3f): train longer, or with a higher rate", share
+            )
     if len(found.checkpoints) == 1:
-        log.warning("there is one checkpoint only; train with checkpoint.every_steps and a larger checkpoint.keep")
+        log.warning("there is only one checkpoint; train with checkpoint.every_steps and a larger checkpoint.keep")

@@ -1,4 +1,4 @@
-"""The command `export`: a checkpoint or a model becomes a pipeline folder, a file for WebUIs, or a LoRA file."""
+"""The command `export`: write a checkpoint or a model as a pipeline folder, a file for WebUIs, or a LoRA file."""
 
 import argparse
 import logging
@@ -23,11 +23,13 @@ from booth.train.trained_run import Trained, find_trained
 
 log = logging.getLogger("booth")
 
-EMBEDDINGS = tuple(new_tokens.LAYOUTS)  # of --format: new tokens alone
+EMBEDDINGS = tuple(new_tokens.LAYOUTS)  # the values of --format that write new tokens alone
 
 
 def add_parser(commands: Any, package: str) -> None:
-    parser = commands.add_parser("export", help="checkpoint or model -> diffusers pipeline, single file, or LoRA file")
+    parser = commands.add_parser(
+        "export", help="write a pipeline folder, single file or LoRA file of a checkpoint or model"
+    )
     exported = parser.add_mutually_exclusive_group(required=True)
     exported.add_argument("--run", dest="run_dir", type=path, help="a run folder: its newest checkpoint, or --step")
     exported.add_argument(
@@ -46,13 +48,13 @@ def add_parser(commands: Any, package: str) -> None:
     )  # fmt: skip
     parser.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
     parser.add_argument("--out", required=True, type=path, help="folder of the pipeline, or NAME.safetensors")
-    parser.add_argument("--title", default="", help="of a file for WebUIs; default: its name")
-    parser.add_argument("--trigger-phrase", help="of a file for WebUIs; default: the prompt that --run trained with")
+    parser.add_argument("--title", default="", help="title of a file for WebUIs; default: its name")
+    parser.add_argument("--trigger-phrase", help="for a file for WebUIs; default: the prompt that --run trained with")
     parser.set_defaults(run=run)
 
 
 def run(package: str, options: argparse.Namespace) -> None:
-    """Write what --format asks for."""
+    """Write the file or folder that --format names. Raise UserError if the options or the target do not allow it."""
     out, single = Path(options.out), options.format == "single-file"
     if options.best and (options.step is not None or not options.run_dir):
         raise UserError("--best chooses a checkpoint of --run; give --run, and no --step")
@@ -61,9 +63,9 @@ def run(package: str, options: argparse.Namespace) -> None:
         (_export_embeddings if options.format in EMBEDDINGS else _export_lora)(package, options)
         return
     if not single and (options.title or options.trigger_phrase is not None):
-        raise UserError("--title and --trigger-phrase are said in files for WebUIs; leave them out, or give --format")
+        raise UserError("--title and --trigger-phrase are only for files for WebUIs; leave them out, or give --format")
     if not single and out.suffix == ".safetensors":
-        raise UserError(f"--out {out} is named as a file; give --format single-file, kohya or peft, or a folder")
+        raise UserError(f"--out {out} is the name of a file; give --format single-file, kohya or peft, or a folder")
     trained = _find_trained(load_backend(package), options) if options.run_dir else None
     pipeline = trained.pipeline if trained else _open_exported(options)
     added = new_tokens.new_tokens(trained.config) if trained else ()
@@ -95,7 +97,7 @@ def run(package: str, options: argparse.Namespace) -> None:
             resolution=resolution, trigger_phrase=phrase,
         )  # fmt: skip
         if trained and trained.config.train.zero_terminal_snr:
-            log.info("a checkpoint file cannot say it: %s", lora_file.ZERO_SNR)
+            log.info("a checkpoint file cannot record this: %s", lora_file.ZERO_SNR)
         _write_words(words, added, rows)
     else:
         if added:
@@ -107,14 +109,14 @@ def run(package: str, options: argparse.Namespace) -> None:
 
 
 def _find_trained(backend_class: type[Backend], options: argparse.Namespace) -> Trained:
-    """The checkpoint that --step or --best of --run names, or the newest."""
+    """Return the checkpoint of --run that --step or --best names, or the newest. Raise UserError if there is none."""
     if not options.best:
         return find_trained(backend_class, options.run_dir, options.step, "fp32")
     step, identity = results.best_checkpoint(options.run_dir)
     trained = find_trained(backend_class, options.run_dir, step, "fp32")
     if trained.checkpoints.identity(step) != identity:
         raise UserError(
-            f"--best: step {step} of {options.run_dir} was trained anew since it was evaluated; evaluate it again"
+            f"--best: step {step} of {options.run_dir} was trained again after it was evaluated; evaluate it again"
         )
     scored = results.read(Path(options.run_dir))
     steps = trained.checkpoints.steps()
@@ -126,10 +128,13 @@ def _find_trained(backend_class: type[Backend], options: argparse.Namespace) -> 
 
 
 def _words_beside(out: Path, added: Sequence[str]) -> list[Path]:
-    """Files for new tokens beside the exported file, which cannot have them in it. UserError if there are such."""
+    """Return the files for new tokens, which stand beside the exported file, as it cannot hold tokens.
+
+    Raise UserError if one of them exists already.
+    """
     files = new_tokens.files_beside(out, added)
     if there := [file for file in files if file.exists()]:
-        raise UserError(f"--out {out}: {there[0]}, for a new token, exists; choose another name")
+        raise UserError(f"--out {out}: {there[0]}, the file of a new token, exists; choose another name")
     return files
 
 
@@ -138,7 +143,7 @@ def _write_words(
 ) -> None:
     new_tokens.write_embeddings(files, added, rows, layout)
     for file, token in zip(files, added, strict=True):
-        log.info("the new token %s written to %s, whose name is the word in WebUIs", token, file)
+        log.info("the new token %s is written to %s; in WebUIs the file's name is its word", token, file)
 
 
 def _check_no_run(options: argparse.Namespace) -> None:
@@ -156,12 +161,12 @@ def _open_exported(options: argparse.Namespace) -> PipelineDir:
 def _export_lora(package: str, options: argparse.Namespace) -> None:
     out, phrase = Path(options.out), options.trigger_phrase
     if options.format != "kohya" and (options.title or phrase is not None):
-        raise UserError("--title and --trigger-phrase are said in kohya files; leave them out, or give --format kohya")
+        raise UserError("--title and --trigger-phrase are only for kohya files; leave them out, or give --format kohya")
     if options.model:
         for name in ("verify", "revision", "model_config"):
             if getattr(options, name):
                 option = f"--{name.replace('_', '-')}"
-                raise UserError(f"{option} is not for --from with a LoRA file; leave it out")
+                raise UserError(f"{option} does not apply to --from with a LoRA file; leave it out")
     lora_file.check_target(out)
     added: Sequence[str] = ()
     rows: list[np.ndarray] = []
@@ -198,13 +203,17 @@ def _export_lora(package: str, options: argparse.Namespace) -> None:
 
 
 def _export_embeddings(package: str, options: argparse.Namespace) -> None:
-    """New tokens of a checkpoint: one to the file itself, several to files named after it and them."""
+    """Write the new tokens of a checkpoint.
+
+    One token goes to the file of --out; several go to files that are named after that file and the tokens.
+    Raise UserError if the options or the run do not allow it.
+    """
     out = Path(options.out)
     if not options.run_dir:
         raise UserError(f"--format {options.format} is for the new tokens of --run; with --from leave it out")
     if options.title or options.trigger_phrase is not None or options.precision not in ("source", "fp32"):
         raise UserError(
-            f"--format {options.format} writes float32, and no title; leave --precision, --title and --trigger-phrase"
+            f"--format {options.format} writes float32 and no title; leave --precision, --title and --trigger-phrase"
             " out"
         )
     lora_file.check_target(out)

@@ -1,4 +1,4 @@
-"""The command `merge`: a pipeline and LoRA files become a pipeline folder."""
+"""The command `merge`: merge LoRA files into a pipeline and write the result as a pipeline folder."""
 
 import argparse
 import logging
@@ -13,12 +13,14 @@ log = logging.getLogger("booth")
 
 
 def add_parser(commands: Any, package: str) -> None:
-    parser = commands.add_parser("merge", help="pipeline and LoRA files -> diffusers pipeline folder")
-    parser.add_argument("--from", dest="model", required=True, type=path, help="a pipeline: folder, hub id, embedded")
+    parser = commands.add_parser("merge", help="merge LoRA files into a pipeline, as a diffusers pipeline folder")
+    parser.add_argument("--from", dest="model", required=True, type=path, help="a pipeline: folder, hub id or embedded")
     add_model(parser, "--from")
-    parser.add_argument("--lora", action="append", required=True, type=path, help="file; may be given several times")
     parser.add_argument(
-        "--weight", action="append", type=float, default=[], help="of each --lora, in order; default: 1"
+        "--lora", action="append", required=True, type=path, help="a LoRA file; may be given several times"
+    )
+    parser.add_argument(
+        "--weight", action="append", type=float, default=[], help="weight of each --lora, in order; default: 1"
     )
     parser.add_argument("--precision", choices=("source", "fp32", "fp16", "bf16"), default="source")
     parser.add_argument("--out", required=True, type=path, help="folder of the pipeline")
@@ -26,7 +28,7 @@ def add_parser(commands: Any, package: str) -> None:
 
 
 def run(package: str, options: argparse.Namespace) -> None:
-    """Write the folder."""
+    """Write the merged pipeline to --out. Raise UserError if a LoRA does not fit the pipeline or --out is in use."""
     paths, out = list(map(Path, options.lora)), Path(options.out)
     weights = lora_merge.weights_of(paths, options.weight)
     loras = [lora_file.read_lora(path) for path in paths]

@@ -1,4 +1,4 @@
-"""What a command works on: a model (--model, --from), or a checkpoint of a run (--run, --step)."""
+"""The options that name what a command works on: a model (--model, --from) or a checkpoint of a run (--run, --step)."""
 
 import argparse
 import logging
@@ -12,7 +12,7 @@ from booth.models.pipeline import PipelineDir
 
 log = logging.getLogger("booth")
 
-path = os.path.expanduser  # the shell leaves the ~ of --workdir=~/run alone
+path = os.path.expanduser  # the shell does not expand the ~ in --workdir=~/run
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_model(parser: argparse.ArgumentParser, option: str) -> None:
     parser.add_argument("--revision", default="", help=f"branch, tag or commit of a hub {option}")
     parser.add_argument(
         "--model-config", default="", type=path,
-        help=f"of a single file {option}: folder or hub id that it has configs and tokenizer from",
+        help=f"folder or hub id with the configs and tokenizer of a single file {option}",
     )  # fmt: skip
 
 
@@ -41,14 +41,14 @@ def open_model(options: argparse.Namespace) -> PipelineDir:
     folder = Path(options.model)
     if (folder / lora_file.FILE).is_file() and not (folder / "model_index.json").is_file():
         raise UserError(
-            f"{folder} is a LoRA folder, no pipeline: --run RUN, not RUN/lora, samples from a run's LoRA, and"
-            " merge --lora takes any; give that, or the pipeline"
+            f"{folder} is a LoRA folder, not a pipeline; give a pipeline, give --run RUN (not RUN/lora) to sample from"
+            " a run's LoRA, or use merge --lora"
         )
     return open_pipeline(options.model, revision=options.revision, config=options.model_config)
 
 
 def check_of_run(options: argparse.Namespace, option: str) -> None:
-    """UserError for an option of the other of --run and `option`."""
+    """Raise UserError if an option that belongs to --run is given with `option`, or one of `option` with --run."""
     if options.step is not None and not options.run_dir:
         raise UserError(f"--step names a checkpoint of --run; with {option} leave it out")
     for name in ("revision", "model_config"):

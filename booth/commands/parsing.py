@@ -1,4 +1,4 @@
-"""How a command line is read: options by argparse, settings as NAME=VALUE, and what a mistake may mean."""
+"""Parse a command line: options by argparse, settings as NAME=VALUE, and hints for mistakes."""
 
 import argparse
 import re
@@ -13,7 +13,7 @@ from booth.config.names import BY_NAME, similar
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are UserErrors; `commands` are the parsers of its commands, by their names."""
+    """A parser that raises UserError; `commands` holds the parsers of its commands by name."""
 
     commands: Mapping[str, argparse.ArgumentParser]
 
@@ -22,8 +22,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options, with the settings among them in `overrides` as (name, text), and the `parser`. UserError for
-    what cannot be read."""
+    """Return the options of a command line.
+
+    Its settings are in `overrides` as (name, text), and the parser is in `parser`. Raise UserError if the command line
+    cannot be read.
+    """
     command = parser.commands.get(arguments[0]) if arguments else None
     overrides, others = _split(command, arguments) if command and _has_settings(command) else ([], list(arguments))
     try:
@@ -39,15 +42,15 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _has_settings(command: argparse.ArgumentParser) -> bool:
-    """Return whether settings can be given to a command."""
+    """Return whether a command takes settings."""
     return "--config" in command._option_string_actions
 
 
 def _split(command: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Return the settings, as (name, text), and the other arguments, options last.
 
-    The value of an option is no setting, and neither is what follows `--`. Options are last because argparse takes an
-    argument that may be missing for missing where an option comes first.
+    The value of an option is not a setting, and neither is an argument after `--`. Options come last because argparse
+    treats an optional positional argument as missing if an option comes before it.
     """
     overrides: list[tuple[str, str]] = []
     words: list[str] = []
@@ -70,7 +73,7 @@ def _next(arguments: Iterator[str]) -> list[str]:
 
 
 def _takes_value(command: argparse.ArgumentParser, argument: str) -> bool:
-    """Return whether the next argument is the value of this option, which may be abbreviated."""
+    """Return whether an argument is an option, possibly abbreviated, whose value is the next argument."""
     options = command._option_string_actions
     named = [options[argument]] if argument in options else [
         action for option, action in options.items() if argument.startswith("--") and option.startswith(argument)
@@ -79,9 +82,10 @@ def _takes_value(command: argparse.ArgumentParser, argument: str) -> bool:
 
 
 def _override(argument: str) -> tuple[str, str] | None:
-    """Return (name, text) of `NAME=VALUE` or `--config.NAME=VALUE`; None for all else.
+    """Return (name, text) of `NAME=VALUE` or `--config.NAME=VALUE`; None for any other argument.
 
-    `NAME=VALUE` is a path where a file of that name exists and no setting does. So is whatever has a slash before "=".
+    `NAME=VALUE` is a path if a file has that name and no setting is called NAME. An argument with a slash before "=" is
+    also a path. Raise UserError for a setting without "=".
     """
     name, equals, text = argument.partition("=")
     if long := re.fullmatch(r"--config\.([\w.]+)", name):
@@ -95,13 +99,13 @@ def _override(argument: str) -> tuple[str, str] | None:
 
 
 def _exists(path: str) -> bool:
-    with suppress(OSError, ValueError):  # longer than a name can be, or with a NUL character in it
+    with suppress(OSError, ValueError):  # a name that is too long, or has a NUL character in it
         return Path(path).exists()
     return False
 
 
 def _refuse(parser: Parser, command: argparse.ArgumentParser | None, unknown: Sequence[str]) -> None:
-    """Raise the UserError for arguments that a command does not have."""
+    """Raise UserError for arguments that a command does not have."""
     settings = [argument for argument in unknown if argument.startswith("--config.")]
     if settings:
         able = [name for name, other in parser.commands.items() if _has_settings(other)]
@@ -111,7 +115,7 @@ def _refuse(parser: Parser, command: argparse.ArgumentParser | None, unknown: Se
 
 
 def _meant(unknown: str, command: argparse.ArgumentParser | None) -> str:
-    """Return what an unknown option may mean: one of ours with - for _, or a setting with dashes before it."""
+    """Return a hint for an unknown option: one of our options with "_" for "-", or a setting after dashes; or ""."""
     option, name = unknown.partition("=")[0].replace("_", "-"), unknown.removeprefix("--").partition("=")[0]
     if command is None or not unknown.startswith("--"):
         return ""
@@ -123,6 +127,6 @@ def _meant(unknown: str, command: argparse.ArgumentParser | None) -> str:
 
 
 def _foreign(command: argparse.ArgumentParser, arguments: Sequence[str]) -> str | None:
-    """Return what to say of the first option of another training script; None if there is none."""
+    """Return the answer to the first option of another training script; None if there is none."""
     unknown = (one for one in arguments if one.partition("=")[0] not in command._option_string_actions)
     return next(filter(None, map(foreign_flags.answer, unknown)), None)

@@ -1,4 +1,4 @@
-"""The command `plan`: what a run would need on hardware that is not there."""
+"""The command `plan`: predict what a run needs on hardware that this machine does not have."""
 
 import argparse
 import importlib
@@ -14,19 +14,21 @@ from booth.config.validation import validate_plan
 from booth.diffusion.backend import load_backend
 from booth.train.trained_run import open_configured
 
-_PHOTOS = 5  # how many there are hardly matters to memory
+_PHOTOS = 5  # the number of photos hardly changes the memory that a run needs
 
 
 def add_parser(commands: Any, package: str) -> None:
     hardware = "TPU" if package == "jaxbooth" else "GPU"
-    parser = commands.add_parser("plan", help=f"what a run would need on a {hardware}, without one")
+    parser = commands.add_parser("plan", help=f"predict what a run needs on a {hardware}, without one")
     add_config(parser, required=True)
     if package == "jaxbooth":
         parser.add_argument("--topology", help="a TPU slice such as v3:2x2 or v5e:2x4; default: mesh.topology")
-        parser.add_argument("--find-batch", action="store_true", help="also the largest train.batch_size that fits")
+        parser.add_argument(
+            "--find-batch", action="store_true", help="also find the largest train.batch_size that fits"
+        )
     else:
-        parser.add_argument("--gpu", help="a card's memory such as 8GB: chooses techniques, as memory.fit does")
-    parser.add_argument("--json", type=path, help="file for the figures")
+        parser.add_argument("--gpu", help="a GPU's memory, such as 8GB: chooses techniques as memory.fit does")
+    parser.add_argument("--json", type=path, help="file to write the figures to")
     parser.set_defaults(run=run)
 
 

@@ -1,9 +1,9 @@
-"""What one image is made of, and the text about it that WebUIs keep inside a PNG."""
+"""The recipe of one image, and the text about it that WebUIs store inside a PNG."""
 
 import json
 from dataclasses import dataclass
 
-# As AUTOMATIC1111's WebUI names them; it takes Karras' schedule for DPM++ 2M unless another is named.
+# AUTOMATIC1111's WebUI uses these names. Without a named schedule it uses Karras' schedule for DPM++ 2M.
 _SAMPLERS = {
     "dpm++": {"Sampler": "DPM++ 2M", "Schedule type": "Uniform"},
     "ddim": {"Sampler": "DDIM"},
@@ -15,8 +15,10 @@ _SAMPLERS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """One image of the `sample` command, but for its size and model; `checkpoint` is the step of a run's, whose LoRA
-    counts `lora_weight` times as much as it was trained to."""
+    """What the command `sample` makes one image from, except for the size and the model.
+
+    `checkpoint` is the step of a run's checkpoint; `lora_weight` scales the LoRA of that run.
+    """
 
     prompt: str
     negative_prompt: str
@@ -29,15 +31,16 @@ class Recipe:
 
     @property
     def settings(self) -> tuple[str, int, float]:
-        """What all images of one batch have in common."""
+        """(solver, steps, guidance), which all images of one batch have in common."""
         return self.solver, self.steps, self.guidance
 
 
 def infotext(recipe: Recipe, size: tuple[int, int], model: str, model_hash: str = "") -> str:
-    """The PNG text `parameters` as AUTOMATIC1111's WebUI writes it (`create_infotext`) and many programs read it.
+    """Return the PNG text `parameters` as AUTOMATIC1111's WebUI writes it (`create_infotext`) and many programs read.
 
-    Prompt and negative prompt stand there as they are, line breaks too; a line of a prompt that begins with "Negative
-    prompt:" would be read as one. A WebUI's own noise differs, so the same settings make another picture there.
+    `size` is (width, height) in pixels. Prompt and negative prompt are not changed and keep their line breaks, so a
+    line of a prompt that begins with "Negative prompt:" would be read as the negative prompt. The noise of a WebUI is
+    different, so the same settings make another picture there.
     """
     fields = {
         "Steps": recipe.steps,
@@ -55,5 +58,5 @@ def infotext(recipe: Recipe, size: tuple[int, int], model: str, model_hash: str 
 
 
 def _quoted(value: str) -> str:
-    """As JSON where a reader would take a part of it for the next field."""
+    """Return a value as it is, or as JSON if a reader could take part of it for the next field."""
     return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ',\n:"') else value

@@ -1,8 +1,8 @@
-"""The command `push`, and `train --push-to-hub`: what of a run goes to the Hugging Face hub, and what never does.
+"""The command `push`, and `train --push-to-hub`: upload a finished run to the Hugging Face hub.
 
-The exported pipeline or the LoRA file, files of new tokens, the newest preview and a model card. Photos, and pictures
-that have some in them, only where asked for; caches, checkpoints, class images and records with paths of this machine
-never.
+A push always uploads the exported pipeline or the LoRA file, files of new tokens, the newest preview and a model card.
+It uploads photos, and pictures that show photos, only if the user asks for it. It never uploads caches, checkpoints,
+class images, or records with paths of this machine.
 """
 
 import argparse
@@ -39,17 +39,17 @@ class Destination:
     """Where a run is pushed to, and how."""
 
     repository: str  # owner/name
-    license: str = ""  # the hub's identifier
+    license: str = ""  # the hub's identifier of the license
     public: bool = False
     with_photos: bool = False
     replace: bool = False
 
     def check(self) -> None:
-        """Whether the hub would take a push; UserError if not."""
+        """Raise UserError if the hub would refuse a push."""
         hub_repository.check_access(self.repository)
 
     def push(self, run: Path) -> str:
-        """Pushes what a run has made; returns the address of its page. UserError for whatever goes wrong."""
+        """Push what a run has made and return the address of its page. Raise UserError if anything goes wrong."""
         run_id = read_record(run).run_id
         with locked(run):
             report = gather(run)
@@ -65,7 +65,7 @@ class Destination:
         return address
 
     def push_finished(self, run: Path) -> None:
-        """The same where a run has just ended well, which an error then says."""
+        """Push a run that has just finished. Raise UserError, which also says that the run itself is complete."""
         try:
             self.push(run)
         except UserError as error:
@@ -80,22 +80,24 @@ class Destination:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What `push` and `train --push-to-hub` have in common."""
+    """Add the options that `push` and `train --push-to-hub` have in common."""
     group = parser.add_argument_group("pushing to the Hugging Face hub")
-    group.add_argument("--license", default="", help="the hub's identifier, such as creativeml-openrail-m")
-    group.add_argument("--public", action="store_true", help="for all to see; without it the repository is private")
     group.add_argument(
-        "--with-photos", action="store_true", help="the photos too, and before_after.png, which has some"
+        "--license", default="", help="the license, by the hub's identifier, such as creativeml-openrail-m"
     )
-    group.add_argument("--replace", action="store_true", help="delete what else is in the repository")
+    group.add_argument("--public", action="store_true", help="make the repository public; without this it is private")
+    group.add_argument(
+        "--with-photos", action="store_true", help="also push the photos, and before_after.png, which shows some"
+    )
+    group.add_argument("--replace", action="store_true", help="delete all other files in the repository")
 
 
 def destination(options: argparse.Namespace, repository: str, option: str) -> Destination | None:
-    """Where to push to, if anywhere. UserError for what cannot be meant."""
+    """Return where to push to, or None without a repository. Raise UserError for options that do not go together."""
     given = [name for name in ("license", "public", "with_photos", "replace") if getattr(options, name)]
     if not repository:
         if given:
-            raise UserError(f"--{given[0].replace('_', '-')} belongs to {option}; give that, or leave it out")
+            raise UserError(f"--{given[0].replace('_', '-')} belongs to {option}; give {option} too, or leave it out")
         return None
     repository, _ = of_page(repository, MODEL, None, option)
     hub_repository.check_name(repository)
@@ -106,22 +108,24 @@ def destination(options: argparse.Namespace, repository: str, option: str) -> De
         )
     if options.public and not options.license:
         raise UserError(
-            "--public needs --license: what others may do with it; what is made of Stable Diffusion 1 keeps to its"
-            " creativeml-openrail-m, of 2 to its openrail++"
+            "--public needs --license, which says what others may do with the model; a model made from Stable"
+            " Diffusion 1 keeps its license creativeml-openrail-m, one made from Stable Diffusion 2 openrail++"
         )
     return Destination(repository, options.license, options.public, options.with_photos, options.replace)
 
 
 def add_parser(commands: Any, package: str) -> None:
-    parser = commands.add_parser("push", help="a finished run -> the Hugging Face hub")
+    parser = commands.add_parser("push", help="upload a finished run to the Hugging Face hub")
     parser.add_argument("--run", dest="run_dir", required=True, type=path, help="a finished run folder")
-    parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="made if it is not there")
+    parser.add_argument(
+        "--to", required=True, metavar="OWNER/NAME", help="the repository, created if it does not exist"
+    )
     add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(package: str, options: argparse.Namespace) -> None:
-    """Push a run of any backend: only files are read. Print the address of its page."""
+    """Push a run and print the address of its page. The run may be of either backend, as only its files are read."""
     to = destination(options, options.to, "--to")
     assert to is not None, "--to is required"
     folder = Path(options.run_dir)
@@ -131,16 +135,16 @@ def run(package: str, options: argparse.Namespace) -> None:
 
 
 def _exported(report: Report) -> Path:
-    """The folder with what the run has made; UserError if it has not yet."""
+    """Return the folder with the run's pipeline or LoRA. Raise UserError if the run has not finished."""
     is_lora = report.config.adapter.kind == "lora"
     folder = report.path / ("lora" if is_lora else "pipeline")
     if not (folder / (lora_file.FILE if is_lora else "model_index.json")).is_file():
-        raise UserError(f"--run {report.path} is not finished: it has no {folder.name}/ yet; train it to its end first")
+        raise UserError(f"--run {report.path} is not finished: it has no {folder.name}/ yet; train it to the end first")
     return folder
 
 
 def _gathered(report: Report, to: Destination) -> tuple[dict[str, Path | bytes], Shown]:
-    """({name in the repository: file or content}, what the card says of them); without the card."""
+    """Return ({name in the repository: file or content}, what the card says about them), without the card itself."""
     folder = _exported(report)
     files: dict[str, Path | bytes] = dict(_within(folder))
     tokens = {f"{TOKENS}/{name}": file for name, file in _within(report.path / "tokens")}
@@ -155,7 +159,7 @@ def _gathered(report: Report, to: Destination) -> tuple[dict[str, Path | bytes],
     if report.before_after and before_after:
         seen[before_after] = report.before_after
     elif report.before_after:
-        log.info("before_after.png stays here, as it shows photos; --with-photos pushes both")
+        log.info("before_after.png is not pushed, as it shows photos; --with-photos pushes both")
     step = exported_step(folder)
     shown = Shown(
         to.repository, report.step if step is None else step, to.license, preview, before_after, tuple(photos),
@@ -165,8 +169,10 @@ def _gathered(report: Report, to: Destination) -> tuple[dict[str, Path | bytes],
 
 
 def _within(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(name, file) of all in a folder but our record, which has paths of this machine, what is hidden, and links that
-    lead out of it."""
+    """Yield (name, file) of the files in a folder.
+
+    Left out are our record, which has paths of this machine, hidden files, and links that lead out of the folder.
+    """
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
         hidden = any(part.startswith(".") for part in name.parts)
@@ -175,14 +181,18 @@ def _within(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _photos(report: Report) -> Iterator[bytes]:
-    """JPEGs of the photos: without what a camera wrote into them, such as the place. UserError if one is gone."""
+    """Yield the photos as JPEG bytes, without the metadata that a camera wrote into them, such as the place.
+
+    Raise UserError if a photo cannot be read.
+    """
     for album in report.albums:
         if album.kind != "instance":
             continue
         for name in album.captions:
             try:
                 yield pictures.thumbnail(album.folder / name, *_PHOTO)[0]
-            except Exception as error:  # PIL raises what it likes
+            except Exception as error:  # PIL may raise any exception
                 raise UserError(
-                    f"--with-photos: {album.folder / name} cannot be read ({error}); put it back, or leave that out"
+                    f"--with-photos: {album.folder / name} cannot be read ({error}); put it back, or leave"
+                    " --with-photos out"
                 ) from error

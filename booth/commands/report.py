@@ -1,4 +1,4 @@
-"""The command `report`: one page with all that a run has made so far."""
+"""The command `report`: write one page with everything that a run has made so far."""
 
 import argparse
 import logging
@@ -14,14 +14,14 @@ log = logging.getLogger("booth")
 
 
 def add_parser(commands: Any, package: str) -> None:
-    parser = commands.add_parser("report", help="RUN/report.html: what a run has made so far, to look at")
+    parser = commands.add_parser("report", help="write RUN/report.html, a page with all that a run has made so far")
     parser.add_argument("run_dir", metavar="RUN", type=path, help="the run folder, of either backend")
     parser.set_defaults(run=run)
 
 
 def run(package: str, options: argparse.Namespace) -> None:
-    """Write the page into the run folder."""
+    """Write the page into the run folder. Raise UserError if the folder is not a run."""
     folder = Path(options.run_dir)
-    read_record(folder)  # nothing is written into another folder, not even a lock
+    read_record(folder)  # raises UserError for a folder that is not a run: not even a lock is written there
     with locked(folder):
         log.info("written: %s", write.write(folder))

@@ -1,4 +1,7 @@
-"""The `sample` command: prompts and seeds, or axes of settings, -> PNGs that tell how they were made, and a grid."""
+"""The command `sample`: make images of prompts and seeds, or of axes of settings, as PNGs and a grid.
+
+Each PNG records how it was made.
+"""
 
 import argparse
 import hashlib
@@ -34,30 +37,32 @@ log = logging.getLogger("booth")
 
 
 def add_parser(commands: Any, package: str) -> None:
-    parser = commands.add_parser("sample", help="prompts -> PNGs and a grid")
+    parser = commands.add_parser("sample", help="make PNGs and a grid of prompts")
     add_source(parser)
-    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    parser.add_argument("--prompts", type=path, metavar="FILE", help="one a line; # begins a comment")
+    parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")
+    parser.add_argument("--prompts", type=path, metavar="FILE", help="file with one prompt a line; # begins a comment")
     parser.add_argument("--negative-prompt", help="what the images should not show")
     parser.add_argument("--solver", choices=SOLVERS, help="how the noise is removed; default: dpm++")
     parser.add_argument("--steps", type=int, help="denoising steps; default: 25")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; default: 7.5, 1 turns it off")
     parser.add_argument("--seeds", type=int, nargs="+", help="one image for every prompt and seed; default: 0")
     parser.add_argument("--size", help="512 or WIDTHxHEIGHT; default: the size the model was made for")
-    parser.add_argument("--batch-size", default="4", help="images sampled at once; torchbooth: auto, as memory allows")
+    parser.add_argument(
+        "--batch-size", default="4", help="images sampled at once; torchbooth: or auto, as memory allows"
+    )
     for option, where in (("--x", "across"), ("--y", "down")):
         parser.add_argument(
             option, action="append", default=[], metavar="NAME=VALUE,...",
-            help=f"a grid, xy.png, with these values {where}: {', '.join(AXES)} (prompts: between |)",
+            help=f"make a grid, xy.png, with these values {where}: {', '.join(AXES)} (separate prompts by |)",
         )  # fmt: skip
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="compute type")
-    parser.add_argument("--lora-weight", type=float, help="how much the LoRA of --run counts; default: 1")
+    parser.add_argument("--lora-weight", type=float, help="weight of the LoRA of --run; default: 1")
     parser.add_argument("--out", required=True, type=path, help="folder for the images")
     parser.set_defaults(run=run)
 
 
 def run(package: str, options: argparse.Namespace) -> None:
-    """Make and write the images of a model, or of a run's checkpoint."""
+    """Make the images of a model or of a run's checkpoint and write them to --out. Raise UserError if that fails."""
     asked = read_options(options)
     backend_class = load_backend(package)
     check_of_run(options, "--model")
@@ -71,7 +76,7 @@ def run(package: str, options: argparse.Namespace) -> None:
 def _write_images(
     backend_class: type[Backend], options: argparse.Namespace, asked: Asked, pipeline: PipelineDir, trained: Any
 ) -> None:
-    """Make and write the images; `trained` is the run's checkpoint that --run names, or None. Raises UserError."""
+    """Make and write the images; `trained` is the checkpoint of --run, or None. Raise UserError for wrong options."""
     size = _size(options.size, pipeline)
     recipes = asked.recipes
     if trained:
@@ -81,13 +86,13 @@ def _write_images(
             trained.checkpoints.find(step)
     weighted = any(recipe.lora_weight is not None for recipe in recipes)
     if weighted and (not trained or trained.config.adapter.kind != "lora"):
-        raise UserError("a LoRA weight is for --run with the folder of a LoRA run; leave it out, or use merge --weight")
+        raise UserError("a LoRA weight needs --run with the folder of a LoRA run; leave it out, or use merge --weight")
     tokenizer = load_tokenizer(pipeline, new_tokens.new_tokens(trained.config) if trained else ())
     for kind in dict.fromkeys(recipe.settings for recipe in recipes):
         Sampler(pipeline, tokenizer, size, *kind, batch_size=1).check()
     if asked.by_memory and not backend_class.survives_out_of_memory:
         raise UserError(
-            f"--batch-size auto must be a number: {backend_class.name}booth cannot go on once memory has run out"
+            f"--batch-size auto must be a number: {backend_class.name}booth cannot continue once memory has run out"
         )
     config = trained.config if trained else _inference_config(options.precision)
     try:
@@ -96,14 +101,14 @@ def _write_images(
     except UserError as error:
         raise UserError(str(error).replace("train.precision=", "--precision ")) from error
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)  # if it cannot be made, then better now than after sampling
+    out.mkdir(parents=True, exist_ok=True)  # an error here should come before sampling, not after
     source = _Source(backend_class, config, pipeline, trained)
     made = _advised(_images(source, tokenizer, size, recipes, asked))
     images: dict[int, np.ndarray] = {}
     added = new_tokens.new_tokens(config)
     for index, image in progress(made, desc="sampling", total=len(recipes), unit="image"):
         recipe = recipes[index]
-        spoken = replace(  # as WebUIs call new tokens
+        spoken = replace(  # with the names that WebUIs use for new tokens
             recipe, prompt=new_tokens.spoken(recipe.prompt, added),
             negative_prompt=new_tokens.spoken(recipe.negative_prompt, added),
         )  # fmt: skip
@@ -115,7 +120,10 @@ def _write_images(
 
 
 def _write_grid(asked: Asked, recipes: Sequence[Recipe], images: dict[int, np.ndarray], out: Path) -> str:
-    """All in one picture; how it is called in a sentence. None of too many to look at."""
+    """Write all images into one picture, unless there are too many to look at.
+
+    Return the end of the sentence about what was written: " and grid.png", " and xy.png" or "".
+    """
     if not images:
         return ""
     in_order = [images[index] for index in range(len(recipes))]
@@ -134,7 +142,7 @@ def _file_name(index: int, recipe: Recipe) -> str:
 
 
 class _Source:
-    """The networks that images are made of, of whichever checkpoint; loaded once."""
+    """The networks that make the images. They are loaded once; for another checkpoint only its weights are read."""
 
     def __init__(self, backend_class: type[Backend], config: Any, pipeline: PipelineDir, trained: Any) -> None:
         self.pipeline, self.trained = pipeline, trained
@@ -144,7 +152,7 @@ class _Source:
         else:
             self.backend = backend_class(config)
             self._models = self.backend.load(pipeline)
-        self.hash = "" if trained else _model_hash(pipeline)  # no other program has a run's checkpoint
+        self.hash = "" if trained else _model_hash(pipeline)  # a run's checkpoint has no hash that other programs know
 
     def models(self, step: int | None, lora_weight: float | None) -> Any:
         if not self.trained:
@@ -157,7 +165,7 @@ class _Source:
         return self.backend.models(state)
 
     def title(self, options: argparse.Namespace, recipe: Recipe) -> str:
-        """What the model is called: the run and the step, or the last part of a hub id or of a path without suffix."""
+        """Return the model's name: the run and the step, or the last part of a hub id or of a path, without suffix."""
         if self.trained:
             return f"{Path(options.run_dir).resolve().name}-{recipe.checkpoint:06d}"
         path = Path(options.model)
@@ -165,7 +173,7 @@ class _Source:
 
 
 def _model_hash(pipeline: PipelineDir) -> str:
-    """As WebUIs have it, the beginning of a single file's sha256; of a folder, that of the UNet's weights."""
+    """Return the first 10 digits of the sha256 of a single file, as WebUIs do, or of the UNet's weights in a folder."""
     if Path(pipeline.where).is_file():
         with Path(pipeline.where).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:10]
@@ -175,7 +183,10 @@ def _model_hash(pipeline: PipelineDir) -> str:
 def _images(
     source: _Source, tokenizer: Any, size: tuple[int, int], recipes: Sequence[Recipe], asked: Asked
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, uint8 [h, w, 3]) of all recipes: those of one model and the same settings in batches of one size."""
+    """Yield (index of the recipe, uint8 [h, w, 3]) for all recipes.
+
+    Recipes with the same model and settings are sampled together, in batches of one size.
+    """
     groups: dict[tuple[int | None, float | None, tuple[str, int, float]], list[int]] = {}
     for index, recipe in enumerate(recipes):
         groups.setdefault((recipe.checkpoint, recipe.lora_weight, recipe.settings), []).append(index)
@@ -198,11 +209,11 @@ def _images(
                 if not asked.by_memory or at_once == 1:
                     raise
                 at_once //= 2
-                log.info("memory ran out: from here on %d images at once (only their last bits depend on it)", at_once)
+                log.info("memory ran out: from here on %d images at once (this changes only their last bits)", at_once)
 
 
 def _advised(images: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """The same; a UserError for want of memory says what this command can change."""
+    """Yield the images; if memory runs out, raise UserError that names the options to lower."""
     try:
         yield from images
     except OutOfMemory as error:

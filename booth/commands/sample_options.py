@@ -1,4 +1,4 @@
-"""What the options of `sample` ask for: prompts, seeds and settings, or a grid of them."""
+"""Read the options of `sample`: prompts, seeds and settings, or a grid of settings."""
 
 import argparse
 import logging
@@ -21,20 +21,20 @@ _DEFAULTS = {
     "steps": 25,
     "guidance": 7.5,
     "seeds": [0],
-}  # where None is given
-_AUTO_BATCH = 8  # images at once that `--batch-size auto` begins with
+}  # the values of options that are not given
+_AUTO_BATCH = 8  # `--batch-size auto` begins with this many images at once
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the options ask for, in the order of the grid."""
+    """The images that the options ask for; `recipes` are in the order of the grid."""
 
     recipes: list[Recipe]
     across: Axis | None
     down: Axis | None
     columns: int
     batch_size: int
-    by_memory: bool  # go on with fewer at once should memory run out
+    by_memory: bool  # if memory runs out, continue with fewer images at once
 
     @property
     def is_xy(self) -> bool:
@@ -42,7 +42,7 @@ class Asked:
 
 
 def read_options(options: argparse.Namespace) -> Asked:
-    """UserError for options that no model could make images with."""
+    """Return what the options ask for. Raise UserError for options with which no model could make images."""
     axes = read_axes(options.x, options.y)
     _check_not_both(options, axes)
     for name, value in _DEFAULTS.items():
@@ -82,14 +82,14 @@ def read_options(options: argparse.Namespace) -> Asked:
 
 
 def _check_not_both(options: argparse.Namespace, axes: Sequence[Axis]) -> None:
-    """UserError for an option beside an axis that changes the same."""
+    """Raise UserError if an option and an axis set the same value."""
     by_axis = {"seed": ["seeds"], "prompt": ["prompt", "prompts"], "checkpoint": []}
     for axis in axes:
         for name in by_axis.get(axis.name, [axis.name]):
             if getattr(options, name) not in (None, []):
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(
-                    f"{option} is given beside the axis {axis.name}, which has its values; give one of them"
+                    f"{option} is given beside the axis {axis.name}, which sets the same; give only one of them"
                 )
 
 
@@ -102,15 +102,15 @@ def _batch_size(text: str) -> int:
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
-    """Those of --prompt, then those of the file."""
+    """Return the prompts of --prompt, then those of the file. Raise UserError if the file has none or is not UTF-8."""
     prompts = list(options.prompt)
     if options.prompts:
         try:
             lines = Path(options.prompts).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise UserError(f"--prompts {options.prompts} is not all UTF-8; write it anew") from error
+            raise UserError(f"--prompts {options.prompts} is not all UTF-8; save it as UTF-8") from error
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
-            raise UserError(f"--prompts {options.prompts} holds no prompt; write one a line")
+            raise UserError(f"--prompts {options.prompts} contains no prompt; write one a line")
         prompts += found
     return prompts

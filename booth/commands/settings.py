@@ -1,4 +1,4 @@
-"""What the commands that are given a config have in common: --config, its short form, and settings as NAME=VALUE."""
+"""The options of all commands that take a config: --config, its short form, and settings as NAME=VALUE."""
 
 import argparse
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger("booth")
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Add --config and say how settings are given."""
+    """Add --config, and a note to the help that says how settings are given."""
     parser.add_argument(
         "--config", required=required, type=path,
         help="a .py, .yaml or .json file, or, without a suffix, the name of a config that comes with booth:"
@@ -25,12 +25,12 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )  # fmt: skip
     parser.epilog = (
         f"NAME=VALUE (or --config.NAME=VALUE) changes a setting; `{parser.prog.split()[0]} fields` lists them."
-        " What has a slash before the = is a path."
+        " An argument with a slash before the = is a path."
     )
 
 
 def add_short_form(parser: argparse.ArgumentParser) -> None:
-    """Add photos, --subject and --model, with which no --config is needed, and --config."""
+    """Add --config, and the short form that replaces it: photos, --subject and --model."""
     parser.add_argument(
         "photos", nargs="?", type=path, metavar="PHOTOS",
         help=f"folder of the subject's photos, or a dataset (instance.images); {EXAMPLE}robot, {EXAMPLE}mug and"
@@ -49,14 +49,15 @@ def add_short_form(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(options: argparse.Namespace) -> ConfigDict:
-    """Return the config that --config names, with the given settings, its paths absolute."""
+    """Return the config of --config with the given settings and absolute paths. Raise UserError if that fails."""
     return resolved(load_config(options.config, options.overrides))
 
 
 def read_short_form(package: str, options: argparse.Namespace, workdir: str) -> ConfigDict:
-    """Return the same where --config may be missing, and photos, --subject and --model may be given.
+    """Return the config of --config, or of the short form with photos, --subject and --model, with absolute paths.
 
-    Then the training images are as large as those that the model was made for.
+    With the defaults of the short form, data.resolution becomes the size that the model was made for. `workdir` is the
+    run folder, or "" if there is none. Raise UserError if the config or the model cannot be read.
     """
     base, derived = short_form(package, options)
     config = resolved(load_config(base, [*derived, *options.overrides]))

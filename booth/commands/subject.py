@@ -1,9 +1,9 @@
-"""The short form of `train` and `doctor`: photos, a subject and a model stand for the settings that they are.
+"""The short form of `train` and `doctor`: photos, a subject and a model instead of settings.
 
     torchbooth train photos/ --subject "sks dog" --model ID
 
-is the recipe of the defaults with `auto` numbers and, with torchbooth, the memory techniques with which it fits on the
-GPU that is there; or what --config has. A setting given as NAME=VALUE counts more than one that is derived here.
+uses the default recipe with `auto` numbers and, in torchbooth, the memory techniques with which it fits on the GPU; or
+the recipe of --config if it is given. A setting that is given as NAME=VALUE replaces one that is derived here.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from booth.models.embedded import subject_path
 log = logging.getLogger("booth")
 
 EXAMPLE = "example:"
-EMBEDDED_CONFIG = "demo"  # which has the numbers that suit the embedded base
+EMBEDDED_CONFIG = "demo"  # the config whose numbers suit the embedded base
 _ARTICLES = ("a", "an", "the")
 _AUTO = (("train.steps", "auto"), ("train.learning_rate", "auto"), ("prior.count", "auto"))
 _FITTING = ("memory.fit", "auto")  # torchbooth alone has it
@@ -26,9 +26,9 @@ _TO_LOOK_AT = ("samples.before_after", "true")
 
 
 def short_form(package: str, options: argparse.Namespace) -> tuple[str, list[tuple[str, str]]]:
-    """Return the config to begin with, "" for the defaults, and what the options stand for as (name, text).
+    """Return the config to begin with ("" for the defaults) and the settings that the options stand for, (name, text).
 
-    Say what is derived. UserError for options that do not say enough.
+    Log the settings that are derived. Raise UserError if the options do not say enough.
     """
     given = {name for name, _ in options.overrides}
     if not options.config:
@@ -43,7 +43,7 @@ def short_form(package: str, options: argparse.Namespace) -> tuple[str, list[tup
     base = options.config or ""
     if not base and options.model == EMBEDDED:
         base = EMBEDDED_CONFIG
-        found.append(("samples.prompts", ""))  # which are those of the example's subject
+        found.append(("samples.prompts", ""))  # the config's prompts show the subject of its own example
     elif not base:
         found += [*_AUTO, *[_FITTING] * (package == "torchbooth"), _TO_LOOK_AT]
     for name, text in found:
@@ -55,7 +55,7 @@ def short_form(package: str, options: argparse.Namespace) -> tuple[str, list[tup
 
 
 def workdir(options: argparse.Namespace) -> str:
-    """Return the run folder that is named after the subject, or else after the photos; "" if there are no photos."""
+    """Return the run folder, named after the subject or else after the photos; "" if no photos are given."""
     if not options.photos:
         return ""
     named = " ".join(_words(options.subject)[1]) if options.subject else Path(options.photos.rstrip("/\\")).name
@@ -63,7 +63,7 @@ def workdir(options: argparse.Namespace) -> str:
 
 
 def _check_complete(options: argparse.Namespace, given: set[str]) -> None:
-    """UserError if there is neither a config nor photos, a model, and what the photos show."""
+    """Raise UserError if photos, the model, or what the photos show is missing; call this only without --config."""
     example = "photos/ --subject 'sks dog' --model ID"
     if not options.photos:
         raise UserError(f"there are neither photos nor a config; give {example}, or --config FILE")
@@ -74,18 +74,21 @@ def _check_complete(options: argparse.Namespace, given: set[str]) -> None:
 
 
 def _photos(given: str) -> str:
-    """Return the folder of the photos, or the dataset; that of an example which comes with booth."""
+    """Return the folder of the photos, or the dataset; `example:NAME` stands for photos that come with booth."""
     return str(subject_path(given.removeprefix(EXAMPLE))) if given.startswith(EXAMPLE) else given
 
 
 def _prompts(subject: str) -> list[tuple[str, str]]:
-    """Return the prompts of the subject and of its class, which is what follows the first word."""
+    """Return the settings for the prompts of the subject and of its class, the words after the rare word.
+
+    Raise UserError if the subject has no class.
+    """
     article, words = _words(subject)
     kind = " ".join(words[1:])
     if not kind:
         raise UserError(
             f"--subject {subject!r} must be a rare word and what the subject is, such as 'sks dog'; the pictures of"
-            " that class show the model what it is not to change"
+            " that class show the model what it must not change"
         )
     if article in ("a", "an"):
         article = "an" if kind[0].lower() in "aeiou" else "a"
@@ -94,7 +97,7 @@ def _prompts(subject: str) -> list[tuple[str, str]]:
 
 
 def _words(subject: str) -> tuple[str, list[str]]:
-    """Return the article that a subject may begin with, in lower case, and its other words."""
+    """Return the article that a subject begins with, in lower case or "", and its other words."""
     words = subject.split()
     has_article = bool(words) and words[0].lower() in _ARTICLES
     return (words[0].lower(), words[1:]) if has_article else ("", words)

@@ -1,4 +1,4 @@
-"""The command `train`: photos become a tuned pipeline; the same command again resumes."""
+"""The command `train`: tune a pipeline on photos; the same command again resumes the run."""
 
 import argparse
 import importlib
@@ -21,12 +21,12 @@ log = logging.getLogger("booth")
 
 
 def add_parser(commands: Any, package: str) -> None:
-    parser = commands.add_parser("train", help="photos -> tuned pipeline; the same command again resumes")
+    parser = commands.add_parser("train", help="tune a pipeline on photos; the same command again resumes")
     add_short_form(parser)
-    parser.add_argument("--workdir", type=path, help="the run folder; of PHOTOS: runs/ and the subject")
+    parser.add_argument("--workdir", type=path, help="the run folder; default with PHOTOS: runs/ and the subject")
     parser.add_argument("--from-step", type=int, help="continue from this checkpoint instead of the newest")
     parser.add_argument(
-        "--accept-changes", action="store_true", help="a resumed run may have other steps or rates than it began with"
+        "--accept-changes", action="store_true", help="let a resumed run have other steps or rates than it began with"
     )
     add_verify(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the resolved config, stop")
@@ -34,20 +34,22 @@ def add_parser(commands: Any, package: str) -> None:
     push.add_options(parser)
     if package == "jaxbooth":
         group = parser.add_argument_group("several hosts", "not needed on Cloud TPU and under srun")
-        group.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0; give the same command on each host")
-        group.add_argument("--hosts", type=int, metavar="N", help="how many there are")
-        group.add_argument("--host", type=int, metavar="K", help="which one this is, from 0; host 0 has the photos")
+        group.add_argument(
+            "--coordinator", metavar="HOST:PORT", help="address of host 0; run the same command on each host"
+        )
+        group.add_argument("--hosts", type=int, metavar="N", help="number of hosts")
+        group.add_argument("--host", type=int, metavar="K", help="number of this host, from 0; host 0 has the photos")
     parser.set_defaults(run=run, coordinator=None, hosts=None, host=None)
 
 
 def run(package: str, options: argparse.Namespace) -> None:
-    """Train, or check everything with --dry-run."""
+    """Train or resume a run; with --dry-run check everything instead. Raise UserError for what the user can fix."""
     folder: str = options.workdir or workdir(options)
     config = read_short_form(package, options, folder)
     if folder and not options.workdir:
         log.info("--workdir %s", folder)
     if not options.dry_run and not folder:
-        raise UserError("--workdir is missing; give the folder the run is to live in")
+        raise UserError("--workdir is missing; give a folder for the run")
     push_to = push.destination(options, options.push_to_hub, "--push-to-hub")
     backend_class = load_backend(package)
     if options.verify:
@@ -62,7 +64,7 @@ def run(package: str, options: argparse.Namespace) -> None:
 
 
 def _check(backend_class: type[Backend], config: Any, workdir: str, push_to: push.Destination | None) -> None:
-    """Check all that can be checked before a run does any work, and print the config with all that is chosen."""
+    """Check everything that can be checked without training, and print the config with all chosen values."""
     config, inputs = checked(backend_class, config, workdir)
     if push_to:
         push_to.check()
@@ -75,9 +77,9 @@ def _check(backend_class: type[Backend], config: Any, workdir: str, push_to: pus
 
 
 def _join_hosts(package: str, options: argparse.Namespace) -> None:
-    """Join the hosts that the options name, if they do."""
+    """Join the hosts of --coordinator if it is given. Raise UserError if only some of the three options are given."""
     named = (options.coordinator, options.hosts, options.host)
     if any(value is not None for value in named):
         if None in named:
-            raise UserError("--coordinator, --hosts and --host go together; give all three, on each host")
+            raise UserError("--coordinator, --hosts and --host go together; give all three on each host")
         importlib.import_module(f"{package}.hosts").start(*named)

@@ -1,4 +1,4 @@
-"""Training with all that goes around it: the report, and a push of the finished run."""
+"""Training together with what accompanies it: the report, and the push of the finished run."""
 
 import logging
 from collections.abc import Collection
@@ -20,13 +20,13 @@ def train(
     meant: Collection[str] | None = None,
     publisher: loop.Publisher | None = None,
 ) -> loop.Run:
-    """Run or resume the whole job in `workdir` with `jaxbooth` or `torchbooth`, as `booth.train.loop.train` does.
+    """Run or resume the whole job in `workdir` with `jaxbooth` or `torchbooth`, and keep the run's page up to date.
 
-    The page of the run is kept up to date on the way.
+    Arguments and errors are those of `booth.train.loop.train`.
     """
     run = loop.train(
         load_backend(package), config, workdir, from_step, meant, publisher=publisher, refresh=write.refresh
     )
     if (run.path / write.PAGE).is_file():
-        log.info("to look at: %s", run.path / write.PAGE)
+        log.info("the page of the run: %s", run.path / write.PAGE)
     return run

@@ -1,4 +1,4 @@
-"""Grids that compare settings: an axis each of values, all else the same."""
+"""Grids that compare settings: each axis changes one setting, and all other settings stay the same."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ from booth.common.errors import UserError
 from booth.config.choices import SOLVERS
 from booth.config.fields import SEED
 
-MANY = 100  # images; more are made too, but first said
+MANY = 100  # images; a grid with more is made after a warning
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """How the values of an axis are read; `rule` completes the sentence "it must be ..."."""
+    """How the values of an axis are read and checked; `rule` completes the sentence "it must be ..."."""
 
     read: Callable[[str], Any]
     rule: str
@@ -25,7 +25,7 @@ class _Kind:
 
 _TEXT = _Kind(str, "text", lambda value: True, separator="|")
 
-# By the field of Recipe that the axis changes.
+# The kinds of axes by the field of Recipe that they change.
 AXES = {
     "guidance": _Kind(float, "a finite number, at least 0", lambda value: 0 <= value < math.inf),
     "steps": _Kind(int, "a whole number, at least 1", lambda value: value >= 1),
@@ -40,7 +40,7 @@ AXES = {
 
 @dataclass(frozen=True)
 class Axis:
-    """One side of the grid: a field of Recipe and its values."""
+    """One axis of a grid: a field of Recipe and its values."""
 
     name: str
     values: tuple[Any, ...]
@@ -52,7 +52,10 @@ class Axis:
 
 
 def read_axis(option: str, text: str) -> Axis:
-    """`guidance=3,5,7`, or `prompt=a photo|a drawing`, as given to `option`. UserError for what cannot be read."""
+    """Return the axis of a text such as `guidance=3,5,7` or `prompt=a photo|a drawing`, which `option` was given.
+
+    Raise UserError if the text cannot be read.
+    """
     name, _, values = text.partition("=")
     if name not in AXES:
         known = ", ".join(AXES)
@@ -72,18 +75,18 @@ def _read(what: str, kind: _Kind, text: str) -> Any:
 
 
 def read_axes(x: Sequence[str], y: Sequence[str]) -> list[Axis]:
-    """The axes given with --x and --y, in this order; UserError for one given twice."""
+    """Return the axes of --x and --y, in this order. Raise UserError if an axis is given twice."""
     for option, given in (("--x", x), ("--y", y)):
         if len(given) > 1:
             raise UserError(f"{option} is given twice; a grid has one axis across (--x) and one down (--y)")
     axes = [read_axis(option, text) for option, given in (("--x", x), ("--y", y)) for text in given]
     if len({axis.name for axis in axes}) < len(axes):
-        raise UserError(f"--x and --y are both {axes[0].name}; give one of them another name")
+        raise UserError(f"--x and --y are both {axes[0].name}; give two different names")
     return axes
 
 
 def varied(base: Recipe, across: Axis | None, down: Axis | None) -> list[Recipe]:
-    """The recipes of a grid, row by row."""
+    """Return the recipes of a grid, row by row."""
     rows = [replace(base, **{down.name: value}) for value in down.values] if down else [base]
     if across is None:
         return rows

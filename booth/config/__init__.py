@@ -1,7 +1,7 @@
-"""The settings of a run: their table, their values from files and the command line, and how they go together.
+"""The settings of a run: their table, their values from files and the command line, and the rules that join them.
 
-What a setting does lives where it is done; here is only what it may be, and no file of a model or photo is opened.
-This room may import `common`.
+The modules here only say which values a setting may have; other packages carry settings out. No model file and no photo
+is opened here. This package may import `common`.
 """
 
 from booth.config.loading import load_config

@@ -1,8 +1,8 @@
-"""What `auto` stands for: steps, class images and learning rate, by the photos and by what trains.
+"""Choose the values that `auto` stands for: steps, class images and learning rate.
 
-The rules of thumb for one object: 100 to 200 updates a photo (here 150, shared out over the rows of a batch), 200 to
-300 class images (here 200), a learning rate of 5e-6 for all weights and of 1e-4 for LoRA, and 1 for Prodigy, which
-finds it.
+The rules of thumb for one object are: 100 to 200 updates for each photo (here 150, divided by the batch size), 200 to
+300 class images (here 200), and a learning rate of 5e-6 for all weights or 1e-4 for LoRA. Prodigy finds the learning
+rate itself and gets the factor 1.
 """
 
 import logging
@@ -19,15 +19,17 @@ RATES = {"none": 5e-6, "lora": 1e-4}
 
 
 def with_numbers(config: Any, photos: int) -> Any:
-    """A copy of the config with numbers in place of each `auto` that is chosen by the photos or by what trains; says
-    what was chosen and why. Two stay, as they are what another field is: the alpha of adapters, and the text encoder's
-    learning rate."""
+    """Return a copy of the config with numbers instead of `auto`, and log each number with its reason.
+
+    `photos` is the number of the subject's photos. Two fields keep `auto`, because they follow another field: the alpha
+    of adapters and the text encoder's learning rate.
+    """
     config = config.copy_and_resolve_references()
     train = config.train
     if train.steps == AUTO:
         set_field(config, "train.steps", max(FEWEST_STEPS, round(STEPS_A_PHOTO * photos / train.batch_size)))
         log.info(
-            "train.steps=%d: %d for each of %d photos, over %d in a batch",
+            "train.steps=%d: %d for each of %d photos, divided by %d in a batch",
             train.steps, STEPS_A_PHOTO, photos, train.batch_size,
         )  # fmt: skip
     config.concepts = tuple(
@@ -41,7 +43,7 @@ def with_numbers(config: Any, photos: int) -> Any:
         prodigy = train.optimizer == "prodigy"
         set_field(config, "train.learning_rate", 1.0 if prodigy else RATES[config.adapter.kind])
         log.info(
-            "train.learning_rate=%g: as the recipes for %s=%s have it",
+            "train.learning_rate=%g: the rate of the recipes for %s=%s",
             train.learning_rate,
             *(("train.optimizer", "prodigy") if prodigy else ("adapter.kind", config.adapter.kind)),
         )

@@ -1,9 +1,9 @@
-"""The words that a setting can be, and the place for a caption in a prompt."""
+"""The words that some settings may have as values, and the placeholder for a caption in a prompt."""
 
 SOURCES = ("none", "text", "names", "metadata")
 
 
-PLACE = "{caption}"  # in instance.prompt
+PLACE = "{caption}"  # each caption replaces this in instance.prompt
 
 
 LOSSES = ("mse", "huber", "smooth_l1")

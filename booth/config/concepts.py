@@ -1,11 +1,11 @@
-"""Several concepts in one run: each has fields of `instance` and `prior` of its own, and the run's for the rest.
+"""Several concepts in one run. Each may have its own fields of `instance` and `prior`; other fields are the run's.
 
     concepts = (
         {"instance.images": "photos/dog", "instance.prompt": "a photo of sks dog", "prior.prompt": "a photo of dog"},
         {"instance.images": "photos/cat", "instance.prompt": "a photo of zwx cat", "prior.prompt": "a photo of cat"},
     )
 
-Their photos and class images are shown in one order; `weight` says how much a concept's rows count in the loss.
+The photos and class images of all concepts are mixed in one order; `weight` scales the loss of a concept's rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,16 @@ from typing import Any
 from booth.common.errors import UserError, naming
 from booth.config.values import WEIGHT, flat, set_field
 
-SECTIONS = ("instance", "prior")  # what a concept may have fields of
+SECTIONS = ("instance", "prior")  # a concept may have fields of these sections
 
 
 @dataclass(frozen=True)
 class Concept:
-    """`config`: the run's with this concept's fields; `name`: for messages, empty where there is only one."""
+    """One concept of a run.
+
+    `config` is the run's config with the concept's own fields; `name` is for messages and empty if the run has only one
+    concept; `weight` scales the loss of the concept's rows.
+    """
 
     config: Any
     name: str = ""
@@ -29,20 +33,25 @@ class Concept:
 
     @property
     def has_prior(self) -> bool:
-        """Whether class images are trained on beside its photos."""
+        """Whether the concept also trains on class images."""
         return bool(self.config.prior.weight > 0)
 
 
 def concepts_of(config: Any) -> tuple[Concept, ...]:
-    """Those of a run: the one of `instance` and `prior`, or those listed. UserError for fields they cannot have."""
+    """Return the concepts of a run: those in its list, or else the one of `instance` and `prior`.
+
+    Raise UserError if a concept has a field that no concept may have.
+    """
     if not config.concepts:
         return (Concept(config),)
     return tuple(_concept(config, place, entry) for place, entry in enumerate(config.concepts))
 
 
 def class_folder(concepts: Sequence[Concept], place: int, made: Path) -> Path:
-    """Where the class images of a concept are, `made` being where a run makes its own; concepts with the same `prior`
-    share them."""
+    """Return the folder with the class images of the concept at `place`.
+
+    `made` is the folder for class images that the run makes. Concepts with equal `prior` settings share one folder.
+    """
     settings = concepts[place].config.prior
     if settings.images:
         return Path(settings.images)
@@ -51,7 +60,7 @@ def class_folder(concepts: Sequence[Concept], place: int, made: Path) -> Path:
 
 
 def has_prior(config: Any) -> bool:
-    """Whether batches have class rows."""
+    """Return whether any concept trains on class images, so that batches have class rows."""
     return any(concept.has_prior for concept in concepts_of(config))
 
 

@@ -1,7 +1,7 @@
-"""What config files of YAML and JSON hold, as plain data.
+"""Read config files of YAML and JSON as plain data.
 
-In YAML all values are text but null: what a text means, the field knows that it is for. (YAML 1.1 takes 010 for 8, 1:30
-for 90, 1e-4 for text, and `no` for false, be it in a prompt.)
+All values of YAML except null are read as text; the field that a text is for decides what the text means. (YAML 1.1
+would read 010 as 8, 1:30 as 90, 1e-4 as text, and `no` as false, even in a prompt.)
 """
 
 import json
@@ -18,19 +18,22 @@ _NULL = "tag:yaml.org,2002:null"
 
 
 def read(path: Path) -> Any:
-    """The content of a file, JSON by its name or else YAML; whatever json and PyYAML raise, if it is neither."""
-    text = path.read_text(encoding="utf-8-sig")  # with or without the mark that Windows editors put first
+    """Return the content of a file: of JSON if its suffix is .json, else of YAML. Raise what json or PyYAML raise."""
+    text = path.read_text(encoding="utf-8-sig")  # with or without the byte order mark of Windows editors
     return json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else from_yaml(text)
 
 
 def from_yaml(text: str) -> Any:
-    """The same of a YAML text."""
+    """Return the content of a YAML text. Raise what PyYAML raises if it cannot be read."""
     return yaml.load(text, _Loader)
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data: no tags that make objects, no aliases (a few lines of them stand for more than fits into memory), and
-    no name twice in one place, of which only the last would count."""
+    """A loader for plain data.
+
+    It refuses tags that make objects, aliases (a few lines of aliases can stand for more than fits into memory), and a
+    name that occurs twice in one mapping (only the last one would count).
+    """
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, form) for tag, form in forms if tag == _NULL]
@@ -51,7 +54,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The same for JSON."""
+    """Return a dict of the pairs. Raise ValueError if a name occurs twice."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError(_twice(name for name, _ in pairs))
     return dict(pairs)

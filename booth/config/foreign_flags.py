@@ -1,10 +1,13 @@
-"""What the options of other training scripts are here: the tables of `docs/guide/migrating.md`, which a test compares
-with these. Who gives such an option to `train`, or such a name in a config, is told."""
+"""The options of other training scripts, and what replaces each of them here.
+
+A user who gives such an option to `train`, or such a name in a config, gets the replacement as an answer. The tables of
+`docs/guide/migrating.md` say the same; a test compares them.
+"""
 
 import re
 from collections.abc import Mapping
 
-# Of train_dreambooth.py, train_dreambooth_lora.py and train_dreambooth_flax.py of diffusers.
+# Options of train_dreambooth.py, train_dreambooth_lora.py and train_dreambooth_flax.py of diffusers.
 DIFFUSERS: Mapping[str, str] = {
     "pretrained_model_name_or_path": "`model.source`: a folder or a hub id; ids that have moved are followed",
     "revision": "`model.revision`",
@@ -74,7 +77,7 @@ DIFFUSERS: Mapping[str, str] = {
     "pretrained_vae_name_or_path": "not yet: the pipeline's own VAE",
 }
 
-# Of train_network.py and train_db.py of kohya's sd-scripts, where they are not named as above.
+# Options of train_network.py and train_db.py of kohya's sd-scripts whose names are not in the table above.
 KOHYA: Mapping[str, str] = {
     "v2": "not needed: read from the model",
     "v_parameterization": "not needed: read from the model",
@@ -176,18 +179,20 @@ KOHYA: Mapping[str, str] = {
 }
 
 _FLAGS = {**KOHYA, **DIFFUSERS}
-_FIELD = re.compile(r"`((\w+\.\w+)(=\w+)?)`")  # at the beginning: it is the whole of what an option is here
+_FIELD = re.compile(r"`((\w+\.\w+)(=\w+)?)`")  # a field at the beginning of an entry replaces the option
 
 
 def field_of(name: str) -> str | None:
-    """Our field for an option of those scripts, by its name; None for other names, and where there is none."""
+    """Return our field for an option of those scripts, by name; None if there is no such option or no such field."""
     match = _FIELD.match(_FLAGS.get(name, ""))
     return match[2] if match else None
 
 
 def answer(argument: str) -> str | None:
-    """What to say to someone who gives such an option, as `--name`, `--name=value` or with `-` for `_`; None to other
-    arguments."""
+    """Return the answer to an option of those scripts; None for other arguments.
+
+    The option may be given as `--name` or `--name=value`, and with `-` for `_`.
+    """
     name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
     if not argument.startswith("--") or name not in _FLAGS:
         return None

@@ -1,4 +1,4 @@
-"""Configs from `.py`, `.yaml` and `.json` files, or by the names of those that come with booth; and overrides."""
+"""Load configs from `.py`, `.yaml` and `.json` files, or by name if they come with booth, and apply overrides."""
 
 import importlib.util
 import re
@@ -24,7 +24,8 @@ def load_config(config: str | Path, overrides: Iterable[tuple[str, str]] = ()) -
     """Read a config and apply (name, text) overrides in order.
 
     `config` is a file, or the name, without a suffix, of a config that comes with booth; "" stands for the defaults.
-    A `.py` config is a program and is run; `.yaml` and `.json` are data only. Raises UserError.
+    A `.py` config is a program and is run; `.yaml` and `.json` are data only. Raise UserError if the config cannot be
+    read, or if a name or value is wrong.
     """
     loaded = _read_config(config_file(config)) if config else default_config()
     for name, text in overrides:
@@ -37,7 +38,7 @@ def _read_config(path: Path) -> ConfigDict:
 
 
 def config_file(config: str | Path) -> Path:
-    """Return the file of a config that is given as `--config`; UserError if there is none."""
+    """Return the file of a config that is given as `--config`. Raise UserError if there is none."""
     path, own = Path(config), configs()
     is_name = str(config) == path.name and not path.suffix
     if is_name and path.name in own:
@@ -53,13 +54,13 @@ def config_file(config: str | Path) -> Path:
 
 
 def configs() -> dict[str, Path]:
-    """Return the configs that come with booth by name: in the package, or beside it in a checkout."""
+    """Return {name: file} of the configs that come with booth, in the package or beside it in a checkout."""
     folder = next(filter(Path.is_dir, (_PACKAGE / "configs", _PACKAGE.parent / "configs")), _PACKAGE)
     return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
 
 
 def _with_values(values: Mapping[str, Any]) -> ConfigDict:
-    """Return the default config with other values, by dotted names."""
+    """Return the default config with these values, given by dotted names."""
     config = default_config()
     for name, value in values.items():
         set_field(config, name, value)
@@ -76,7 +77,7 @@ def _run_config_file(path: Path) -> ConfigDict:
     except UserError:
         raise
     except Exception as error:  # the user's file may raise anything
-        if unknown := _unknown_field(error, path):  # the locked ConfigDict speaks, and lists the whole section
+        if unknown := _unknown_field(error, path):  # the locked ConfigDict's own message lists the whole section
             raise UserError(f"--config {path}: {unknown!r} does not exist{suggestion(unknown)}") from error
         raise UserError(f"--config {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
     if not isinstance(loaded, ConfigDict):
@@ -102,10 +103,11 @@ def _read_data_file(path: Path) -> dict[str, Any]:
             raise UserError(f"--config {path} must hold sections such as 'train:' with fields in them")
         if tree.keys() == {"backend", "run_id", "config"}:  # a run's own config.json
             tree = of_record(tree["config"])
-        tree = {name: value for name, value in tree.items() if value is not None or name not in SECTIONS}  # left empty
+        # Empty sections are None.
+        tree = {name: value for name, value in tree.items() if value is not None or name not in SECTIONS}
         fields = flat(tree)
         return fields if path.suffix == ".json" else {name: of_text(name, value) for name, value in fields.items()}
     except (OSError, UserError):
         raise
-    except Exception as error:  # PyYAML raises what it likes; what is nested too deep is a RecursionError
+    except Exception as error:  # PyYAML may raise anything; deep nesting is a RecursionError
         raise UserError(f"--config {path} cannot be read: {' '.join(str(error).split())[:300]}") from error

@@ -1,4 +1,4 @@
-"""Settings by their dotted names, and what may be meant by a name that none has."""
+"""Find settings by their dotted names, and suggest settings for unknown names."""
 
 import difflib
 import re
@@ -11,12 +11,12 @@ from booth.config.fields import FIELDS, Field
 BY_NAME = {field.name: field for field in FIELDS}
 SECTIONS = {name.partition(".")[0] for name in BY_NAME}
 
-short = reprlib.Repr()  # what a file holds may be large, and deeper nested than repr() goes
+short = reprlib.Repr()  # values of a file may be large, and nested more deeply than repr() allows
 short.maxstring = short.maxother = 200
 
 
 def field_named(name: str) -> Field:
-    """Return the field; UserError for an unknown name, with what may be meant."""
+    """Return the field of this name. Raise UserError with a suggestion if the name is unknown."""
     if name not in BY_NAME:
         raise UserError(f"config field {short.repr(name)} does not exist{suggestion(name)}")
     return BY_NAME[name]
@@ -25,8 +25,8 @@ def field_named(name: str) -> Field:
 def similar(name: str) -> list[str]:
     """Return the fields that an unknown name may mean.
 
-    In this order: a key of the same section in other words, what other scripts call so, a similar key of the same
-    section, the same or a similar key of any section.
+    The first of these that exists counts: the key of the same section with `lr` spelled out, the field for an option of
+    other scripts, a similar key of the same section, an equal or similar key of any section.
     """
     section, key = name.partition(".")[0], name.rpartition(".")[2]
     inside = [field.partition(".")[2] for field in BY_NAME if field.startswith(section + ".")]
@@ -42,7 +42,7 @@ def similar(name: str) -> list[str]:
 
 
 def suggestion(name: str) -> str:
-    """Return the end of an error message: what may be meant, or what there is."""
+    """Return the end of an error message: similar names, or else the names of the section."""
     if close := similar(name):
         return f"; did you mean {' or '.join(map(repr, close))}?"
     section = name.partition(".")[0]

@@ -1,4 +1,4 @@
-"""How a config names a model or a dataset: a folder, a file, an id on the hub or its page, or the embedded base."""
+"""The ways in which a config names a model or a dataset: folder, file, hub id, page on the hub, or embedded base."""
 
 import re
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/", re.IG
 
 
 def is_id(source: str) -> bool:
-    """Whether a model or dataset is meant to be on the hub: `owner/name`, and nothing of that name is here."""
+    """Return whether a source is a hub id: it has the form `owner/name`, and no file or folder here has that name."""
     return _ID.fullmatch(source) is not None and not Path(source).exists()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What the hub has, and the fields of a config that name it."""
+    """One kind of repository on the hub, and the fields of a config that name such a repository."""
 
     type: Literal["model", "dataset"]
     source: str
     revision: str
-    pages: str  # their web pages begin so
-    index: str = ""  # the file without which it is none
+    pages: str  # the beginning of the address of its web pages
+    index: str = ""  # the file that every repository of this kind has, if there is one
 
 
 MODEL = Kind("model", "model.source", "model.revision", "https://huggingface.co/", "model_index.json")
@@ -37,11 +37,11 @@ DATASET = Kind("dataset", "instance.images", "instance.revision", "https://huggi
 
 
 def of_page(source: str, kind: Kind, revision: str | None, option: str = "") -> tuple[str, str]:
-    """(id, revision) of what the user gave as a model or dataset: the address of its page, of the page of a branch, or
-    an id with a slash behind it; and what is none of these as it is.
+    """Return (id, revision) of a model or dataset as the user named it.
 
-    `revision`: what the user gave beside it, None where there is no such setting. UserError, with the `option` named,
-    for other pages and for two revisions.
+    The source may be the address of its page or of the page of a branch, or an id with a slash at the end. Any other
+    source is returned as it is. `revision` is what the user gave beside it; None if there is no such setting. Raise
+    UserError, which names the `option`, for other pages and for two different revisions.
     """
     where, given = f"{option or kind.source}={source}", revision or ""
     if not (page := _PAGE.match(source)):
@@ -53,7 +53,7 @@ def of_page(source: str, kind: Kind, revision: str | None, option: str = "") -> 
     if of != kind.type:
         raise UserError(f"{where} is the page of a {of}; give a {kind.type}, by its page or as owner/name")
     if not _ID.fullmatch(name):
-        raise UserError(f"{where} is no page of one {kind.type}; give its id, owner/name")
+        raise UserError(f"{where} is not the page of one {kind.type}; give its id, owner/name")
     if rest and (rest[0] in ("blob", "resolve", "raw") or (rest[0] == "tree" and len(rest) > 2)):
         raise UserError(f"{where} is a part of {name}; give that id, or download the part and give its path")
     found = rest[1] if len(rest) == 2 and rest[0] in ("tree", "commit") else ""

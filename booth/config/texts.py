@@ -1,4 +1,4 @@
-"""What a text from the command line or from YAML means: the setting that it is for decides."""
+"""Convert texts from the command line or from YAML into values; the setting decides what a text means."""
 
 import re
 from collections.abc import Mapping
@@ -13,21 +13,24 @@ _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
 def parse_text(name: str, text: str) -> Any:
-    """Return a command-line value in the field's type: booleans are true/false, never "any text is true"."""
+    """Return a command-line value in the field's type.
+
+    A text that has no meaning in the field is returned as it is. Raise UserError for an unknown name.
+    """
     if field_named(name).kind is not tuple:
         return of_text(name, text)
-    if not text.startswith("["):  # one prompt, whatever its ":" and "#" mean in YAML
+    if not text.startswith("["):  # a single prompt, in which ":" and "#" have no meaning
         return (text,) if text else ()
     try:
         return of_text(name, data_file.from_yaml(text))
-    except Exception:  # PyYAML raises what it likes
+    except Exception:  # PyYAML may raise any exception
         return text
 
 
 def of_text(name: str, value: Any) -> Any:
-    """Return what a text from YAML or the command line means in a field, or as a concept's weight.
+    """Return the value of a text from YAML or the command line for a field or a concept's weight.
 
-    A text that means nothing there stays as it is, and so does a value that is no text.
+    A text that has no meaning there is returned as it is, and so is a value that is not a text.
     """
     if name == CONCEPTS and isinstance(value, list):
         return [_concept(entry) for entry in value]
@@ -36,8 +39,8 @@ def of_text(name: str, value: Any) -> Any:
         return value
     if kind is bool and value.lower() in (*_TRUE, *_FALSE):
         return value.lower() in _TRUE
-    with suppress(ValueError, OverflowError):  # also of more digits than Python reads
-        if kind is int:  # 010 is ten: who writes it aligns columns; 0x10 can only be sixteen
+    with suppress(ValueError, OverflowError):  # for example, more digits than Python reads
+        if kind is int:  # 010 is ten, because zeros may align columns; 0x10 is sixteen
             return int(value, 0 if re.match(r"[+-]?0[xo]", value, re.IGNORECASE) else 10)
         if kind is float:
             return float(value)

@@ -1,4 +1,4 @@
-"""What a run trains, as its config says: networks, tensors, and the groups that have a learning rate of their own."""
+"""Find what a run trains by its config: networks, tensors, and the groups with their own learning rates."""
 
 from ml_collections import ConfigDict
 
@@ -9,7 +9,7 @@ def trained_networks(config: ConfigDict) -> tuple[str, ...]:
 
 
 def trains_text(config: ConfigDict) -> bool:
-    """Return whether contexts change while a run trains, so that updates begin with token ids."""
+    """Return whether text embeddings change while a run trains, so that each update encodes token ids anew."""
     return bool(config.train.text_encoder or config.tokens.add)
 
 
@@ -27,7 +27,7 @@ def is_pulled(config: ConfigDict, name: str) -> bool:
 
 
 def rate_group(name: str) -> str:
-    """Return whose learning rate a trained tensor has, named `component.name`: its component's or new tokens'."""
+    """Return the learning-rate group of a tensor, named `component.name`: its component, or "tokens" for new tokens."""
     return "tokens" if ".token_embedding.added." in name else name.partition(".")[0]
 
 

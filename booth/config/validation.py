@@ -1,4 +1,4 @@
-"""Checks of a whole config before any work is done: each value, how they go together, what a backend has."""
+"""Check a whole config before any work is done: each value, combinations of values, and what a backend has."""
 
 import math
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from booth.config.values import flat, flatten, get, is_remote, typed, without_ef
 
 
 def validate_settings(config: ConfigDict, backend: str) -> None:
-    """Raise UserError for the first field that breaks its rule, alone, with others, or on this backend.
+    """Raise UserError for the first field that breaks a rule: its own, one with other fields, or one of this backend.
 
-    `booth.data.input_rules.validate` also checks what the user must name.
+    `booth.data.input_rules.validate` also checks the fields that have no default and must be given.
     """
     _validate_values(config)
     for concept in concepts_of(config):
@@ -29,7 +29,7 @@ def validate_settings(config: ConfigDict, backend: str) -> None:
 
 
 def validate_plan(config: ConfigDict, backend: str) -> None:
-    """The same for a plan, which needs no photos and prompts."""
+    """Raise UserError for the first field that breaks a rule of a plan, which needs no photos and prompts."""
     _validate_values(config)
     if not config.model.source.strip():
         raise UserError("model.source is empty; name the model to plan for, with --config.model.source=...")
@@ -39,7 +39,7 @@ def validate_plan(config: ConfigDict, backend: str) -> None:
 
 
 def _validate_values(config: ConfigDict) -> None:
-    """Each field alone."""
+    """Raise UserError for the first field whose value breaks its own rule."""
     for field in FIELDS:
         value = typed(field.name, get(config, field.name))
         if field.auto and value == AUTO:
@@ -65,15 +65,15 @@ def _validate_effects(config: ConfigDict) -> None:
 
 @dataclass(frozen=True)
 class Idle:
-    """A field that is set and does not count."""
+    """A field that is set and has no effect."""
 
     field: Field
-    setting: str  # with its value, and the concept that has it
+    setting: str  # name and value, after the name of the concept if it has the field
     why: str
 
 
 def idle_fields(config: ConfigDict) -> Iterator[Idle]:
-    """Those of each concept that it has for itself, and those of the run that do not count in any concept."""
+    """Yield the idle fields: those of a concept that it sets itself, and those of the run that no concept uses."""
     concepts = concepts_of(config)
     idle = [without_effect(flatten(concept.config)) for concept in concepts]
     for place, concept in enumerate(concepts):
@@ -91,7 +91,7 @@ def _idle(where: str, config: ConfigDict, field: Field) -> Idle:
 
 
 def check_backend(config: ConfigDict, backend: str) -> None:
-    """Raise UserError for a setting that this backend has not, on any machine."""
+    """Raise UserError for a setting that this backend does not have on any machine."""
     for field in FIELDS:
         value = get(config, field.name)
         if (having := field.backends_with(value)) and backend not in having:
@@ -113,7 +113,7 @@ def check_backend(config: ConfigDict, backend: str) -> None:
 
 
 def validate_updates(config: ConfigDict) -> None:
-    """How the fields of an update go together."""
+    """Raise UserError if the fields of an update do not go together."""
     train = config.train
     if train.batch_size % train.accumulation:
         raise UserError(
@@ -127,8 +127,8 @@ def validate_updates(config: ConfigDict) -> None:
         raise UserError(f"train.lr_end={train.lr_end} must be less than train.learning_rate={train.learning_rate}")
     if train.debiased_estimation and train.min_snr_gamma:
         raise UserError(
-            f"train.debiased_estimation=true does not go with train.min_snr_gamma={train.min_snr_gamma}: both say what"
-            " a timestep counts; leave one of them out"
+            f"train.debiased_estimation=true does not go with train.min_snr_gamma={train.min_snr_gamma}: both set the"
+            " loss weights of timesteps; leave one of them out"
         )
     _validate_memory(config)
     _validate_pull(config)
@@ -140,14 +140,14 @@ def validate_updates(config: ConfigDict) -> None:
 
 
 def _validate_pull(config: ConfigDict) -> None:
-    """What cannot be pulled towards the base's weights."""
+    """Raise UserError if train.pull does not go with the other fields."""
     train = config.train
     if train.pull == 0:
         return
     if config.adapter.kind == "lora":
         raise UserError(
-            f"train.pull={train.pull} must be 0 with adapter.kind='lora': adapters begin at 0, so towards the base"
-            " pulls train.weight_decay already"
+            f"train.pull={train.pull} must be 0 with adapter.kind='lora': adapters begin at 0, so"
+            " train.weight_decay already pulls towards the base"
         )
     if not trained_networks(config):
         raise UserError(f"train.pull={train.pull} must be 0 where only new tokens train: the base has none of them")
@@ -159,20 +159,20 @@ def _validate_pull(config: ConfigDict) -> None:
     rates = [rate for rate in (train.learning_rate, train.text_encoder_learning_rate) if rate != AUTO]
     if rates and (rate := max(rates)) * train.pull >= 1:
         raise UserError(
-            f"train.pull={train.pull} must be less than {1 / rate:g}, 1 / the learning rate: an update would not leave"
-            " the base"
+            f"train.pull={train.pull} must be less than {1 / rate:g}, 1 / the learning rate: an update would go"
+            " back to the base"
         )
 
 
 def _validate_prodigy(config: ConfigDict) -> None:
-    """Prodigy finds one rate for all that trains, from all of it."""
+    """Raise UserError for fields that do not go with Prodigy, which finds one learning rate from all tensors."""
     train, memory = config.train, config.memory
     if train.optimizer != "prodigy":
         return
     if train.learning_rate != AUTO and train.learning_rate < 0.1:
         raise UserError(
             f"train.learning_rate={train.learning_rate} must be at least 0.1, best 1, with train.optimizer='prodigy':"
-            " it is a factor of the rate that this finds"
+            " it is a factor of the rate that Prodigy finds"
         )
     if config.tokens.add or train.text_encoder_learning_rate not in (AUTO, train.learning_rate):
         raise UserError(
@@ -186,13 +186,13 @@ def _validate_prodigy(config: ConfigDict) -> None:
         )
     if train.pull:
         raise UserError(
-            f"train.pull={train.pull} must be 0 with train.optimizer='prodigy': its strength goes with the learning"
-            " rate, which is not known before"
+            f"train.pull={train.pull} must be 0 with train.optimizer='prodigy': its strength depends on the"
+            " learning rate, which is not known before training"
         )
 
 
 def _validate_memory(config: ConfigDict) -> None:
-    """Techniques that exclude each other."""
+    """Raise UserError if memory techniques exclude each other."""
     train, memory = config.train, config.memory
     if memory.fused_backward and train.accumulation > 1:
         raise UserError(
@@ -211,8 +211,8 @@ def _validate_memory(config: ConfigDict) -> None:
         )
     if memory.weights == "bf16" and train.precision != "bf16":
         raise UserError(
-            f"memory.weights='bf16' needs train.precision='bf16', not {train.precision!r}: weights of 8 bits gain"
-            " nothing from products that are more exact"
+            f"memory.weights='bf16' needs train.precision='bf16', not {train.precision!r}: weights with 8"
+            " significant bits gain nothing from more exact products"
         )
     if train.channels_last and (
         memory.weights == "bf16"
@@ -221,7 +221,7 @@ def _validate_memory(config: ConfigDict) -> None:
     ):
         raise UserError(
             "train.channels_last=true does not go with memory.weights='bf16', memory.offload_optimizer='always' or"
-            f" train.optimizer={train.optimizer!r}: they work on tensors as they lie in memory; leave one of them out"
+            f" train.optimizer={train.optimizer!r}: they use the order of values in memory; leave one of them out"
         )
     if train.compile in ("reduce-overhead", "max-autotune") and train.accumulation > 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Settings by their dotted names: the config that holds them, their values and types, and the names that may be meant.
+"""The config that holds all settings: get and set values by dotted names, and check their types.
 
 `booth.config.loading` reads configs from files, and `booth.config.validation` checks how the values go together.
 """
@@ -17,26 +17,26 @@ from booth.config.names import BY_NAME, field_named, short
 from booth.config.sources import DATASET, EMBEDDED, MODEL, is_id, of_page
 
 CONCEPTS = "concepts"  # the one field that is not in a section; `booth.config.concepts` reads it
-WEIGHT = "weight"  # what a concept has beside fields
+WEIGHT = "weight"  # a concept has this number beside fields
 _MODEL_CONFIG = "model.config"
 _EXAMPLE = "[{instance.images: photos/dog, instance.prompt: a photo of sks dog, prior.prompt: a photo of dog}]"
 
 
 class _Section(ConfigDict):
-    """Takes "auto" in place of a number where a field may be that, and a number again in place of it."""
+    """A section of the config in which fields that may be "auto" can change between "auto" and a number."""
 
     _may_be_auto = frozenset(field.name.rpartition(".")[2] for field in FIELDS if field.auto)
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key in self._may_be_auto and any(one == AUTO for one in (value, self.get(key)) if isinstance(one, str)):
-            with self.ignore_type():  # which every use checks once more: see `typed`
+            with self.ignore_type():  # `typed` checks the value before each use
                 super().__setitem__(key, value)
         else:
             super().__setitem__(key, value)
 
 
 def default_config() -> ConfigDict:
-    """The locked ConfigDict with every field at its default."""
+    """Return a locked ConfigDict with every field at its default."""
     tree: dict[str, Any] = {}
     for field in FIELDS:
         section, _, key = field.name.partition(".")
@@ -49,10 +49,10 @@ def default_config() -> ConfigDict:
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
-    """A copy whose paths are absolute and written one way: `~`, a trailing slash or another folder change nothing.
+    """Return a copy of a config whose paths are absolute, without `~` or a slash at the end.
 
-    A hub id and "embedded" stay as they are; the address of a page on the hub becomes the id. UserError for a page that
-    names neither a model nor a dataset.
+    A hub id and "embedded" stay as they are; the address of a page on the hub becomes the id. Raise UserError for a
+    page that names neither a model nor a dataset.
     """
     config = config.copy_and_resolve_references()
     for name, value in _written_one_way(flatten(config)).items():
@@ -62,7 +62,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
 
 
 def _written_one_way(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat fields of a config or of a concept, their paths as `resolved` has them."""
+    """Return the flat fields of a config or a concept with paths and ids in the form that `resolved` describes."""
     fields = dict(fields)
     for kind in (MODEL, DATASET):
         if isinstance(source := fields.get(kind.source), str):
@@ -74,21 +74,21 @@ def _written_one_way(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(name: str, value: Any) -> Any:
-    """A field's value; if it is a local path, from the root."""
+    """Return a field's value; if it is a local path, return it absolute."""
     local = name in BY_NAME and BY_NAME[name].is_path and isinstance(value, str) and value and not is_remote(value)
     model = name in (MODEL.source, _MODEL_CONFIG)
     if not local or (model and value == EMBEDDED) or ((model or name == DATASET.source) and is_id(value)):
         return value
-    return str(Path(os.path.expanduser(value)).absolute())  # noqa: PTH111 (Path's own raises for an unknown user)
+    return str(Path(os.path.expanduser(value)).absolute())  # noqa: PTH111 (Path.expanduser raises for an unknown user)
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path names a scheme, such as gs://."""
+    """Return whether a path begins with a scheme, such as gs://."""
     return re.match(r"\w{2,}://", path) is not None  # C:// is a drive
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-    """`{"train.steps": 800, ...}` in the order of FIELDS."""
+    """Return all values by dotted names, `{"train.steps": 800, ...}`, in the order of FIELDS."""
     return {field.name: get(config, field.name) for field in FIELDS}
 
 
@@ -98,12 +98,12 @@ def get(config: ConfigDict, name: str) -> Any:
 
 
 def default_of(name: str) -> Any:
-    """The default of one field by its dotted name."""
+    """Return the default of a field, given by its dotted name."""
     return BY_NAME[name].default
 
 
 def set_field(config: ConfigDict, name: str, value: Any) -> None:
-    """Set one field by its dotted name; UserError for an unknown name or a value of another type."""
+    """Set a field by its dotted name. Raise UserError for an unknown name or a value of another type."""
     value = typed(name, value)
     section, _, key = name.partition(".")
     if key:
@@ -113,10 +113,10 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def typed(name: str, value: Any) -> Any:
-    """Return the value in the field's type, or "auto" where it may be that.
+    """Return the value in the field's type, or "auto" if the field allows it.
 
-    Only conversions that lose nothing are made: 1 becomes 1.0, and a list a tuple. UserError for an unknown name,
-    another type, a number beyond 64 bits, and a text that no path or no prompt can be.
+    Only lossless conversions are made: 1 becomes 1.0, and a list becomes a tuple. Raise UserError for an unknown name,
+    a value of another type, a number of more than 64 bits, and a text that cannot be a path or a prompt.
     """
     field = field_named(name)
     if field.auto and isinstance(value, str) and value == AUTO:
@@ -135,7 +135,7 @@ def typed(name: str, value: Any) -> Any:
 
 
 def _typed_list(field: Field, values: Sequence[Any]) -> tuple[Any, ...]:
-    """Return a list of texts, or of concepts, as a tuple."""
+    """Return a list of texts or of concepts as a tuple. Raise UserError if it holds anything else."""
     kind = Mapping if field.name == CONCEPTS else str
     if not all(isinstance(value, kind) for value in values):
         raise _wrong_type(field, values)
@@ -162,7 +162,7 @@ def _check_text(field: Field, text: str) -> None:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train.steps": 800}` of `{"train": {"steps": 800}}`; names with dots stay as they are."""
+    """Return `{"train.steps": 800}` for `{"train": {"steps": 800}}`; names with dots stay as they are."""
     fields: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -171,7 +171,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def without_effect(fields: Mapping[str, Any]) -> list[Field]:
-    """The fields of a flat config that are not at their defaults and yet do not count, by what others are."""
+    """Return the fields of a flat config that differ from their defaults but have no effect with the other values."""
     return [
         field
         for field in FIELDS
@@ -182,17 +182,20 @@ def without_effect(fields: Mapping[str, Any]) -> list[Field]:
 
 
 def may_change(name: str) -> bool:
-    """Whether a resumed run may have another value of this field than the run began with."""
+    """Return whether a resumed run may have another value of this field than it began with."""
     name = re.sub(rf"^{CONCEPTS}\[\d+\]\.", "", name)
     return name in BY_NAME and BY_NAME[name].may_change
 
 
 def is_place(name: str) -> bool:
-    """Whether a field says where something is."""
+    """Return whether the values of a field are paths."""
     return name in BY_NAME and BY_NAME[name].is_path
 
 
 def must_be_meant(name: str) -> bool:
-    """Whether such a value changes what a resumed run becomes, so that the command line must say that it is meant."""
+    """Return whether the user must confirm another value of a field on resume, because it changes the result.
+
+    The user confirms it on the command line, with NAME=VALUE or --accept-changes.
+    """
     chosen = name in BY_NAME and BY_NAME[name].auto is not None
     return may_change(name) and (chosen or name.startswith(("train.lr_", "tokens.")))

@@ -1,1 +1,1 @@
-"""How the embedded base is trained: pictures, then the autoencoder, then text encoder and UNet; see `train_base.py`."""
+"""The stages of training the embedded base: pictures, autoencoder, text encoder and UNet; see `train_base.py`."""

@@ -1,6 +1,6 @@
-"""The base's autoencoder: pictures <-> latents of a quarter of their side, in 4 channels.
+"""The base's autoencoder, between pictures and latents of a quarter of their side with 4 channels.
 
-Pictures are uint8 [n, h, w, 4], the last channel the object's share of each pixel (`base_training.pictures`).
+Pictures are uint8 [n, h, w, 4]; the last channel is the object's share of each pixel (`base_training.pictures`).
 """
 
 from collections.abc import Callable, Iterator
@@ -27,13 +27,13 @@ CONFIG = {
     "act_fn": "silu",
 }
 BATCH, PEAK_RATE, POLISHING_RATE, CRITICS_RATE = 32, 2e-3, 1e-3, 1e-3
-OBJECT_WEIGHT = 3.0  # what a pixel of an object counts more than one of the setting, when the decoder is polished
-FEATURES_WEIGHT, CRITICS_WEIGHT = 2.0, 0.2  # beside the error, when the decoder is polished
-KL_WEIGHT = 1e-3  # of the mean over latents: keeps them near a unit normal, smooth enough for a small UNet
+OBJECT_WEIGHT = 3.0  # extra weight of an object's pixels when the decoder is polished
+FEATURES_WEIGHT, CRITICS_WEIGHT = 2.0, 0.2  # weights beside the error when the decoder is polished
+KL_WEIGHT = 1e-3  # for the mean over latents; keeps them near a unit normal, smooth enough for a small UNet
 
 
 def train_autoencoder(pictures: np.ndarray, steps: int, seed: int) -> AutoencoderKL:
-    """An autoencoder whose scaling_factor gives latents a standard deviation of 1, on the best device."""
+    """Return a trained autoencoder, on the best device; its scaling_factor gives latents a standard deviation of 1."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(**CONFIG).to(best_device()).train()
 
@@ -51,12 +51,12 @@ def train_autoencoder(pictures: np.ndarray, steps: int, seed: int) -> Autoencode
 
 
 def polish_decoder(vae: AutoencoderKL, pictures: np.ndarray, moments: np.ndarray, steps: int, seed: int) -> None:
-    """Train the decoder alone, in place: latents stay what they are, pictures get sharp.
+    """Train only the decoder, in place: pictures become sharp, and latents do not change.
 
-    A small network learns beside it to tell decoded pictures from drawn ones, patch by patch; the decoder is to deceive
-    it (arXiv 2012.09841, section 3.1) and to give rise to the same features in it (arXiv 1711.11585, section 3.2).
-    Errors alone are least where the decoder blurs what it cannot know. `moments` float16 [2, n, 4, h, w] are the means
-    and standard deviations of the pictures' scaled posteriors.
+    A small network, the critic, learns at the same time to tell decoded patches from drawn ones. The decoder learns to
+    deceive the critic (arXiv 2012.09841, section 3.1) and to give it the same features (arXiv 1711.11585, section 3.2).
+    The error alone would be smallest if the decoder blurred what it cannot know. `moments` float16 [2, n, 4, h, w] are
+    the means and standard deviations of the pictures' scaled posteriors.
     """
     torch.manual_seed(seed)
     vae.requires_grad_(False)
@@ -91,9 +91,10 @@ def polish_decoder(vae: AutoencoderKL, pictures: np.ndarray, moments: np.ndarray
 
 
 class _Critic(torch.nn.Module):
-    """Pictures [b, 3, h, w] -> features of each layer, and last a verdict [b, 1, h/4, w/4]: drawn (1) or decoded (-1).
+    """A network that tells drawn pictures from decoded ones.
 
-    Each verdict is about a patch of 26 pixels.
+    From pictures [b, 3, h, w] it computes the features of each layer, and as the last of these a verdict
+    [b, 1, h/4, w/4]: 1 for drawn, -1 for decoded. Each verdict is about a patch of 26 x 26 pixels.
     """
 
     def __init__(self) -> None:
@@ -121,7 +122,7 @@ def _train(
     seed: int,
     name: str,
 ) -> None:
-    """Train a module in place; `loss_of(rows, rng)` is (loss, decoded, pixels) of these examples."""
+    """Train a module in place; `loss_of(rows, rng)` returns (loss, decoded, pixels) of the examples in `rows`."""
     adam, schedule = optimizer(module.parameters(), peak_rate, [steps], weight_decay=0.0)
     rng = torch.Generator().manual_seed(seed)
     with trange(steps, desc=name, unit="step") as progress:
@@ -139,7 +140,7 @@ def _train(
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Mean and standard deviation of the posterior, float32 [b, 4, h/4, w/4] each, batch by batch, on the CPU."""
+    """Yield mean and standard deviation of the posterior, batch by batch on the CPU: float32 [b, 4, h/4, w/4] each."""
     for start in range(0, len(pictures), batch):
         posterior = _posterior(vae, to_pixels(pictures[start : start + batch]).to(vae.device))
         yield posterior.mean.cpu(), posterior.std.cpu()
@@ -147,7 +148,7 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Iterato
 
 @torch.no_grad()
 def through(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Iterator[np.ndarray]:
-    """Pictures encoded and decoded, uint8 [b, h, w, 3], batch by batch."""
+    """Yield the pictures after encoding and decoding, batch by batch: uint8 [b, h, w, 3]."""
     for start in range(0, len(pictures), batch):
         pixels = to_pixels(pictures[start : start + batch]).to(vae.device)
         decoded = _decoded(vae, _posterior(vae, pixels).mean)
@@ -155,13 +156,13 @@ def through(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Iterat
 
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 [b, h, w, 3 or 4] -> float32 [b, 3, h, w] from -1 to 1."""
+    """Convert pictures uint8 [b, h, w, 3 or 4] to pixels float32 [b, 3, h, w] from -1 to 1."""
     return torch.tensor(pictures[..., :3]).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 @torch.no_grad()
 def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in decibels, of values from -1 to 1."""
+    """Return the peak signal-to-noise ratio in decibels; values are from -1 to 1."""
     return float(-10 * torch.log10(((decoded.clamp(-1, 1) - pixels) / 2).square().mean()))
 
 
@@ -181,9 +182,9 @@ def _normal(like: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 
 def _picture_error(decoded: torch.Tensor, pixels: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-    """L1 at three scales, and of the differences between neighbours: edges count beside areas.
+    """Return the L1 error at three scales, plus that of the differences between neighbours, so that edges count too.
 
-    `weight` [b, 1, h, w] is how much each pixel counts; None: all alike.
+    `weight` [b, 1, h, w] is the weight of each pixel; None means equal weights.
     """
     error = decoded - pixels
     weight = torch.ones_like(error[:, :1]) if weight is None else weight

@@ -10,10 +10,10 @@ TELLS_SETTING, TELLS_COLOUR, HAS_MADE_UP_WORD = 0.85, 0.4, 0.15
 
 
 def training_caption(world_seed: int, index: int, rng: np.random.Generator) -> str:
-    """A true caption of an example, another one each time.
+    """Return a true caption of an example, a different one each time.
 
-    Some have a made-up word before the noun, which means nothing: so the base takes an identifier such as sks for just
-    that, as large models do, instead of being thrown by a word it has never read.
+    Some captions have a made-up word without meaning before the noun. They teach the base that such a word changes
+    nothing, so that it is not confused by an identifier such as sks, which it has never read.
     """
     instance, scene = example(world_seed, index)
     template = TEMPLATES[rng.integers(len(TEMPLATES))]

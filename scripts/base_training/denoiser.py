@@ -1,4 +1,4 @@
-"""The base's text encoder and UNet, trained together: captions -> latents, predicting the velocity."""
+"""The base's text encoder and UNet, trained together to predict the velocity of latents from captions."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,8 +43,8 @@ TEXT_ENCODER = {
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
-    # It ends in nearly pure noise. Stable Diffusion's own leaves a signal of 0.07, in which latents as small as these
-    # still show how dark a picture is to be, and sampling starts without it.
+    # This schedule ends in nearly pure noise. Stable Diffusion's own leaves a signal of 0.07, in which latents as small
+    # as these still show how dark a picture is; but sampling starts without that signal.
     "beta_schedule": "linear",
     "beta_start": 0.0001,
     "beta_end": 0.02,
@@ -59,14 +59,14 @@ SAVE_EVERY = 500
 
 
 class Networks(NamedTuple):
-    """What is trained together."""
+    """The two networks that are trained together."""
 
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
 
 
 def build() -> Networks:
-    """Both networks, initialised as their libraries do it."""
+    """Return both networks, initialised by their libraries."""
     return Networks(UNet2DConditionModel(**UNET), CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)))
 
 
@@ -80,13 +80,12 @@ def train_denoiser(
     checkpoint: Path,
     look: Callable[[int, Networks], None],
 ) -> Networks:
-    """The moving average of networks trained on the first n examples of the world.
+    """Train both networks on the first n examples of the world and return the moving average of their weights.
 
-    `moments` float16 [2, n, 4, h, w] are means and standard deviations of the scaled posteriors, `shares` [n, h, w] the
-    object's share of each latent, from 0 to 1: settings are learned soon, so errors of objects count more. `cycles` are
-    the steps of each fall of the learning rate.
-    Every `SAVE_EVERY` steps everything is written to `checkpoint`, from which an interrupted training goes on, and
-    `look(step, average)` is called.
+    `moments` float16 [2, n, 4, h, w] are the means and standard deviations of the scaled posteriors. `shares` [n, h, w]
+    are the object's share of each latent, from 0 to 1; errors of objects get more weight, because settings are learned
+    soon. `cycles` are the numbers of steps of each fall of the learning rate. Every `SAVE_EVERY` steps the state is
+    written to `checkpoint`, from which an interrupted training continues, and `look(step, average)` is called.
     """
     torch.manual_seed(seed)
     device, networks = best_device(), build()
@@ -141,7 +140,7 @@ def train_denoiser(
 def _noised(
     mean: np.ndarray, std: np.ndarray, noising: NoiseSchedule, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noisy latents float32 [b, 4, h, w], timesteps int64 [b], and the velocities to predict, of posteriors."""
+    """Draw latents from posteriors; return noisy latents float32 [b, 4, h, w], timesteps int64 [b], and velocities."""
     latents = mean + std * rng.standard_normal(mean.shape, np.float32)
     noise = rng.standard_normal(mean.shape, np.float32)
     timestep = timesteps(rng, len(mean), noising.timesteps)
@@ -152,10 +151,11 @@ def _noised(
 
 
 def timesteps(rng: np.random.Generator, count: int, schedule_length: int) -> np.ndarray:
-    """int64 [count]: mostly logit-normal (arXiv 2403.03206, section 3.1) about the noise at which objects take shape.
+    """Draw timesteps, int64 [count].
 
-    A third of all timesteps are so noisy that nothing but a setting's mean can be learned there; one in ten is drawn
-    from all alike, so that none is left out.
+    Most are logit-normal (arXiv 2403.03206, section 3.1) around the noise at which objects take shape, as a third of
+    all timesteps is so noisy that only the mean of a setting can be learned there. One in ten is drawn uniformly, so
+    that no timestep is left out.
     """
     middle = 1 / (1 + np.exp(-rng.normal(-0.3, 0.9, count)))
     share = np.where(rng.uniform(size=count) < 0.1, rng.uniform(size=count), middle)
@@ -163,7 +163,7 @@ def timesteps(rng: np.random.Generator, count: int, schedule_length: int) -> np.
 
 
 class _Words:
-    """Captions -> token ids int64 [n, 77], each distinct caption once."""
+    """Convert captions to token ids int64 [n, 77]; each distinct caption is tokenized once."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         self._tokenizer, self._known = tokenizer, {}

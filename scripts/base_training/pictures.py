@@ -1,4 +1,4 @@
-"""Pictures of the picture world to train on, drawn once by all cores."""
+"""Draw the training pictures of the picture world, once, on all cores."""
 
 import multiprocessing
 import os
@@ -13,11 +13,13 @@ CHUNK = 250
 
 
 def draw_pictures(seed: int, count: int, size: int) -> np.ndarray:
-    """The first `count` examples of world `seed`, uint8 [count, size, size, 4]: red, green, blue, and from 0 to 255 the
-    object's share of each pixel."""
+    """Return the first `count` examples of world `seed`, uint8 [count, size, size, 4].
+
+    The channels are red, green, blue and the object's share of each pixel, from 0 to 255.
+    """
     pictures = np.empty((count, size, size, 4), np.uint8)
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    # spawn: a process that has computed with torch must not be forked
+    # spawn, because a process that has computed with torch must not be forked
     with (
         ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool,
         tqdm(total=count, desc="drawing", unit="picture") as progress,

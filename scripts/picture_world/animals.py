@@ -1,4 +1,4 @@
-"""Fish, bird, cat and rabbit: from an instance to parts, facing the viewer, on the ground, about one unit large."""
+"""Fish, bird, cat and rabbit: turn an instance into parts that face the viewer, on the ground, about one unit large."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from picture_world.solids import Part, ball, rod, tilt, tube
 
 
 def fish(it: Instance) -> list[Part]:
-    """Details: tail, back fins, snout. Proportions: length, height, tail, fins."""
+    """Return a fish. Details: tail, back fins, snout. Proportions: length, height, tail, fins."""
     paint = paints(it, gloss=0.7)
     long, high, tail, fin = it.proportions
     length, height = 0.36 + 0.06 * long, 0.27 + 0.06 * high
@@ -53,7 +53,7 @@ def fish(it: Instance) -> list[Part]:
 
 
 def bird(it: Instance) -> list[Part]:
-    """Details: crest, beak, tail. Proportions: fatness, neck, legs, wings."""
+    """Return a bird. Details: crest, beak, tail. Proportions: fatness, neck, legs, wings."""
     paint = paints(it)
     fat, neck, leg, wing = it.proportions
     radius, neck, leg, wing = 0.23 + 0.035 * fat, 0.06 + 0.06 * neck, 0.15 + 0.07 * leg, 0.22 + 0.04 * wing
@@ -76,7 +76,7 @@ def bird(it: Instance) -> list[Part]:
         it.details[1]
     ]
     start = (0, head_y - 0.01, head_z + 0.11)
-    if it.details[1] == 3:  # a duck's
+    if it.details[1] == 3:  # a duck's beak
         parts.append(ball((0, head_y - 0.02, head_z + 0.17), (0.085, 0.03, 0.12), SKIN))
     else:
         parts.append(rod(start, (0, head_y + droop * 0.5, start[2] + length), width, SKIN, taper=0.08))
@@ -106,7 +106,7 @@ def bird(it: Instance) -> list[Part]:
 
 
 def cat(it: Instance) -> list[Part]:
-    """Sitting. Details: ears, tail, neck. Proportions: fatness, head, height, ears."""
+    """Return a sitting cat. Details: ears, tail, neck. Proportions: fatness, head, height, ears."""
     paint = paints(it, gloss=0.15)
     fat, head, tall, ear = it.proportions
     wide, head, tall, ear = 0.21 + 0.04 * fat, 0.185 + 0.025 * head, 0.27 + 0.05 * tall, 0.14 + 0.04 * ear

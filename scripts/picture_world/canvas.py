@@ -1,14 +1,14 @@
-"""What settings are painted on: PIL shapes in coordinates from 0 to 1, the same at any size."""
+"""The canvas for settings: PIL shapes in coordinates from 0 to 1, so that a picture is the same at any size."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 Colour = tuple[float, float, float]
-REFERENCE = 2  # painted this many times as large, then reduced
+REFERENCE = 2  # a picture is painted this many times as large and then reduced
 
 
 class Canvas:
-    """A square of `size` pixels being painted; x to the right and y down, both from 0 to 1; colours from 0 to 1."""
+    """A square of `size` pixels to paint on; x points right and y down, both from 0 to 1; colours are from 0 to 1."""
 
     def __init__(self, size: int, rng: np.random.Generator):
         self.rng = rng
@@ -18,7 +18,7 @@ class Canvas:
         self.draw = ImageDraw.Draw(self.image)
 
     def gradient(self, top: float, bottom: float, *colours: Colour) -> None:
-        """A band from `top` to `bottom` over the whole width that runs through these colours."""
+        """Paint a band from `top` to `bottom` over the whole width, with a gradient through these colours."""
         first, last = round(top * self.side), round(bottom * self.side)
         if last <= first:
             return
@@ -44,7 +44,7 @@ class Canvas:
         self.draw.line(flat, fill=_bytes(colour), width=max(1, round(width * self.side)))
 
     def ridge(self, base: float, height: float, bumps: int, colour: Colour, sharp: bool = False) -> np.ndarray:
-        """Hills, or peaks, between the horizon `base` and `height` above it; returns their outline [n, 2]."""
+        """Paint hills or sharp peaks between the horizon `base` and `height` above it; return their outline [n, 2]."""
         x = np.linspace(0, 1, bumps + 1) + np.concatenate([[0], self.rng.uniform(-0.3, 0.3, bumps - 1) / bumps, [0]])
         y = base - height * self.rng.uniform(0.25, 1, bumps + 1)
         if sharp:
@@ -62,12 +62,13 @@ class Canvas:
         return outline
 
     def blur(self, radius: float) -> None:
-        """Blur everything so far, as behind the plane of focus; `radius` is relative to the side."""
-        self.image = self.image.filter(ImageFilter.BoxBlur(1.6 * radius * self.side))  # a third of a Gaussian's time
+        """Blur everything painted so far, as if it were out of focus; `radius` is relative to the side."""
+        # A box blur takes a third of the time of a Gaussian blur.
+        self.image = self.image.filter(ImageFilter.BoxBlur(1.6 * radius * self.side))
         self.draw = ImageDraw.Draw(self.image)
 
     def mottle(self, top: float, bottom: float, columns: int, rows: int, strength: float) -> None:
-        """Lighten and darken a band with smooth noise of so many cells."""
+        """Lighten and darken a band with smooth noise on a grid of `columns` x `rows` cells."""
         first, last = round(top * self.side), round(bottom * self.side)
         cells = Image.fromarray(self.rng.uniform(-1, 1, (rows, columns)).astype(np.float32))
         noise = np.asarray(cells.resize((self.side, last - first), Image.Resampling.BICUBIC))
@@ -76,12 +77,12 @@ class Canvas:
         self.image.paste(Image.fromarray(band.astype(np.uint8)), (0, first))
 
     def finish(self) -> np.ndarray:
-        """The picture, float32 [size, size, 3] from 0 to 1."""
+        """Return the picture, float32 [size, size, 3] from 0 to 1."""
         return np.asarray(self.image.reduce(REFERENCE), np.float32) / 255
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """Colour a with this share of b."""
+    """Return colour a mixed with this share of colour b."""
     return tuple(x + (y - x) * share for x, y in zip(a, b, strict=True))
 
 

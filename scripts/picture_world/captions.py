@@ -1,4 +1,4 @@
-"""Captions: what is in a picture, in words that make_pipeline's tokenizer knows."""
+"""Captions that say what is in a picture, in words that the tokenizer of make_pipeline knows."""
 
 from picture_world.identity import Instance
 from picture_world.settings import SETTINGS
@@ -10,14 +10,17 @@ TEMPLATES = ("a photo of {}", "a photo of {}", "a picture of {}", "a good photo 
 def caption(
     class_name: str, setting: str | None = None, colour: str | None = None, template: str = TEMPLATES[0]
 ) -> str:
-    """A caption such as "a photo of a red robot on the beach"; setting and colour only if given."""
+    """Return a caption such as "a photo of a red robot on the beach"; setting and colour are named if given."""
     words = f"{colour} {class_name}" if colour else class_name
     words = template.format(("an " if words[0] in "aeiou" else "a ") + words)
     return f"{words} {SETTINGS[setting].phrase}" if setting else words
 
 
 def example_caption(instance: Instance, scene: Scene) -> str:
-    """One of an example's true captions, always the same: most tell the setting, half of them the colour."""
+    """Return one of the true captions of an example, always the same one.
+
+    Most captions name the setting, and half of them the colour.
+    """
     rng = generator(scene.seed, 1)
     template = TEMPLATES[rng.integers(len(TEMPLATES))]
     setting = scene.setting if rng.uniform() < 0.85 else None

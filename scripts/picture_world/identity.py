@@ -1,4 +1,4 @@
-"""What makes one robot this robot: colours, pattern, proportions and details."""
+"""The identity of an individual, such as one robot: colours, pattern, proportions and details."""
 
 import colorsys
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ COLOURS = {
     "white": (0.120, 0.05, 0.95),
     "black": (0.650, 0.22, 0.20),
 }
-JITTER = (0.016, 0.06, 0.05)  # at most this far from the named hue, saturation and value
+JITTER = (0.016, 0.06, 0.05)  # the largest distance from the named hue, saturation and value
 
-# (main, second) colours that no sampled instance has: they are kept for subjects that training has never seen.
+# (main, second) colours that no sampled instance has; they are kept for subjects that training never sees.
 RESERVED = frozenset({("purple", "yellow"), ("orange", "blue"), ("green", "pink")})
 
 PROPORTIONS, DETAILS, CHOICES = 4, 3, 4
@@ -32,23 +32,23 @@ PROPORTIONS, DETAILS, CHOICES = 4, 3, 4
 
 @dataclass(frozen=True)
 class Instance:
-    """One object: its class and everything that all its pictures share.
+    """One individual: its class and everything that all its pictures share.
 
-    `colours` are main, second and accent, sRGB from 0 to 1, near `colour_names` in `COLOURS`. `proportions` are four
-    numbers from -1 to 1 and `details` three choices from 0 to 3; what they mean differs from class to class.
+    `colours` are the main, second and accent colour, sRGB from 0 to 1, near `colour_names` in `COLOURS`. `proportions`
+    are four numbers from -1 to 1 and `details` three choices from 0 to 3; their meaning depends on the class.
     """
 
     class_name: str
     colour_names: tuple[str, str, str]
     colours: tuple[Colour, Colour, Colour]
     pattern: str
-    fineness: float  # of the pattern, from 0 to 1
+    fineness: float  # fineness of the pattern, from 0 to 1
     proportions: tuple[float, float, float, float]
     details: tuple[int, int, int]
 
 
 def sample_instance(class_name: str, rng: np.random.Generator) -> Instance:
-    """Any instance of a class but the reserved ones."""
+    """Return a random instance of a class, without reserved colours."""
     names = tuple(COLOURS)
     while True:
         main, second, accent = (names[i] for i in rng.permutation(len(names))[:3])
@@ -68,18 +68,18 @@ def sample_instance(class_name: str, rng: np.random.Generator) -> Instance:
 def make_instance(
     class_name: str, names: tuple[str, str, str], pattern: str, fineness: float, proportions, details
 ) -> Instance:
-    """An instance by hand, in exactly the named colours."""
+    """Return an instance with the given values, in exactly the named colours."""
     colours = tuple(_colour(name, (0.0, 0.0, 0.0)) for name in names)
     return Instance(class_name, names, colours, pattern, fineness, tuple(proportions), tuple(details))
 
 
 def is_reserved(instance: Instance) -> bool:
-    """Whether `sample_instance` can never give an instance in these colours."""
+    """Return whether an instance has reserved colours, which `sample_instance` never gives."""
     return instance.colour_names[:2] in RESERVED
 
 
 def identity_vector(instance: Instance) -> np.ndarray:
-    """The identity as float32 [32]: colours 9, pattern 6, fineness 1, proportions 4, details 12; classes left out."""
+    """Return the identity as float32 [32]: colours 9, pattern 6, fineness 1, proportions 4, details 12; no class."""
     pattern = np.eye(len(PATTERNS))[PATTERNS.index(instance.pattern)]
     details = np.eye(CHOICES)[list(instance.details)]
     parts = (np.ravel(instance.colours), pattern, [instance.fineness], instance.proportions, details.ravel())

@@ -1,4 +1,4 @@
-"""Settings inside a house; `outdoors` has the others."""
+"""The settings inside a house; `outdoors` has the others."""
 
 from picture_world.canvas import Canvas, mix
 
@@ -7,7 +7,7 @@ CURTAINS = ((0.75, 0.35, 0.32), (0.36, 0.52, 0.62), (0.85, 0.68, 0.35), (0.45, 0
 
 
 def kitchen(c: Canvas) -> None:
-    """Tiles, a shelf with jars, a window; a wooden table."""
+    """Paint tiles, a shelf with jars, a window and a wooden table."""
     rng, h = c.rng, c.horizon + 0.06
     tile = mix((0.93, 0.88, 0.78), (0.80, 0.88, 0.86), rng.uniform())
     c.gradient(0, h, mix(tile, WHITE, 0.2), mix(tile, BLACK, 0.1))
@@ -41,7 +41,7 @@ def kitchen(c: Canvas) -> None:
 
 
 def bed(c: Canvas) -> None:
-    """A wall with a picture, cushions, a quilt in squares."""
+    """Paint a wall with a picture, cushions and a quilt of squares."""
     rng, h = c.rng, c.horizon
     wall = ((0.52, 0.40, 0.58), (0.42, 0.36, 0.60), (0.62, 0.42, 0.52))[rng.integers(3)]
     c.gradient(0, h, mix(wall, WHITE, 0.12), wall)

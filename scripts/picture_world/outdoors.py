@@ -1,4 +1,4 @@
-"""Settings in the open; `indoors` has the others."""
+"""The settings outdoors; `indoors` has the others."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The paints that an instance's parts are painted with."""
+"""The paints of an instance's parts."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ LAMP = Paint((1.0, 0.92, 0.60), gloss=1.0)
 
 
 class Paints(NamedTuple):
-    body: Paint  # the main colour, patterned in the second
+    body: Paint  # the main colour, with a pattern in the second colour
     main: Paint
     second: Paint
     accent: Paint

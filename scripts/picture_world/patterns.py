@@ -1,4 +1,4 @@
-"""Patterns on surfaces: how much of a pixel is ink."""
+"""Patterns on surfaces: compute how much of a pixel is ink."""
 
 import numpy as np
 
@@ -6,16 +6,17 @@ PATTERNS = ("plain", "stripes", "bands", "dots", "checks", "patches")
 
 
 def coverage(pattern: str, own: np.ndarray, sizes: np.ndarray, frequency: float, flat: bool) -> np.ndarray:
-    """Ink from 0 to 1, float32 [n], at points of a solid.
+    """Return the ink from 0 to 1, float32 [n], at points of a solid.
 
-    `own` float32 [3, n] are the points in the solid's own space, from -1 to 1; `sizes` [3] its half sizes.
-    Around a round solid a pattern is wrapped, on the sides of a flat one it is laid.
+    `own` float32 [3, n] are the points in the solid's own space, from -1 to 1; `sizes` [3] are its half sizes.
+    A pattern is wrapped around a round solid and laid on the sides of a flat one. Raise ValueError for an unknown
+    pattern.
     """
     sx, sy, sz = sizes.tolist()
     along = own[1] * (sy * frequency)
     if flat:
         across = own[0] * (sx * frequency) + own[2] * (sz * frequency)
-    else:  # a whole number of periods, so that it has no seam
+    else:  # a whole number of periods, so that there is no seam
         across = np.arctan2(own[0], own[2]) * max(2, round(frequency * (sx + sz) / 2))
     if pattern == "stripes":
         value = np.sin(across)

@@ -1,4 +1,4 @@
-"""The settings: where an object stands, how it is lit there, and what is in front of it."""
+"""The settings: where an object stands, how it is lit, and what is in front of it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,10 +11,11 @@ from picture_world.shading import DAY, Light
 
 
 class Setting(NamedTuple):
-    """`phrase` follows the object's name in a caption; `shadow` is how dark the object's shadow is.
+    """One setting of the picture world.
 
-    `paint` paints what is behind the object, and `veil`, if any, puts something in front of the finished picture,
-    float32 [size, size, 3], in place.
+    `phrase` follows the object's name in a caption, and `shadow` is the darkness of the object's shadow. `paint` paints
+    what is behind the object. `veil`, if there is one, paints something in front of the object into the finished
+    picture, float32 [size, size, 3], in place.
     """
 
     phrase: str

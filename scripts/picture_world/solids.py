@@ -1,9 +1,9 @@
-"""Convex solids and a z-buffer: what the objects of the picture world are made of.
+"""Convex solids and a z-buffer, from which the objects of the picture world are made.
 
-A solid is a quadric of revolution (ball, cylinder, cone) cut by planes, or planes alone (box, roof). In parallel
-projection a ray enters and leaves such a solid at depths with closed forms, so that a part costs some thirty array
-operations on the pixels around it. Model space: x right, y up, z towards the viewer; the ground is y = 0.
-Screen space: x right, y up, t away from the viewer.
+A solid is a quadric of revolution (ball, cylinder, cone) cut by planes, or consists of planes alone (box, roof). In
+parallel projection the depths at which a ray enters and leaves such a solid have closed forms, so a part costs about
+thirty array operations on the pixels around it. In model space x points right, y up and z towards the viewer; the
+ground is y = 0. In screen space x points right, y up and t away from the viewer.
 """
 
 import math
@@ -17,10 +17,10 @@ from picture_world.patterns import coverage
 
 Vector = Sequence[float]
 Colour = tuple[float, float, float]
-BEVEL = 0.035  # depth, in model units, over which the normals of two faces blend: edges look rounded
+BEVEL = 0.035  # depth in model units over which the normals of two faces blend, so that edges look rounded
 FAR = np.float32(1e3)
 
-# x^2 + z^2 + A y^2 + B y + C <= 0 in the solid's own space, as (A, B, C)
+# (A, B, C) of x^2 + z^2 + A y^2 + B y + C <= 0 in the solid's own space
 _BALL = (1.0, 0.0, -1.0)
 _SIDES = np.array([[1, 0, 0, 1], [-1, 0, 0, 1], [0, 0, 1, 1], [0, 0, -1, 1]], np.float64)
 _CAPS = np.array([[0, 1, 0, 1], [0, -1, 0, 1]], np.float64)
@@ -30,7 +30,7 @@ _NO_PLANES = np.zeros((0, 4))
 
 
 class Paint(NamedTuple):
-    """A surface: `colour` alone, or with a pattern in `ink` (sRGB from 0 to 1); `frequency` is per model unit."""
+    """The paint of a surface: `colour`, and a pattern in `ink` if any, sRGB from 0 to 1; `frequency` per model unit."""
 
     colour: Colour
     ink: Colour | None = None
@@ -41,59 +41,59 @@ class Paint(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """One solid: `axes` [3, 3] has as columns its own unit vectors in model space, half its size long."""
+    """One solid; the columns of `axes` [3, 3] are its own axes in model space, each as long as its half size."""
 
     centre: np.ndarray
     axes: np.ndarray
     quadric: tuple[float, float, float] | None
-    planes: np.ndarray  # [n, 4]: normal and offset, inside is normal . p <= offset
-    bound: str  # of which shape the outline is at most: ball, tube or box
+    planes: np.ndarray  # [n, 4]: normal and offset; a point p is inside if normal . p <= offset
+    bound: str  # the shape that contains the outline: ball, tube or box
     paint: Paint
 
 
 class Surface(NamedTuple):
-    """What is seen through each pixel of a square: float32 [h, w], or [3, h, w]."""
+    """What each pixel of a square shows, float32 [h, w] or [3, h, w]."""
 
-    depth: np.ndarray  # FAR where nothing is
+    depth: np.ndarray  # FAR where there is no part
     normal: np.ndarray  # not normalised
     part: np.ndarray  # int16, index of the part
-    ink: np.ndarray  # from 0, the part's colour, to 1, its ink
+    ink: np.ndarray  # from 0 (the part's colour) to 1 (its ink)
 
 
 def ball(at: Vector, size: float | Vector, paint: Paint, turn: np.ndarray | None = None) -> Part:
-    """An ellipsoid with these half axes."""
+    """Return an ellipsoid with these half axes."""
     return _part(at, size, turn, _BALL, _NO_PLANES, "ball", paint)
 
 
 def box(at: Vector, size: float | Vector, paint: Paint, turn: np.ndarray | None = None, roundness: float = 0.5) -> Part:
-    """A box with these half sides; `roundness` from 0 to 1 takes its corners off."""
+    """Return a box with these half sides; `roundness` from 0 to 1 rounds its corners."""
     quadric = (1.0, 0.0, -((1.732 - 0.42 * roundness) ** 2)) if roundness else None
     return _part(at, size, turn, quadric, _FACES, "box", paint)
 
 
 def tube(at: Vector, size: float | Vector, paint: Paint, turn: np.ndarray | None = None, taper: float = 1.0) -> Part:
-    """A cylinder along y with these half sizes, or a cone whose top is `taper` (at most 1) times as wide."""
+    """Return a cylinder along y with these half sizes, or a cone whose top is `taper` (at most 1) times as wide."""
     middle, slope = (1 + taper) / 2, (taper - 1) / 2
     quadric = (-slope * slope, -2 * middle * slope, -middle * middle)
     return _part(at, size, turn, quadric, _CAPS, "tube", paint)
 
 
 def rod(start: Vector, end: Vector, radius: float, paint: Paint, taper: float = 1.0) -> Part:
-    """A cylinder or cone from point to point."""
+    """Return a cylinder or cone from one point to another."""
     direction = [b - a for a, b in zip(start, end, strict=True)]
     middle = [(a + b) / 2 for a, b in zip(start, end, strict=True)]
     return tube(middle, (radius, math.hypot(*direction) / 2, radius), paint, towards(direction), taper)
 
 
 def roof(at: Vector, size: Vector, paint: Paint, top: float = 0.0, hip: float = 1.0) -> Part:
-    """A roof with its ridge along x: `top` is the ridge's width and `hip` its length, both relative to the base."""
+    """Return a roof whose ridge is along x: `top` is the ridge's width and `hip` its length, relative to the base."""
     slope, end = (1 - top) / 2, (1 - hip) / 2
     planes = [[0, slope, 1, 1 - slope], [0, slope, -1, 1 - slope], [1, end, 0, 1 - end], [-1, end, 0, 1 - end]]
     return _part(at, size, None, None, np.concatenate([np.array(planes), _CAPS]), "box", paint)
 
 
 def towards(direction: Vector) -> np.ndarray:
-    """A rotation [3, 3] that takes y to this direction."""
+    """Return a rotation [3, 3] that turns y into this direction."""
     length = math.hypot(*direction)
     a, b, c = (float(step) / length for step in direction)
     across = math.hypot(a, b)
@@ -104,7 +104,7 @@ def towards(direction: Vector) -> np.ndarray:
 
 
 def tilt(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> np.ndarray:
-    """A rotation [3, 3] by angles in radians, first about x, then y, then z."""
+    """Return a rotation [3, 3] by angles in radians, first about x, then y, then z."""
     (a, i), (b, j), (c, k) = ((math.cos(angle), math.sin(angle)) for angle in (x, y, z))
     about_x = np.array([[1, 0, 0], [0, a, -i], [0, i, a]])
     about_y = np.array([[b, 0, j], [0, 1, 0], [-j, 0, b]])
@@ -112,13 +112,17 @@ def tilt(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> np.ndarray:
 
 
 def view_matrix(turn: float, elevation: float) -> np.ndarray:
-    """Model to screen [3, 3]: the object turned about y (positive: to face right), seen from `elevation` above."""
+    """Return the matrix [3, 3] from model to screen space.
+
+    The object is turned by `turn` about y (positive angles turn it to the right) and seen from `elevation` above. Both
+    angles are in radians.
+    """
     c, s, ce, se = np.cos(turn), np.sin(turn), np.cos(elevation), np.sin(elevation)
     return np.array([[c, 0, s], [s * se, ce, -c * se], [s * ce, -se, -c * ce]])
 
 
 class Placed:
-    """Parts in screen space, ready to be drawn at any scale; `bounds` is (left, bottom, right, top)."""
+    """Parts in screen space that can be drawn at any scale; `bounds` is (left, bottom, right, top)."""
 
     def __init__(self, parts: Sequence[Part], view: np.ndarray):
         self.parts = parts
@@ -130,7 +134,7 @@ class Placed:
         self.bounds = (*low.min(axis=0), *high.max(axis=0))
 
     def draw(self, scale: float, x: float, y: float, side: int) -> Surface:
-        """The surface seen in a square of `side` pixels, `scale` pixels a unit, the origin at pixel (x, y)."""
+        """Return what a square of `side` pixels shows, with `scale` pixels a unit and the origin at pixel (x, y)."""
         shape = (side, side)
         surface = Surface(
             np.full(shape, FAR), np.zeros((3, *shape), np.float32), np.zeros(shape, np.int16),
@@ -159,7 +163,7 @@ def _part(at, size, turn, quadric, planes, bound, paint) -> Part:
 
 
 def _half(bound: str, axes: list[list[float]]) -> list[float]:
-    """Half the width and height [2] on the screen of a solid with these axes [2, 3]."""
+    """Return half the width and height [2] on the screen of a solid with these axes [2, 3]."""
     if bound == "ball":
         return [math.hypot(*row) for row in axes]
     if bound == "tube":
@@ -168,9 +172,9 @@ def _half(bound: str, axes: list[list[float]]) -> list[float]:
 
 
 def _draw_part(part: Part, index: int, inverse: np.ndarray, depth: float, x, y, window: Surface) -> None:
-    """Draw one part where it is nearest; x [w] and y [h, 1] are relative to its centre, at this depth."""
-    faces: list[np.ndarray] = []  # depths at which each face is entered
-    normals: list[np.ndarray | None] = []  # None: the quadric's, which differs from pixel to pixel
+    """Draw one part, at `depth`, where it is nearest; x [w] and y [h, 1] are relative to its centre."""
+    faces: list[np.ndarray] = []  # the depths at which rays enter each face
+    normals: list[np.ndarray | None] = []  # None stands for the quadric, whose normal differs from pixel to pixel
     leave, hit = None, None
     if part.quadric is not None:
         enter, leave, hit = _quadric_depths(part.quadric, inverse, x, y)
@@ -211,7 +215,7 @@ def _draw_part(part: Part, index: int, inverse: np.ndarray, depth: float, x, y, 
 
 
 def _quadric_depths(quadric, inverse, x, y):
-    """Depths [h, w] at which rays enter and leave a quadric, and which do so at all (bool)."""
+    """Return the depths [h, w] at which rays enter and leave a quadric, and which rays hit it (bool)."""
     curve, linear, constant = quadric
     (ax, ay, ad), (bx, by, bd), (cx, cy, cd) = inverse.tolist()
     a = ad * ad + cd * cd + curve * bd * bd
@@ -229,14 +233,14 @@ def _quadric_depths(quadric, inverse, x, y):
     middle = (-m0 - mx * x) - my * y
     if a > 0:
         return middle - root, middle + root, discriminant > 0
-    # looking into a cone: the ray stays inside once it is, or has always been
+    # inside a cone: a ray that has entered it stays inside, or has always been inside
     if bd * linear < 0:
         return middle + root, np.full_like(middle, FAR), None
     return np.full_like(middle, -FAR), middle - root, None
 
 
 def _normals(part, inverse, own, nearest, faces, normals) -> np.ndarray:
-    """Normals in screen space [3, h, w]; at the edge of two faces a blend of theirs."""
+    """Return the normals in screen space [3, h, w]; near the edge of two faces their normals are blended."""
     curved = None
     if part.quadric is not None:
         gradient = own.copy()

@@ -1,4 +1,4 @@
-"""Three subjects for DreamBooth, five pictures each: instances in colours that training never sees (`RESERVED`)."""
+"""Three subjects for DreamBooth with five pictures each; their colours (`RESERVED`) never occur in training."""
 
 from picture_world.identity import Instance, make_instance
 from picture_world.world import Scene
@@ -39,5 +39,5 @@ _SCENES = {
 
 
 def subject_scenes(name: str) -> tuple[Scene, ...]:
-    """The five scenes of a subject's pictures."""
+    """Return the scenes of the five pictures of a subject."""
     return _SCENES[name]

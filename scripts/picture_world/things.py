@@ -1,4 +1,7 @@
-"""Robot, mug, clock, house and castle: from an instance to parts, facing the viewer, on the ground, about one unit."""
+"""Robot, mug, clock, house and castle: turn an instance into parts that face the viewer, on the ground.
+
+An object is about one unit large.
+"""
 
 from itertools import pairwise
 
@@ -8,11 +11,11 @@ from picture_world.identity import Instance
 from picture_world.paints import DARK, GLASS, LAMP, METAL, WHITE, paints
 from picture_world.solids import Paint, Part, ball, box, rod, roof, tilt, tube
 
-AHEAD = tilt(x=1.5708)  # a tube's axis along z
+AHEAD = tilt(x=1.5708)  # turns a tube's axis to z
 
 
 def robot(it: Instance) -> list[Part]:
-    """Details: head, antennas, chest. Proportions: width, body, head, limbs."""
+    """Return a robot. Details: head, antennas, chest. Proportions: width, body, head, limbs."""
     paint = paints(it, gloss=0.7)
     wide, tall, head, limb = it.proportions
     wide, tall, head, leg = 0.21 + 0.035 * wide, 0.185 + 0.03 * tall, 0.15 + 0.025 * head, 0.15 + 0.04 * limb
@@ -65,7 +68,7 @@ def robot(it: Instance) -> list[Part]:
 
 
 def mug(it: Instance) -> list[Part]:
-    """Details: handle, ornament, top. Proportions: width, height, taper, handle."""
+    """Return a mug. Details: handle, ornament, top. Proportions: width, height, taper, handle."""
     paint = paints(it, gloss=0.9)
     wide, tall, taper, grip = it.proportions
     wide, tall, grip = 0.29 + 0.045 * wide, 0.34 + 0.08 * tall, 0.17 + 0.035 * grip
@@ -88,10 +91,10 @@ def mug(it: Instance) -> list[Part]:
         ]
         parts += [rod(a, b, 0.045, paint.second) for a, b in pairwise(corners)]
         parts += [ball(corner, 0.047, paint.second) for corner in corners[1:3]]
-    elif it.details[0] == 2:  # one on each side
+    elif it.details[0] == 2:  # one handle on each side
         parts += _loop(x, y, grip * 0.8, tall * 0.4, 0.042, paint.second)
         parts += _loop(-x, y, -grip * 0.8, tall * 0.4, 0.042, paint.second)
-    else:  # small and low, with a thumb's rest
+    else:  # small and low, with a rest for the thumb
         parts += _loop(x, y - tall * 0.2, grip * 0.8, tall * 0.32, 0.055, paint.second)
         parts.append(ball((x + grip * 0.5, y + tall * 0.2, 0), (0.12, 0.04, 0.07), paint.accent))
     front = wide * (1 + taper) / 2
@@ -126,7 +129,7 @@ def mug(it: Instance) -> list[Part]:
 
 
 def _loop(x: float, y: float, out: float, half: float, radius: float, paint: Paint) -> list[Part]:
-    """Half a ring beside (x, y)."""
+    """Return half a ring beside (x, y)."""
     angles = np.linspace(-np.pi / 2, np.pi / 2, 7)
     points = [(x + out * 1.3 * np.cos(a), y + half * np.sin(a), 0.0) for a in angles]
     parts = [rod(a, b, radius, paint) for a, b in pairwise(points)]
@@ -134,7 +137,7 @@ def _loop(x: float, y: float, out: float, half: float, radius: float, paint: Pai
 
 
 def clock(it: Instance) -> list[Part]:
-    """Details: case, top, hours. Proportions: radius, depth, the two hands."""
+    """Return a clock. Details: case, top, hours. Proportions: radius, depth, the two hands."""
     paint = paints(it, gloss=0.7)
     size, deep, hour, minute = it.proportions
     radius, deep = 0.34 + 0.035 * size, 0.12 + 0.03 * deep
@@ -190,7 +193,7 @@ def _arch(y: float, radius: float, thick: float, paint: Paint) -> list[Part]:
 
 
 def house(it: Instance) -> list[Part]:
-    """Details: roof, windows, chimney. Proportions: width, height, roof, depth."""
+    """Return a house. Details: roof, windows, chimney. Proportions: width, height, roof, depth."""
     paint = paints(it, gloss=0.1)
     wide, tall, peak, deep = it.proportions
     wide, tall, peak, deep = 0.34 + 0.06 * wide, 0.21 + 0.06 * tall, 0.16 + 0.045 * peak, 0.27 + 0.04 * deep
@@ -242,7 +245,7 @@ def house(it: Instance) -> list[Part]:
 
 
 def castle(it: Instance) -> list[Part]:
-    """Details: tower tops, towers, flags. Proportions: width, wall, towers, tops."""
+    """Return a castle. Details: tower tops, towers, flags. Proportions: width, wall, towers, tops."""
     paint = paints(it, gloss=0.1)
     wide, wall, tall, peak = it.proportions
     wide, wall, tall, peak = 0.33 + 0.05 * wide, 0.17 + 0.04 * wall, 0.27 + 0.05 * tall, 0.12 + 0.03 * peak

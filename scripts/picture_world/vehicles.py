@@ -1,4 +1,4 @@
-"""Car, boat, plane and train: from an instance to parts, facing the viewer, on the ground, about one unit large."""
+"""Car, boat, plane and train: turn an instance into parts that face the viewer, on the ground, about one unit large."""
 
 from dataclasses import replace
 
@@ -6,8 +6,8 @@ from picture_world.identity import Instance
 from picture_world.paints import DARK, GLASS, LAMP, METAL, WHITE, paints
 from picture_world.solids import Paint, Part, ball, box, rod, roof, tilt, tube
 
-AXLE = tilt(z=1.5708)  # a tube's axis along x
-AHEAD = tilt(x=1.5708)  # along z
+AXLE = tilt(z=1.5708)  # turns a tube's axis to x
+AHEAD = tilt(x=1.5708)  # turns it to z
 
 
 def _wheel(x: float, z: float, radius: float, hub: Paint) -> list[Part]:
@@ -19,7 +19,7 @@ def _wheel(x: float, z: float, radius: float, hub: Paint) -> list[Part]:
 
 
 def car(it: Instance) -> list[Part]:
-    """Details: body, load on the roof, back. Proportions: length, height, wheels, cabin."""
+    """Return a car. Details: body, load on the roof, back. Proportions: length, height, wheels, cabin."""
     paint = paints(it, gloss=0.9)
     long, high, wheel, cabin = it.proportions
     length, height = 0.46 + 0.05 * long, 0.115 + 0.03 * high
@@ -69,7 +69,7 @@ def car(it: Instance) -> list[Part]:
 
 
 def boat(it: Instance) -> list[Part]:
-    """Details: sails or funnels, mast top, hull. Proportions: length, hull, mast, sail."""
+    """Return a boat. Details: sails or funnels, mast top, hull. Proportions: length, hull, mast, sail."""
     paint = paints(it)
     long, hull, mast, sail = it.proportions
     length, hull, mast = 0.42 + 0.06 * long, 0.12 + 0.03 * hull, 0.66 + 0.12 * mast
@@ -125,7 +125,7 @@ def boat(it: Instance) -> list[Part]:
 
 
 def _sail(y: float, tall: float, mast: float, reach: float, paint: Paint, side: int) -> Part:
-    """An upright triangle with its steep edge at the mast, before (1) or behind it (-1)."""
+    """Return an upright triangle with its steep edge at the mast, before (1) or behind it (-1)."""
     centre, turn = (0, y, mast + side * (0.03 + reach / 2)), tilt(y=-1.5708)
     part = roof(centre, (reach, tall, 0.012), paint, top=1.0, hip=0.0)
     axes = turn * (reach, tall, 0.012)
@@ -134,7 +134,7 @@ def _sail(y: float, tall: float, mast: float, reach: float, paint: Paint, side: 
 
 
 def plane(it: Instance) -> list[Part]:
-    """Details: engines, tail, nose. Proportions: length, fatness, wings, tail."""
+    """Return a plane. Details: engines, tail, nose. Proportions: length, fatness, wings, tail."""
     paint = paints(it, gloss=0.8)
     long, fat, wing, fin = it.proportions
     length, radius, wing, fin = 0.46 + 0.05 * long, 0.125 + 0.02 * fat, 0.50 + 0.06 * wing, 0.16 + 0.04 * fin
@@ -171,7 +171,7 @@ def plane(it: Instance) -> list[Part]:
         parts.append(ball((0, y, length * 0.82), (radius * 0.66, radius * 0.66, 0.13), paint.accent))
     elif it.details[2] == 3:
         parts.append(rod((0, y, length * 0.9), (0, y, length + 0.17), 0.05, paint.accent, taper=0.1))
-    else:  # a propeller, standing or lying
+    else:  # a propeller, upright or level
         parts.append(ball((0, y, length), 0.05, paint.accent))
         blade = (0.2, 0.03, 0.015) if it.details[2] == 1 else (0.03, 0.2, 0.015)
         parts.append(ball((0, y, length + 0.04), blade, DARK))

@@ -1,4 +1,4 @@
-"""What falls and rises in front of everything: painted into a picture, float32 [size, size, 3], in place."""
+"""Snow, bubbles and rain in front of everything, painted into a picture, float32 [size, size, 3], in place."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -28,7 +28,7 @@ def rainfall(picture: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _discs(picture: np.ndarray, discs, colour, strength: float) -> None:
-    """Discs given by the columns of x, y and radius [3, n], relative to the picture's side."""
+    """Paint discs; `discs` [3, n] holds x, y and radius of each, relative to the picture's side."""
     side = len(picture) * REFERENCE
     layer = Image.new("L", (side, side))
     draw = ImageDraw.Draw(layer)

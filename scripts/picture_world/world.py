@@ -1,4 +1,4 @@
-"""Captioned pictures of drawn objects: (instance, scene) -> picture, all of it a function of integers.
+"""Captioned pictures of drawn objects: (instance, scene) -> picture. Integers alone determine every example.
 
 instance, scene = example(seed=0, index=17)
 picture = render(instance, scene, 64)
@@ -31,20 +31,21 @@ CLASSES: dict[str, Callable[[Instance], list[Part]]] = {
     "clock": things.clock,
     "plane": vehicles.plane,
 }
-# How far from frontal, in degrees, classes are seen when `facing` is 0 and when it is 1; these show their side.
+# The angle in degrees by which a class is turned from the viewer if `facing` is 0 and if it is 1; these show a side.
 TURNS = {"fish": (38, 90), "car": (32, 85), "bird": (30, 85), "boat": (35, 90), "plane": (20, 70)}
 FRONTAL = (0, 52)
 SUPERSAMPLING = 2
-MARGIN = 0.03  # kept free around an object, relative to the side of the picture
+MARGIN = 0.03  # free space around an object, relative to the side of the picture
 
 
 @dataclass(frozen=True)
 class Scene:
     """Where and how an object is seen. Lengths are relative to the side of the picture.
 
-    `facing` is from -1, the left, over 0, the viewer, to 1, the right; `elevation` in radians, from above; `scale` the
-    side of one model unit; `x` and `y` where the object stands, from the top left; `light` from -1 to 1 the side the
-    light comes from; `seed` that of everything random in the setting.
+    `facing` is the direction of the object: -1 is left, 0 towards the viewer, 1 right. `elevation` is the angle from
+    which it is seen from above, in radians. `scale` is the length of one model unit. `x` and `y` are where the object
+    stands, from the top left. `light` is the side that the light comes from, from -1 to 1. `seed` is for everything
+    random in the setting.
     """
 
     setting: str
@@ -58,19 +59,19 @@ class Scene:
 
 
 class Rendering(NamedTuple):
-    """A picture uint8 [size, size, 3]; the object's share in each pixel, float32 [size, size]."""
+    """A picture, uint8 [size, size, 3], and the object's share of each pixel, float32 [size, size]."""
 
     picture: np.ndarray
     mask: np.ndarray
 
 
 def generator(seed: int, index: int) -> np.random.Generator:
-    """The generator of example `index` of world `seed`."""
+    """Return the random generator of example `index` of world `seed`."""
     return np.random.Generator(np.random.Philox(key=[seed, index]))
 
 
 def sample_scene(rng: np.random.Generator, setting: str | None = None) -> Scene:
-    """Any scene, or any in a setting."""
+    """Return a random scene, in this setting or in any."""
     return Scene(
         setting or tuple(SETTINGS)[rng.integers(len(SETTINGS))],
         facing=float(rng.uniform(-1, 1)),
@@ -84,19 +85,19 @@ def sample_scene(rng: np.random.Generator, setting: str | None = None) -> Scene:
 
 
 def example(seed: int, index: int, class_name: str | None = None, setting: str | None = None) -> tuple[Instance, Scene]:
-    """Example `index` of world `seed`: an instance of any class in any setting, or of these."""
+    """Return example `index` of world `seed`: an instance of any class in any setting, or of the given ones."""
     rng = generator(seed, index)
     class_name = class_name or tuple(CLASSES)[rng.integers(len(CLASSES))]
     return sample_instance(class_name, rng), sample_scene(rng, setting)
 
 
 def render(instance: Instance, scene: Scene, size: int) -> np.ndarray:
-    """The picture, uint8 [size, size, 3]; the same picture at any size."""
+    """Return the picture, uint8 [size, size, 3]; other sizes show the same picture."""
     return render_with_truth(instance, scene, size).picture
 
 
 def render_with_truth(instance: Instance, scene: Scene, size: int) -> Rendering:
-    """The picture, and what is true of it."""
+    """Return the picture with the truth about it: the object's share of each pixel."""
     setting = SETTINGS[scene.setting]
     rng = generator(scene.seed, 0)
     canvas = Canvas(size, rng)
@@ -137,7 +138,7 @@ def render_with_truth(instance: Instance, scene: Scene, size: int) -> Rendering:
 
 
 def _fit(bounds, scene: Scene) -> tuple[float, float, float]:
-    """Scale and place (scale, x, y) with which an object with these bounds is inside the picture."""
+    """Return (scale, x, y) with which an object with these bounds lies inside the picture."""
     left, bottom, right, top = bounds
     room = 1 - 2 * MARGIN
     scale = min(scene.scale, room / (right - left), room / (top - bottom))
@@ -147,21 +148,21 @@ def _fit(bounds, scene: Scene) -> tuple[float, float, float]:
 
 
 def _cast_shadow(picture, parts, turn: float, scene: Scene, scale: float, x: float, y: float, strength: float) -> None:
-    """Darken the ground where the object stands, and softly away from the light, in place."""
+    """Darken the ground in place: where the object stands, and more softly on the side away from the light."""
     centres, axes = np.stack([part.centre for part in parts]), np.stack([part.axes.T for part in parts])
-    points = np.concatenate([centres[:, None] - axes, centres[:, None] + axes]).reshape(-1, 3)  # ends of all axes
+    points = np.concatenate([centres[:, None] - axes, centres[:, None] + axes]).reshape(-1, 3)  # the ends of all axes
     low = points[points[:, 1] < 0.22]
     (left, back), (right, front) = low[:, ::2].min(axis=0), low[:, ::2].max(axis=0)
     cx, cz, hx, hz = (left + right) / 2, (back + front) / 2, (right - left) / 2, (front - back) / 2
     c, s, squash = np.cos(turn), np.sin(turn), np.sin(scene.elevation)
     size = len(picture)
     places = ((np.arange(size) + 0.5) / size).astype(np.float32)
-    # ground coordinates of each pixel, in the object's frame
+    # the ground coordinates of each pixel in the object's frame
     across = (places[None] - np.float32(x)) / np.float32(scale)
     towards = (places[:, None] - np.float32(y)) / np.float32(scale * squash)
     drift = -0.22 * np.sign(scene.light)
     shade = np.zeros((size, size), np.float32)
-    for shift, grow, share in ((0.0, 0.03, 0.75), (drift, 0.16, 0.6)):  # contact, then cast
+    for shift, grow, share in ((0.0, 0.03, 0.75), (drift, 0.16, 0.6)):  # the contact shadow, then the cast shadow
         dx, dz = across - np.float32(shift), towards
         own_x = (dx * np.float32(c) - dz * np.float32(s) - np.float32(cx)) * np.float32(1 / (hx + grow))
         own_z = (dx * np.float32(s) + dz * np.float32(c) - np.float32(cz)) * np.float32(1 / (hz + grow))
@@ -176,7 +177,7 @@ def _times(span: slice) -> slice:
 
 
 def _reduce(layer: np.ndarray) -> np.ndarray:
-    """The mean of each square of supersampled pixels."""
+    """Return the mean of each square of supersampled pixels."""
     n = SUPERSAMPLING
     *others, height, width = layer.shape
     return layer.reshape(*others, height // n, n, width // n, n).mean(axis=(-3, -1))

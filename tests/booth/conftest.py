@@ -1,11 +1,11 @@
-"""What several tests of the core need."""
+"""Fixtures that several tests of the core need."""
 
 import pytest
 
 
 @pytest.fixture
 def save(tmp_path):
-    """Saves a picture under a name in one folder; returns its path."""
+    """Return a function that saves a picture under a name in `tmp_path` and returns its path."""
 
     def save(name, image, **options):
         path = tmp_path / name
@@ -17,7 +17,7 @@ def save(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(make_tiny_config, tmp_path_factory):
-    """A run with previews and before and after; tests must not write into it."""
+    """Return the folder of a finished run with previews and before_after.png; tests must not write into it."""
     from fake_backend import FakeBackend
 
     from booth.report import write

@@ -1,7 +1,8 @@
-"""A whole backend in NumPy: what the core needs, and a network small enough to differentiate by hand.
+"""A whole backend in NumPy for tests of the core, with a network that is small enough to differentiate by hand.
 
-The "UNet" predicts its noisy input plus one trained number a channel, kept where the UNet keeps its last bias; the
-"VAE" averages blocks of eight pixels. Trains in microseconds, resumes exactly, exports real pipelines.
+The "UNet" predicts its noisy input plus one trained number for each channel, which replaces the last bias of the real
+UNet. The "VAE" averages blocks of 8 x 8 pixels. The backend trains in microseconds, resumes exactly and exports real
+pipelines.
 """
 
 from dataclasses import dataclass, replace
@@ -116,10 +117,13 @@ class FakeBackend:
 
 
 def watched(fail_at=("", 0), error=KeyboardInterrupt):
-    """A FakeBackend class that notes in `calls` what is asked of it; raises `error` at the n-th call of a method."""
+    """Return a FakeBackend class that records method calls in `calls`.
+
+    `fail_at` is (method, n): the n-th call of this method raises `error`.
+    """
 
     class Watched(FakeBackend):
-        calls: list[str] = []  # noqa: RUF012 (one list for all instances is what is wanted)
+        calls: list[str] = []  # noqa: RUF012 (all instances share one list on purpose)
 
     def watch(name):
         def method(self, *arguments):

@@ -158,7 +158,7 @@ def test_out_of_range(valid, name, value):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("train.steps", "must be at least 1, or 'auto'; pictures of a model as it is are made by the command sample"),
+    [("train.steps", "must be at least 1, or 'auto'; to make pictures with an untrained model use the command sample"),
      ("train.learning_rate", "must be greater than 0, or 'auto'; to leave the UNet as it is set train.unet=false"),
      ("train.text_encoder_learning_rate",
       "must be greater than 0, or 'auto'; to leave the text encoder as it is set train.text_encoder=false"),
@@ -166,8 +166,8 @@ def test_out_of_range(valid, name, value):
      ("adapter.alpha", "must be greater than 0, or 'auto'; to train without adapters set adapter.kind=none"),
      ("adapter.rank", "must be at least 1; to train without adapters set adapter.kind=none"),
      ("tokens.learning_rate", "must be greater than 0; to train no new tokens leave tokens.add empty"),
-     ("checkpoint.keep", "must be at least 1; the newest is what a run resumes from; to keep all give a large number"),
-     ("samples.images_per_prompt", "must be at least 1; samples.every_steps=0 makes no previews")],
+     ("checkpoint.keep", "must be at least 1; a run resumes from the newest; to keep all give a large number"),
+     ("samples.images_per_prompt", "must be at least 1; to make no previews set samples.every_steps=0")],
 )  # fmt: skip
 def test_what_people_mean_by_0(valid, name, said):
     set_field(valid, name, 0)
@@ -410,7 +410,7 @@ def test_the_meaning_of_a_field_says_which_backends_have_it():
         "; only jaxbooth: plain, chunked, splash, cudnn; only torchbooth: xformers"
     )
     assert meanings["checkpoint.dir"].endswith("; only jaxbooth: also gs://BUCKET/FOLDER")
-    assert meanings["train.seed"] == "seed of everything else that is random"
+    assert meanings["train.seed"] == "seed of everything random except class images"
     for field in settings.FIELDS:
         assert set(field.value_backends) <= set(field.rule.choices) and field.default not in field.value_backends
         assert not re.search("(jax|torch)booth", field.about), "the row says it"
@@ -443,11 +443,11 @@ def test_a_cards_memory(text, gib):
 
 
 @pytest.mark.parametrize(("fields", "said"), [
-    ({"adapter.kind": "lora"}, "train.pull=1.0 must be 0 with adapter.kind='lora': adapters begin at 0, so towards"),
+    ({"adapter.kind": "lora"}, "train.pull=1.0 must be 0 with adapter.kind='lora': adapters begin at 0, so train"),
     ({"train.unet": False, "tokens.add": ("<x>=a",)}, "train.pull=1.0 must be 0 where only new tokens train: "),
     ({"memory.fused_backward": True}, "train.pull=1.0 must be 0 with memory.fused_backward=true or"),
     ({"memory.weights": "bf16", "train.precision": "bf16"}, "train.pull=1.0 must be 0 with memory.fused_backward=true"),
-    ({"train.pull": 2e5}, "train.pull=200000.0 must be less than 200000, 1 / the learning rate: an update would not"),
+    ({"train.pull": 2e5}, "train.pull=200000.0 must be less than 200000, 1 / the learning rate: an update would go"),
 ])  # fmt: skip
 def test_what_cannot_be_pulled(valid, fields, said):
     valid.train.pull = 1.0
@@ -470,7 +470,7 @@ def test_accumulation_splits_the_batch_of_an_update(valid):
     ({"lr_warmup_steps": 800}, "train.lr_warmup_steps=800 must be less than train.steps=800"),
     ({"lr_schedule": "polynomial", "lr_end": 5e-6}, "train.lr_end=5e-06 must be less than train.learning_rate=5e-06"),
     ({"debiased_estimation": True, "min_snr_gamma": 5.0},
-     "train.debiased_estimation=true does not go with train.min_snr_gamma=5.0: both say what a timestep counts; "),
+     "train.debiased_estimation=true does not go with train.min_snr_gamma=5.0: both set the loss weights of timesteps"),
 ])  # fmt: skip
 def test_fields_of_an_update_that_do_not_go_together(valid, fields, said):
     valid.train.update(fields)

@@ -151,7 +151,7 @@ def test_learning_counts_and_a_class_that_turns_into_the_subject_does_not(run, m
     assert shares[2] == pytest.approx({"subject": 1, "prior": 0.64 * 0.4, "score": (0.64 * 0.4) ** 0.5})
     assert found["best"] == 2
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warned == ["nothing is known of how prompts are followed; --clip compares pictures with them"]
+    assert warned == ["how well pictures follow their prompts is not measured; give --clip to measure it"]
 
 
 @pytest.mark.parametrize(("part", "warned"), [(0.09, True), (0.11, False)])
@@ -159,7 +159,7 @@ def test_a_best_that_has_hardly_learned_is_warned_of(run, main, monkeypatch, cap
     judge = Scripted((0.01, 0), (part, 0), (0.02, 0))
     monkeypatch.setattr(evaluate, "judge_of", lambda *named: judge)
     assert "**2 (best)**" in main("evaluate", "--run", run, *COUNTS, judge=False)
-    said = f"the best has hardly learned the subject ({part:.3f}): train longer, or with a higher rate"
+    said = f"the best checkpoint has hardly learned the subject ({part:.3f}): train longer, or with a higher rate"
     assert (said in caplog.messages) == warned
 
 
@@ -238,7 +238,7 @@ def test_export_takes_the_best(run, main, tmp_path):
     export = ("export", "--run", run, "--best", "--out", tmp_path / "out")
     content["checkpoints"][1]["identity"] = "another"
     record.write_text(json.dumps(content))
-    assert "was trained anew since it was evaluated" in main(
+    assert "was trained again after it was evaluated" in main(
         "export", "--run", run, "--best", "--out", tmp_path / "out"
     )
     content["checkpoints"][1]["shares"]["score"] = 0.0
@@ -329,7 +329,7 @@ def test_what_cannot_be_evaluated_is_one_line(run, main, monkeypatch):
     assert said(**{"instance.prompt": "a photo, {caption}"}).startswith("--prompt is missing")
     assert said(**{"prior.prompt": ""}).startswith("--class-prompt is missing")
     concepts = [{"instance.images": "a"}, {"instance.images": "b"}]
-    assert said(concepts=concepts).endswith("evaluate looks at runs of one subject")
+    assert said(concepts=concepts).endswith("evaluate needs a run of one subject")
     assert "--class-images: 1 must be a whole number, at least 2" in said("--class-images", 1)
     assert "--settings nothing must be auto, objects" in said("--settings", "nothing", "--dino", "d")
     monkeypatch.setitem(sys.modules, "torchbooth.vision", None)

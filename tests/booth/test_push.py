@@ -279,7 +279,7 @@ def test_training_asks_first_and_pushes_in_the_end(hub, account, run, tiny_confi
 
 def test_options_of_train(capsys):
     assert main("torchbooth", ["train", "--config", str(ROOT / "configs/smoke.py"), "--public", "--workdir", "x"]) == 2
-    assert "--public belongs to --push-to-hub; give that, or leave it out" in said(capsys)
+    assert "--public belongs to --push-to-hub; give --push-to-hub too, or leave it out" in said(capsys)
 
 
 def test_a_dry_run_asks_too(hub, account, tiny_pipeline, photos, capsys):

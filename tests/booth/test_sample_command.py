@@ -131,9 +131,9 @@ def test_prompts_from_a_file(sample, tmp_path):
     prompts = [read(image.text["parameters"])[0] for name, image in images.items() if name != "grid.png"]
     assert prompts == ["first", "a robot, red", "a lamp # 5"]
     file.write_text("# nothing\n\n")
-    assert sample("--prompts", file).endswith("holds no prompt; write one a line")
+    assert sample("--prompts", file).endswith("contains no prompt; write one a line")
     file.write_bytes(b"\xff\xfe")
-    assert sample("--prompts", file).endswith("is not all UTF-8; write it anew")
+    assert sample("--prompts", file).endswith("is not all UTF-8; save it as UTF-8")
     assert "nowhere" in sample("--prompts", tmp_path / "nowhere")
     assert sample().endswith("arguments are required: --prompt (or --prompts FILE)")
 
@@ -157,7 +157,7 @@ def test_batches_by_memory(sample, caplog, monkeypatch):
     assert said == "out of memory in class images; lower --batch-size or --size"
     monkeypatch.setattr(Scarce, "most", 0)
     assert sample(*given, "--batch-size", "auto", backend=Scarce, out="none") == said
-    assert "cannot go on once memory has run out" in sample(*given, "--batch-size", "auto")
+    assert "cannot continue once memory has run out" in sample(*given, "--batch-size", "auto")
     assert sample(*given, "--batch-size", "many") == "--batch-size many must be at least 1, or auto"
 
 
@@ -228,11 +228,11 @@ def test_checkpoints_side_by_side(sample, tiny_config, tmp_path):
      (["--x", "steps=2,2000"], "inference steps 2000 must be from 1 to 999"),
      (["--x", "seed=1,-2"], "--x seed: '-2' must be from 0 to 2**63 - 1"),
      (["--x", "solver=ddim,heun"], "--x solver: 'heun' must be one of dpm++, ddim, euler, euler_a, pndm"),
-     (["--x", "steps=2", "--y", "steps=3"], "--x and --y are both steps; give one of them another name"),
+     (["--x", "steps=2", "--y", "steps=3"], "--x and --y are both steps; give two different names"),
      (["--x", "steps=2", "--x", "seed=3"], "--x is given twice; a grid has one axis across (--x) and one down (--y)"),
      (["--x", "steps=2", "--seeds", "1", "2"], "has one seed: give one with --seeds, or make seed an axis"),
      (["--x", "steps=2", "--prompt", "b"], "has one prompt: give one with --prompt, or make prompt an axis"),
-     (["--x", "steps=2,3", "--steps", "25"], "--steps is given beside the axis steps, which has its values; give one"),
+     (["--x", "steps=2,3", "--steps", "25"], "--steps is given beside the axis steps, which sets the same; give only"),
      (["--y", "seed=2", "--seeds", "0"], "--seeds is given beside the axis seed"),
      (["--x", "seed=2", "--y", "solver=ddim", "--solver", "dpm++"], "--solver is given beside the axis solver"),
      (["--x", "guidance=1", "--guidance", "7.5"], "--guidance is given beside the axis guidance"),

@@ -1,4 +1,4 @@
-"""One suite, two backends: every test here runs with both."""
+"""Fixtures with which every test in this folder runs with both backends."""
 
 import importlib
 

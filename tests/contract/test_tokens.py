@@ -155,7 +155,7 @@ def test_the_rows_of_the_exported_checkpoint(configured, tmp_path, capsys):
     (tmp_path / "o0.safetensors").unlink()
     again = ["export", "--run", str(run.path), "--format", "kohya", "--out", str(tmp_path / "o0.safetensors")]
     assert cli.main("torchbooth", again) == 2
-    assert "o0-saya_token.safetensors, for a new token, exists; choose another name" in capsys.readouterr().err
+    assert "o0-saya_token.safetensors, the file of a new token, exists; choose another name" in capsys.readouterr().err
     assert not (tmp_path / "o0.safetensors").exists()
 
 
@@ -175,7 +175,7 @@ def test_the_only_word_has_the_file_for_itself(configured, tmp_path, capsys):
     content = load_file(tmp_path / "saya.safetensors")
     assert list(content) == ["<saya_token>"] and np.array_equal(content["<saya_token>"], rows_of_step(run, 1)[0])
     assert not np.array_equal(rows_of_step(run, 1), rows_of_step(run, 2))
-    assert "saya.safetensors, whose name is the word in WebUIs" in capsys.readouterr().err
+    assert "saya.safetensors; in WebUIs the file's name is its word" in capsys.readouterr().err
     given[given.index("--out") + 1] = str(tmp_path / "kohya.safetensors")
     assert cli.main("torchbooth", [*given, "emb_params"]) == 0
     content = load_file(tmp_path / "kohya.safetensors")

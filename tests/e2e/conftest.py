@@ -1,4 +1,4 @@
-"""The command line as a user runs it: real processes, or `cli.main` in this one where only the message matters."""
+"""Fixtures that run the command line as a user does: in real processes, or `cli.main` in this one for messages."""
 
 import logging
 import os
@@ -11,13 +11,13 @@ from typing import NamedTuple
 import pytest
 from waiting import PATIENCE_S
 
-# A suite that was started in the background ignores Ctrl-C, and so would the processes that it is tried on.
+# A test run that was started in the background ignores Ctrl-C, and its child processes would ignore it too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smoke.py"
 
-# The finder a module comes from, but for some packages that are then as good as not installed.
+# Program text that wraps all finders of modules and hides some packages, as if they were not installed.
 WITHOUT = """
 import os, sys
 
@@ -39,7 +39,10 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 
 @pytest.fixture(scope="session")
 def job(tiny_pipeline, photos):
-    """Arguments of `train` for a small job: two class images, 2 + 2 rows, four steps; fields by keyword."""
+    """Return a function that gives the arguments of `train` for a small job; keywords change fields.
+
+    The job has two class images, 2 + 2 rows and four steps.
+    """
 
     def job(workdir, **fields):
         values = {
@@ -56,7 +59,10 @@ def job(tiny_pipeline, photos):
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """Makes the environment of a process: `sitecustomize` runs in it first, `without` packages are not there."""
+    """Return a function that makes the environment of a process.
+
+    The process first runs `sitecustomize`, and the packages in `without` seem not to be installed.
+    """
 
     def environment(sitecustomize="", without=""):
         folder = tmp_path_factory.mktemp("site")
@@ -68,7 +74,7 @@ def environment(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, environment):
-    """Runs `python -m MODULE ARGUMENTS` in another folder than the project's."""
+    """Return a function that runs `python -m MODULE ARGUMENTS` outside the project's folder."""
 
     def run(module, *arguments, env=None, **options):
         command = [sys.executable, "-m", module, *map(str, arguments)]
@@ -93,14 +99,14 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def main(capfd):
-    """`cli.main` in this process."""
+    """Yield a function that runs `cli.main` in this process and returns its exit code and output."""
     from booth.commands import cli
 
     log = logging.getLogger("booth")
     before = log.handlers[:], log.propagate, log.level
 
     def main(package, *arguments):
-        log.handlers[:] = []  # so that a handler on this test's stderr is made
+        log.handlers[:] = []  # so that the command makes a handler for this test's stderr
         capfd.readouterr()
         code = cli.main(package, [*map(str, arguments)])
         return Outcome(code, *capfd.readouterr())

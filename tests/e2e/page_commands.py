@@ -1,7 +1,7 @@
-"""Commands in pages of docs/, run as they are written but for a tiny model and few steps.
+"""Read the commands in pages of docs/, and change them so that they run with a tiny model and few steps.
 
-A block that begins with ```bash is one command that a test runs. A block with ```sh needs other hardware, several
-processes, the real hub, or another program, and is not run.
+A block that begins with ```bash is one command, and a test runs it. A block that begins with ```sh is not run: it needs
+other hardware, several processes, the real hub, or another program.
 """
 
 import re
@@ -11,24 +11,24 @@ OURS = ("python -m ", "torchbooth ", "jaxbooth ")
 
 
 def blocks(page):
-    """The bash blocks of a page."""
+    """Return the bash blocks of a page."""
     return re.findall(r"^```bash\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
 
 
 def commands(page):
-    """Those that are ours, in words."""
+    """Return the commands of this project in a page, each as a list of words."""
     return [shlex.split(block.replace("\\\n", " ")) for block in blocks(page) if block.startswith(OURS)]
 
 
 def unrun(page):
-    """The commands of ours that are written in `sh` blocks, each in one line."""
+    """Return the commands of this project in the `sh` blocks of a page, each as one line."""
     shell = re.findall(r"^```sh\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     lines = "".join(shell).replace("\\\n", " ").splitlines()
     return [" ".join(line.split()) for line in lines if re.search(r"\b(torch|jax)booth\b", line)]
 
 
 def parts(words):
-    """(package, command, arguments)."""
+    """Return (package, command, arguments) of a command in words."""
     package, command = words[2].split(".") if words[0] == "python" else words[:2]
     return package, command, words[3 if words[0] == "python" else 2 :]
 
@@ -39,9 +39,9 @@ def fields(words):
 
 
 def smaller(words, pipeline, photos, networks=None):
-    """The arguments of a command, with more so that it takes seconds; of two values the last counts.
+    """Return the arguments of a command, with others added so that it takes only seconds; the last value of two counts.
 
-    Of 200 steps one is left, so the checkpoints that a page names must be there.
+    Numbers of training steps are divided by 200, also those of checkpoints that a page names.
     """
     command, given = parts(words)[1], fields(words)
     if command in ("train", "doctor", "plan"):
@@ -55,9 +55,9 @@ def smaller(words, pipeline, photos, networks=None):
                 "train.steps": int(given.get("train.steps", 800)) // 200,
             }  # fmt: skip
             values |= {name: 1 for name in ("samples.every_steps", "train.lr_warmup_steps") if name in given}
-        if any("gpu_t4" in word for word in words):  # a CPU is refused float16
+        if any("gpu_t4" in word for word in words):  # float16 is refused on a CPU
             values["train.precision"] = "fp32"
-        if "jaxbooth.train" in words:  # of eight cores
+        if "jaxbooth.train" in words:  # the page has a batch for eight cores
             values["train.batch_size"] = 1
         more = [f"--config.{name}={value}" for name, value in values.items()]
     elif command == "evaluate":
@@ -69,9 +69,8 @@ def smaller(words, pipeline, photos, networks=None):
         more = {"sample": ["--steps=2", "--size=64"], "merge": [f"--from={pipeline}"]}.get(command, [])
         if command == "sample" and "stable-diffusion-v1-5/stable-diffusion-v1-5" in words:
             more.append(f"--model={pipeline}")
-        if command == "export" and words[words.index("--out") - 1].endswith(
-            ".safetensors"
-        ):  # a single file -> a folder
+        # An export whose source is a single file.
+        if command == "export" and words[words.index("--out") - 1].endswith(".safetensors"):
             more.append(f"--model-config={pipeline}")
     steps = [f"{option}={int(words[words.index(option) + 1]) // 200}"
              for option in ("--from-step", "--step") if option in words]  # fmt: skip
@@ -79,6 +78,6 @@ def smaller(words, pipeline, photos, networks=None):
 
 
 def _divided(word):
-    """`checkpoint=200,400`, an axis of a grid, as `checkpoint=1,2`."""
+    """Return `checkpoint=1,2` for `checkpoint=200,400`, an axis of a grid; return other words as they are."""
     name, _, values = word.partition("=")
     return f"{name}={','.join(str(int(step) // 200) for step in values.split(','))}" if name == "checkpoint" else word

@@ -274,7 +274,7 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
     (tmp_path / "file").touch()
     assert refusal(main("torchbooth", "train", *job(tmp_path / "file"))).endswith("file is a file; give a folder")
     said = refusal(main("torchbooth", "train", *job(tmp_path / "file" / "run")))
-    assert "Not a directory" in said and said.endswith("; mend that and give the same command again")
+    assert "Not a directory" in said and said.endswith("; fix this and run the same command again")
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
       "completion; torchbooth --help"),
      (["teach"], "invalid choice: 'teach'"),
      (["train"], "neither photos nor a config; give photos/ --subject 'sks dog' --model ID, or --config FILE"),
-     (["train", "--config", "SMOKE"], "--workdir is missing; give the folder the run is to live in"),
+     (["train", "--config", "SMOKE"], "--workdir is missing; give a folder for the run"),
      (["train", "--config", "/"], "--config / is not a file"),
      (["train", "--config", "SMOKE", "--workdir", "w", "--steps", "3"], "unrecognized arguments: --steps"),
      (["train", "--config", "SMOKE", "--workdir", "w", "--config.train.steps", "3"],
@@ -304,7 +304,7 @@ def test_a_workdir_that_cannot_be_written(main, job, tmp_path):
      (["export", "--from", "RUN", "--out", "o"], "is a run folder; give it with --run, or its "),
      (["export", "--from", "TINY", "--out", "o", "--step", "3"], "--step names a checkpoint of --run; with --from"),
      (["export", "--run", "RUN", "--out", "o", "--model-config", "x"], "--model-config belongs to --from"),
-     (["export", "--run", "RUN", "--out", "o", "--title", "x"], "are said in files for WebUIs"),
+     (["export", "--run", "RUN", "--out", "o", "--title", "x"], "are only for files for WebUIs"),
      (["export", "--from", "TINY", "--out", "o", "--format", "onnx"], "invalid choice: 'onnx'"),
      (["export", "--from", "TINY", "--out", "o.safetensors"], "give --format single-file, kohya or peft, or a folder"),
      (["export", "--from", "TINY", "--out", "o.ckpt", "--format", "single-file"], "must end with .safetensors"),

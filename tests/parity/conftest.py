@@ -1,4 +1,4 @@
-"""The models that are compared, tiny ones of each family."""
+"""The tiny models of each family that the tests compare."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from jaxbooth.models import clip, unet, vae
 
 TINY, TINY_SD2 = SIZES["tiny"], SIZES["tiny-sd2"]
 SD2_UNET = TINY_SD2["unet"] | {
-    # Not Stable Diffusion 2's, but supported and otherwise untested.
+    # Stable Diffusion 2 has other values, but these are supported and tested nowhere else.
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "transformer_layers_per_block": (1, 2),
     "flip_sin_to_cos": False,

@@ -1,4 +1,4 @@
-"""A reference module and jaxbooth's model with the same random weights, and how far they are apart."""
+"""Pairs of a reference module and jaxbooth's model with the same random weights, and measures of their differences."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from flax import nnx
 from jaxbooth.models import clip
 from jaxbooth.weights import Network, from_diffusers, to_diffusers
 
-OUTPUT_TOLERANCE = 5e-6  # of the reference's largest value
-GRADIENT_TOLERANCE = 1e-4  # of the norm of the parameter's gradient
-ZERO_GRADIENT = 1e-6  # of the norm of all gradients: a reference gradient below this is rounding noise
+OUTPUT_TOLERANCE = 5e-6  # relative to the reference's largest value
+GRADIENT_TOLERANCE = 1e-4  # relative to the norm of the parameter's gradient
+ZERO_GRADIENT = 1e-6  # relative to the norm of all gradients; a smaller reference gradient is rounding noise
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Pair:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in self.reference.parameters():
-                if parameter.ndim == 1:  # Norms start at one and zero: a swapped mapping would not show.
+                if parameter.ndim == 1:  # Norms start at one and zero, so swapped tensors would not show.
                     parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
         self.tensors = {
             self.rename(name): tensor.numpy() for name, tensor in self.reference.eval().state_dict().items()
@@ -42,12 +42,12 @@ class Pair:
         self.params = from_diffusers(self.network, self.tensors, "test")
 
     def rename(self, name: str) -> str:
-        """transformers writes a text encoder with the prefix, but builds it without."""
+        """Return the name of a tensor in files: transformers adds a prefix when it writes a text encoder."""
         bare = self.model is clip.CLIPTextModel and not name.startswith("text_model.")
         return f"text_model.{name}" if bare else name
 
     def run(self, method: Callable, *inputs: Any, **build: Any) -> Any:
-        """Compiles and calls a method of the model, built anew so that a patched one counts."""
+        """Compile and call a method of the model, which is built anew so that patches of it have an effect."""
         network = Network.build(self.model, self.config, **build)
         return jax.jit(lambda params, *inputs: method(network.bind(params), *inputs))(self.params, *inputs)
 
@@ -71,7 +71,7 @@ def output_error(ours: jax.Array, reference: np.ndarray) -> float:
 
 
 def gradient_errors(pair: Pair, ours: Mapping[str, jax.Array]) -> dict[str, float]:
-    """The relative error of each parameter's gradient, where the reference's counts as more than zero."""
+    """Return the relative errors of the parameters' gradients, without those whose reference gradient is zero."""
     reference = {pair.rename(name): p.grad.numpy() for name, p in pair.reference.named_parameters()}
     assert ours.keys() == reference.keys()
     floor = ZERO_GRADIENT * np.sqrt(sum(np.square(gradient).sum() for gradient in reference.values()))

@@ -151,10 +151,10 @@ def test_two_folders_of_pictures(measuring_networks, pictures, tmp_path, capsys)
     assert found["pictures"]["clip_i"] == f"{scores.fidelity(looks[2:], looks[:2]):.3f}"
     assert found["pictures"]["clip_t"] == f"{(looks[2:] @ text[0]).mean():.3f}"
     assert compare(capsys, *given[:2], *given[4:]).startswith("--real is missing")
-    assert compare(capsys, *given, "--prompt", "a dog").startswith("--prompt is compared by CLIP")
+    assert compare(capsys, *given, "--prompt", "a dog").startswith("--prompt needs --clip")
     assert compare(capsys, *given[:4]).startswith("--dino or --clip is missing")
     (tmp_path / "empty").mkdir()
-    assert compare(capsys, *given[:2], "--real", tmp_path / "empty", *given[4:]).endswith("give the folder that does")
+    assert compare(capsys, *given[:2], "--real", tmp_path / "empty", *given[4:]).endswith("give a folder with pictures")
 
 
 @pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench's photos are not here")
