@@ -1,5 +1,5 @@
 """The command line: one module for each command, and the code that the commands share.
 
-The modules here read arguments and print messages; the work itself is done in the other packages of `booth`.
-This package may import all others.
+The modules here read arguments and print messages; the work itself is done in the other rooms.
+This room may import all others.
 """

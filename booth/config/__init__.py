@@ -1,7 +1,8 @@
 """The settings of a run: their table, their values from files and the command line, and the rules that join them.
 
-The modules here only say which values a setting may have; other packages carry settings out. No model file and no photo
-is opened here. This package may import `common`.
+The modules here only say which values a setting may have, and open no file of a model and no photo; other rooms carry
+settings out.
+This room may import `common`.
 """
 
 from booth.config.loading import load_config
