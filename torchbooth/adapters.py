@@ -37,6 +37,6 @@ def set_weight(network: Any, weight: float) -> None:
             module.set_scale(_NAME, weight)
 
 
-def plain_name(name: str) -> str:
+def without_peft_name(name: str) -> str:
     """Return a parameter's name without what PEFT adds for the case of several adapters."""
     return name.replace(f".{_NAME}.", ".")

@@ -118,7 +118,7 @@ class Backend:
                 names = {diffusers_name(component, own): own for own, _ in network.named_modules()}
                 adapters.add(network, [names[layer] for layer in layers], models.adapter)
             for name, parameter in network.named_parameters():
-                full_name = f"{component}.{diffusers_name(component, adapters.plain_name(name))}"
+                full_name = f"{component}.{diffusers_name(component, adapters.without_peft_name(name))}"
                 parameter.requires_grad_(is_trained(config, full_name))
             # Also after previews: a network that does not train is the same in both modes but for its last bits.
             network.train(training and memory.trains(network))
@@ -128,7 +128,7 @@ class Backend:
                 shard(network.to(self._device), config.mesh.fsdp)
             for name, parameter in network.named_parameters():
                 if parameter.requires_grad:
-                    trainable[f"{component}.{diffusers_name(component, adapters.plain_name(name))}"] = parameter
+                    trainable[f"{component}.{diffusers_name(component, adapters.without_peft_name(name))}"] = parameter
         if models.adapter:
             for name, value in models.adapter.initial(config.train.seed).items():
                 trainable[name].data.copy_(torch.from_numpy(value))

@@ -16,7 +16,7 @@ from typing import Any
 from booth.common.errors import UserError, naming
 from booth.config.values import WEIGHT, flat, set_field
 
-SECTIONS = ("instance", "prior")  # a concept may have fields of these sections
+CONCEPT_SECTIONS = ("instance", "prior")  # a concept may have fields of these sections
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def _concept(config: Any, place: int, entry: Mapping[str, Any]) -> Concept:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise UserError(f"{name}.weight={weight!r} must be a number greater than 0")
     for field, value in fields.items():
-        if field.partition(".")[0] not in SECTIONS:
+        if field.partition(".")[0] not in CONCEPT_SECTIONS:
             raise UserError(
-                f"{name}.{field}: a concept has fields of {' and '.join(SECTIONS)}, such as instance.images, and"
+                f"{name}.{field}: a concept has fields of {' and '.join(CONCEPT_SECTIONS)}, such as instance.images, and"
                 f" {WEIGHT}; put others beside the list"
             )
         with naming(name):
