@@ -74,7 +74,7 @@ def _concept(config: Any, place: int, entry: Mapping[str, Any]) -> Concept:
     for field, value in fields.items():
         if field.partition(".")[0] not in CONCEPT_SECTIONS:
             raise UserError(
-                f"{name}.{field}: a concept has fields of {' and '.join(CONCEPT_SECTIONS)}, such as instance.images, and"
+                f"{name}.{field}: a concept has fields of instance and prior, such as instance.images, and"
                 f" {WEIGHT}; put others beside the list"
             )
         with naming(name):
