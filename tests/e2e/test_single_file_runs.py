@@ -59,7 +59,7 @@ def test_a_run_from_a_file_and_its_export(done, job, tiny_sd2_pipeline, tmp_path
     out = tmp_path / "dog.safetensors"
     said = done("torchbooth", "export", "--run", tmp_path / "single", "--format", "single-file", "--precision", "fp16",
                 "--out", out)  # fmt: skip
-    assert f"the new token <sks> written to {tmp_path / 'dog-sks.safetensors'}" in said
+    assert f"the new token <sks> is written to {tmp_path / 'dog-sks.safetensors'}" in said
     assert "pipeline of step 2 written" in said and (tmp_path / "dog-sks.safetensors").is_file()
     assert (tmp_path / "single" / "tokens" / "sks.safetensors").is_file()
     found = open_pipeline(out, config=str(tiny_sd2_pipeline))
