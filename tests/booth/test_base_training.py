@@ -105,6 +105,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
     assert all(torch.equal(whole[name], fresh[name]) for name in whole), "the seed decides"
 
 
+@pytest.mark.full
 def test_all_stages_make_a_pipeline(tmp_path, monkeypatch):
     monkeypatch.setattr(denoiser, "SAVE_EVERY", 2)
     monkeypatch.setattr(train_base, "sheet", partial(train_base.sheet, steps=2))

@@ -79,6 +79,7 @@ def test_the_exported_pipeline_gives_diffusers_the_same_images(backend_class, ti
     assert furthest(ours[0], diffusers_image(tiny_config.model.source, requests[0])) > 2
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_unguided_and_not_square(backend_class, tiny_pipeline):
     request = ImageRequest(PROMPT, 1)
     ours = our_images(backend_class, tiny_pipeline, [request], guidance=1.0, size=(96, 64), batch_size=1)

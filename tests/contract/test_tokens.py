@@ -54,6 +54,7 @@ def initial(config):
     return table, table[pipe.tokenizer(["a", "photo"], add_special_tokens=False)["input_ids"]][:, 0]
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_tokens_alone(package, configured, tmp_path):
     config = configured(ALONE)
     run = loop.train(backend_of(package), config, tmp_path / "run")

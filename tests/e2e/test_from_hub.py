@@ -25,6 +25,7 @@ def commit(hub, tiny):
     return hub.push(ID, tiny)
 
 
+@pytest.mark.full
 def test_train_sample_and_export(hub, hub_env, commit, tiny, job, run, main, environment, tmp_path):
     env = environment() | hub_env
     arguments = job("run", model__source=ID, train__steps=2, prior__weight=0)

@@ -44,7 +44,8 @@ def test_what_is_blocked_below_cannot_be_imported(python, package):
     assert python(look_up, without=package).returncode == 1 and python(look_up).returncode == 0
 
 
-@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("package", ["torchbooth", "jaxbooth"])
 def test_trains_samples_and_exports_without_the_other_framework(package, run, job, environment, tmp_path):
     env = environment(without=OTHERS[package])
     trained = run(f"{package}.train", *job("run", samples__every_steps=4, samples__inference_steps=2), env=env)

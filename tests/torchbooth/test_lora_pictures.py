@@ -1,6 +1,7 @@
 """Dropout of adapters is for training: pictures are made without it, and a resumed run leaves out the same."""
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from booth.diffusion.sampling import initial_noise, sampling_table
@@ -27,6 +28,7 @@ def test_pictures_change_nothing_where_the_unet_is_frozen(tiny_config, tmp_path)
     assert [line["loss"] for line in plain.metrics] == [line["loss"] for line in shown.metrics]
 
 
+@pytest.mark.full
 def test_pictures_know_no_dropout(tiny_config, tmp_path):
     config = tiny_config
     config.adapter.kind, config.adapter.dropout, config.train.learning_rate = "lora", 0.5, 1e-2

@@ -145,6 +145,7 @@ def test_gradients_are_unscaled_before_they_are_clipped(fp16, tiny_config):
     assert float(scaled["grad_norm"]) == pytest.approx(float(plain["grad_norm"]), rel=2e-2)
 
 
+@pytest.mark.full
 def test_the_loss_scale_is_part_of_a_checkpoint(fp16, tmp_path):
     backend, make_state, batches = fp16
     state = make_state()
