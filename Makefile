@@ -43,7 +43,7 @@ test-machines: setup
 		tests/parity tests/booth/test_solvers.py tests/torchbooth/test_memory.py
 
 # Of the full suite as much as fits into MINUTES, what guards the training first.
-MINUTES ?= 25
+MINUTES ?= 20
 test-more: setup
 	$(RUN) -m pytest $(IN_TWO) -m full --minutes $(MINUTES) tests/parity tests/contract tests/torchbooth \
 		tests/jaxbooth tests/e2e tests/booth
