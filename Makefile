@@ -37,9 +37,9 @@ IN_TWO = -n 2 --dist loadfile --no-loadscope-reorder
 test: setup
 	$(RUN) -m pytest $(IN_TWO) -m "not full"
 
-# What compares numbers, as an older processor and as one with more threads would compute it.
+# What compares numbers, as two older processors would compute it.
 test-machines: setup
-	$(RUN) scripts/check_machines.py --machine avx2 --machine threads-2 -- $(IN_TWO) -m "not full" \
+	$(RUN) scripts/check_machines.py --machine avx2 --machine avx512 -- $(IN_TWO) -m "not full" \
 		tests/parity tests/booth/test_solvers.py tests/torchbooth/test_memory.py
 
 # Of the full suite as much as fits into MINUTES, what guards the training first.
