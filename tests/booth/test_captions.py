@@ -107,7 +107,7 @@ REST = "blue car.png,blue\ngreen_car-02.png,green\n"
 @pytest.mark.parametrize(
     ("table", "said"),
     [(HEAD + "red car.png,red, and parked\n" + REST, "line 2: 3 cells and 2 columns; put a value with a comma"),
-     ("file_name,wheels,text\nred car.png,4,red\nblue car.png,blue\n", "line 3: 2 cells and 3 columns; add the missing"),
+     ("file_name,wheels,text\nred car.png,4,red\nblue car.png,blue\n", "line 3: 2 cells and 3 columns; add the"),
      (HEAD + 'red car.png,"red\n' + REST, "line 2: unexpected end of data; put a value with commas in double quotes"),
      (HEAD + 'red car.png,"red" car\n' + REST, "line 2: ',' expected after '\"'; put a value with commas in double"),
      (HEAD + 'red car.png,"red\n\nand parked"\nblue car.png,blue,sky\n', "line 5: 3 cells and 2 columns"),

@@ -338,6 +338,5 @@ def test_enlarged_images_are_named(config, batches, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "booth"):
         batches(prior_weight=0.0)
     assert caplog.messages == [
-        "smaller than 64x64, to which they are enlarged: 0/0.png (90x60), 0/2.png (90x60), 1/1.png (50x80),"
-        " 1/small.png (20x33)"
+        "images smaller than 64x64 are enlarged: 0/0.png (90x60), 0/2.png (90x60), 1/1.png (50x80), 1/small.png (20x33)"
     ]
