@@ -1,6 +1,6 @@
-"""Networks that describe pictures: DINO and CLIP in transformers' format, as DreamBench measures with them.
+"""Networks that describe pictures: DINO and CLIP in transformers' format, with which DreamBench measures.
 
-jaxbooth uses them too: neither diffusers nor torchvision is needed.
+jaxbooth uses them too. They need neither diffusers nor torchvision.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """uint8 pictures -> what a network gets: short side to `short` pixels (bicubic), the middle `side` x `side`,
-    [0, 1], minus `mean`, over `std`."""
+    """Turns uint8 pictures into a network's input: the short side is resized to `short` pixels (bicubic), the middle
+    `side` x `side` is cropped, and values in [0, 1] are reduced by `mean` and divided by `std`."""
 
     short: int
     side: int
@@ -32,9 +32,9 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """[h, w, 3] uint8 -> [3, side, side] float32, as transformers' image processors over PIL compute it.
+        """Return [3, side, side] float32 of [h, w, 3] uint8, as transformers' image processors with PIL compute it.
 
-        The longer side is cut to whole pixels, and where the margin is odd the crop is nearer to the beginning.
+        The longer side is rounded down to whole pixels. If the margin is odd, the crop is nearer to the beginning.
         """
         height, width = picture.shape[:2]
         shorter = min(height, width)
@@ -48,12 +48,12 @@ class Preprocessing:
 
 
 def dino_preprocessing(side: int = 224) -> Preprocessing:
-    """256, then 224 in the middle, ImageNet's statistics: as DreamBench has it; in this proportion for other sides."""
+    """Return DreamBench's preprocessing: 256, then the middle 224, ImageNet's statistics; other sides in proportion."""
     return Preprocessing(side * 256 // 224, side, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def clip_preprocessing(side: int = 224) -> Preprocessing:
-    """As CLIP's own processor has it."""
+    """Return the preprocessing of CLIP's own processor."""
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     return Preprocessing(side, side, mean, std)
 
