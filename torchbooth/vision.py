@@ -62,7 +62,7 @@ class Dino:
     """A vision transformer whose CLS token, after the last norm, describes a picture."""
 
     def __init__(self, source: str) -> None:
-        """A folder, or a hub id that is in the cache. Raise UserError if it holds no such network."""
+        """Load the network from a folder, or from a hub id that is in the cache. Raise UserError if it is not there."""
         self._network, folder = _load("--dino", source)
         if not isinstance(getattr(self._network.config, "image_size", None), int):
             raise UserError(f"--dino {source} holds no vision transformer; give one such as facebook/dino-vits16")
@@ -70,7 +70,7 @@ class Dino:
         self.sha256 = _weights_hash(folder)
 
     def look(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """float32 [n, width], unit vectors."""
+        """Return the unit vectors of pictures, float32 [n, width]."""
         return _in_batches(pictures, self._prepare, lambda pixels: self._network(pixel_values=pixels)[0][:, 0])
 
 
@@ -78,7 +78,7 @@ class Clip:
     """CLIP: pictures and texts as vectors of one space."""
 
     def __init__(self, source: str) -> None:
-        """A folder, or a hub id that is in the cache. Raise UserError if it holds no CLIPModel."""
+        """Load CLIP from a folder, or from a hub id that is in the cache. Raise UserError if it holds no CLIPModel."""
         self._network, folder = _load("--clip", source)
         if type(self._network).__name__ != "CLIPModel":
             raise UserError(f"--clip {source} holds no CLIPModel; give one such as openai/clip-vit-base-patch32")
@@ -88,7 +88,7 @@ class Clip:
         self.sha256 = _weights_hash(folder)
 
     def look(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """float32 [n, projection], unit vectors."""
+        """Return the unit vectors of pictures, float32 [n, projection]."""
 
         def embedded(pixels: torch.Tensor) -> torch.Tensor:
             return self._network.visual_projection(self._network.vision_model(pixel_values=pixels).pooler_output)
@@ -96,7 +96,7 @@ class Clip:
         return _in_batches(pictures, self._prepare, embedded)
 
     def read(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, projection], unit vectors."""
+        """Return the unit vectors of texts, float32 [n, projection]."""
 
         def embedded(ids: torch.Tensor) -> torch.Tensor:
             return self._network.text_projection(self._network.text_model(input_ids=ids).pooler_output)
@@ -107,7 +107,7 @@ class Clip:
 def _in_batches(
     items: Sequence[Any], prepare: Callable[[Any], np.ndarray], compute: Callable[[torch.Tensor], torch.Tensor]
 ) -> np.ndarray:
-    """float32 [n, d], unit vectors of all items."""
+    """Return the unit vectors of all items, float32 [n, d]."""
     device = _device()
     found = []
     with torch.inference_mode():
@@ -122,7 +122,8 @@ def _device() -> torch.device:
 
 
 def _load(option: str, source: str) -> tuple[Any, Path]:
-    """(network in float32 and eval mode on the device, its folder); only safetensors, all of them."""
+    """Return (network in float32 and eval mode on the device, its folder). Raise UserError unless all its weights are
+    in safetensors."""
     from transformers import AutoModel
 
     folder = _folder(option, source)
@@ -160,7 +161,7 @@ def _folder(option: str, source: str) -> Path:
 
 
 def _weights_hash(folder: Path) -> str:
-    """sha256 over the weights and configs of a folder."""
+    """Return the sha256 of the weights and configs of a folder."""
     total = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
         with path.open("rb") as file:

@@ -232,7 +232,7 @@ def test_two_text_files_of_one_image(folder):
         (folder / name).write_text("a car", encoding="utf-8")
     if len(list(folder.glob("red car.[tT]*"))) < 2:
         pytest.skip("they are one to this file system")
-    with pytest.raises(UserError, match=r"red car\.png has red car\.TXT and red car\.txt beside it in .*; leave one"):
+    with pytest.raises(UserError, match=r"red car\.png has red car\.TXT and red car\.txt beside it in .*; keep one"):
         read(folder, "text")
 
 

@@ -228,7 +228,7 @@ def test_config_files(suffix, tmp_path):
         ({"prior.count": 0}, r"concepts\[0\]: prior\.count=0 must be at least 1, or 'auto'; .* set prior\.weight=0"),
         ({"weight": "1"}, r"concepts\[0\]\.weight='1' must be a number"),
         ({"instance.images": ""}, r"concepts\[0\]: instance\.images is empty"),
-        ({"prior.prompt": "a photo of sks dog"}, r"concepts\[0\]: .* is prior\.prompt too"),
+        ({"prior.prompt": "a photo of sks dog"}, r"concepts\[0\]: .* is the same as prior\.prompt"),
     ],
 )
 def test_what_a_concept_cannot_have(config, entry, said):

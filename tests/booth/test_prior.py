@@ -220,6 +220,6 @@ def test_photos_are_no_class_images(tiny_config, tmp_path, folder, class_images)
     if folder == "train/1_robot":
         (tmp_path / "train" / "5_sks robot").rename(tmp_path / "1_more")
     with pytest.raises(
-        UserError, match=r"prior\.images=.* is instance\.images too \(1_robot\); give class images a fo"
+        UserError, match=r"prior\.images=.* is also instance\.images \(1_robot\); give class images a fo"
     ):
         check_inputs(tiny_config)
