@@ -59,7 +59,7 @@ def explained(path: Path, size: int) -> Iterator[None]:
             raise
         raise UserError(
             f"{path} cannot be written ({os.strerror(error.errno or 0)}): {readable(size)} are needed and"
-            f" {readable(free(path.parent))} are free; make room there and give the same command again, which goes on"
+            f" {readable(free(path.parent))} are free; make room there and give the same command again, which continues"
         ) from error
 
 

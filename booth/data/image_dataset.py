@@ -143,7 +143,7 @@ def _unpack(rows: Iterator[dict[str, Any]], image_column: str, source: Path, fol
     if bad:
         _check_tables(source)
         lack = f"{len(bad)} of {len(bad) + len(table)} rows have no image in {image_column!r} that can be read"
-        raise UserError(f"{where}: {lack}: {listed(bad)}; take them out, or write the dataset anew, images and all")
+        raise UserError(f"{where}: {lack}: {listed(bad)}; remove them, or write the dataset again with its images")
     if not table:
         raise UserError(f"{where} has no rows; give a dataset with 3 to 12 photos")
     (folder / TABLES[0]).write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8", newline="\n")

@@ -66,7 +66,7 @@ def export(
         raise UserError(
             f"export to {out} failed ({' '.join(str(error).split())}):"
             f" {readable(export_size(source, precision, source.family.trainable))} are needed and"
-            f" {readable(disk_space.free(out.parent))} are free; mend that, export again"
+            f" {readable(disk_space.free(out.parent))} are free; fix that, export again"
         ) from error
 
 

@@ -73,7 +73,7 @@ def write(
         raise UserError(
             f"export to {out} failed ({' '.join(str(error).split())}):"
             f" {disk_space.readable(file_size(source, precision, trains))} are needed and"
-            f" {disk_space.readable(disk_space.free(out.parent))} are free; mend that, export again"
+            f" {disk_space.readable(disk_space.free(out.parent))} are free; fix that, export again"
         ) from error
 
 

@@ -237,12 +237,12 @@ def _explanation(error: BaseException, kind: Kind, source: str, name: str, revis
             return f"{where}: the hub refuses it to your token ({first_line(error)}); give another one with {token}"
         case _ if status or isinstance(error, errors.HTTPError):
             return (
-                f"{where}: no such folder here, and the hub does not deliver it ({first_line(error)}); mend that or"
-                " wait, then the same command goes on"
+                f"{where}: no such folder here, and the hub does not deliver it ({first_line(error)}); fix that or"
+                " wait, then the same command continues"
             )
         case _:  # disk full, no permission, broken transfer
             return (
-                f"{where} cannot be downloaded to {constants.HF_HUB_CACHE} ({first_line(error)}); mend that and give"
+                f"{where} cannot be downloaded to {constants.HF_HUB_CACHE} ({first_line(error)}); fix that and give"
                 " the same command again"
             )
 

@@ -194,7 +194,7 @@ class PipelineDir:
         if self.model and not self.model.listed:
             raise UserError(
                 f"model.source={self.model.source}: {component}/{wanted} is not in the cache and the hub cannot be"
-                " asked; unset HF_HUB_OFFLINE or mend the network"
+                " asked; unset HF_HUB_OFFLINE or fix the network"
             )
         where = self.model.source if self.model else self.path
         raise UserError(f"model.source={where}: {_why_no_weights(component, names, wanted)}")

@@ -41,7 +41,7 @@ class Tokenizer:
         """
         for prompt in prompts:
             if re.search(r"[\ud800-\udfff]", prompt):
-                raise UserError(f"the prompt {prompt!r} is not all UTF-8; write it anew")
+                raise UserError(f"the prompt {prompt!r} is not all UTF-8; write it again")
         with self._explained():
             for prompt in prompts:
                 if prompt not in self._warned:

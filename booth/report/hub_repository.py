@@ -142,11 +142,11 @@ def _explanation(error: BaseException) -> str:
             return f"the hub does not take it ({_reason(error)}); correct that"
         case _ if status or isinstance(error, errors.HTTPError):
             return (
-                f"the hub cannot be reached or is busy ({_reason(error)}); mend that or wait, then the same command"
+                f"the hub cannot be reached or is busy ({_reason(error)}); fix that or wait, then the same command"
                 " sends what is missing"
             )
         case _:  # a file that disappeared, no permission, broken transfer
-            return f"it cannot be pushed ({_reason(error)}); mend that, then the same command sends what is missing"
+            return f"it cannot be pushed ({_reason(error)}); fix that, then the same command sends what is missing"
 
 
 def _reason(error: BaseException) -> str:

@@ -27,4 +27,4 @@ def refresh(run: Path) -> None:
     try:
         write(run)
     except Exception as error:
-        log.warning("%s is not up to date (%s: %s); the run goes on", run / PAGE, type(error).__name__, error)
+        log.warning("%s is not up to date (%s: %s); the run continues", run / PAGE, type(error).__name__, error)

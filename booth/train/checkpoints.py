@@ -180,8 +180,8 @@ class Checkpoints:
             raise
         except BaseException as error:  # a panic, for example when memory runs out
             raise UserError(
-                f"checkpoint {self.path(step)} cannot be read ({said_by(error)}); if there is memory enough for it, go"
-                " on from an older one with --from-step"
+                f"checkpoint {self.path(step)} cannot be read ({said_by(error)}); if there is memory enough for it,"
+                " continue from an older one with --from-step"
             ) from error
 
     def names(self, backend_class: type[Backend], step: int) -> Collection[str]:
@@ -201,7 +201,9 @@ class Checkpoints:
 
     def _damaged(self, step: int, error: Exception) -> UserError:
         older = [found for found in self.steps() if found < step]
-        way = f"go on from an older one with --from-step {older[-1]}" if older else "begin anew in another --workdir"
+        way = (
+            f"continue from an older one with --from-step {older[-1]}" if older else "start again in another --workdir"
+        )
         return UserError(f"checkpoint {self.path(step)} is damaged ({_line(error)}); put it back from a copy, or {way}")
 
     def _unfit(self, step: int, error: Exception, whole: bool) -> UserError:
@@ -209,7 +211,7 @@ class Checkpoints:
         what = "is whole, but was saved" if whole else "cannot be read: it is damaged, or was saved"
         return UserError(
             f"checkpoint {self.path(step)} {what} with other settings, another model or other versions of the libraries"
-            f" ({_line(error)}); go on with those"
+            f" ({_line(error)}); continue with those"
         )
 
     def set_aside_after(self, step: int) -> None:

@@ -23,7 +23,7 @@ log = logging.getLogger("booth")
 MOST_SKIPPED_IN_A_ROW = 20  # a loss scale that starts at 65536 has then fallen below 0.1
 _DIVERGED = (
     "training diverged; continue from an earlier checkpoint with --from-step and a lower train.learning_rate, or start"
-    " anew with"
+    " again with"
 )
 
 

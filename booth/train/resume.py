@@ -39,10 +39,10 @@ def find_start(
         if whole and before == config.train.steps:
             return Start(step, before, True)
         there = f"the newest there is of step {step}" if step else "there is none"
-        older = f", go on from step {step} with --from-step {step}" if step else ""
+        older = f", continue from step {step} with --from-step {step}" if step else ""
         raise UserError(
             f"--workdir {run.path} was saved at step {saved}, but that checkpoint is not in {checkpoints.folder} any"
-            f" more ({there}); put it back{older}, or give another --workdir to begin anew"
+            f" more ({there}); put it back{older}, or give another --workdir to start again"
         )
     return Start(step, before, step >= config.train.steps and whole and before == step)
 

@@ -246,7 +246,7 @@ def test_rows_without_an_image_are_named(tmp_path, cache):
         "3 of 5 rows have no image in 'image' that can be read: row 1 (none), row 2 (only the path /photos/car.jpg,"
         in said
     )
-    assert "row 3 (a text and no image: 'no image'); take them out" in said
+    assert "row 3 (a text and no image: 'no image'); remove them" in said
     assert [path.name for path in cache.iterdir()] == [".lock"]
 
 

@@ -233,7 +233,7 @@ def test_tokens(hub, run, capsys, monkeypatch, token, message):
         ("/commit/main", 412, "it changed while it was pushed to (because); give the same command again"),
         ("/commit/main", 409, "it changed while it was pushed to (because); give the same command again"),
         ("/commit/main", 413, "the hub does not take it (because); correct that"),
-        ("/commit/main", 500, "the hub cannot be reached or is busy (because); mend that or wait"),
+        ("/commit/main", 500, "the hub cannot be reached or is busy (because); fix that or wait"),
     ],
 )
 def test_what_the_hub_refuses(hub, account, run, where, status, message):

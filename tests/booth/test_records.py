@@ -101,7 +101,7 @@ def test_a_finished_run_without_checkpoints(kind, tmp_path, before, caplog):
         config.train.steps = steps
         said = refusal(config, run.path, backend)
         assert "was saved at step 8, but that checkpoint is not in" in said and "(there is none)" in said
-        assert said.endswith("put it back, or give another --workdir to begin anew")
+        assert said.endswith("put it back, or give another --workdir to start again")
     config.train.steps, config.export.precision = 8, "fp16"
     assert "was saved at step 8" in refusal(config, run.path, backend), "another precision needs the checkpoint"
 
@@ -124,7 +124,9 @@ def test_the_newest_checkpoint_alone_is_gone(config, tmp_path, caplog):
     shutil.rmtree(run.path / "checkpoints" / "step-000008")
     config.train.steps = 6
     said = refusal(config, run.path)
-    assert "the newest there is of step 4); put it back, go on from step 4 with --from-step 4, or give another" in said
+    assert (
+        "the newest there is of step 4); put it back, continue from step 4 with --from-step 4, or give another" in said
+    )
     assert find_trained(FakeBackend, str(run.path), None, "fp32").step == 4
     assert "step 8 was saved too, but its checkpoint is not in" in caplog.text
     again = loop.train(FakeBackend, config, run.path, from_step=4)
