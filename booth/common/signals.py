@@ -97,7 +97,7 @@ class StopRequest:
         if self._at_once or not first:
             raise KeyboardInterrupt
         with suppress(OSError):  # not through a stream: this handler may run in the middle of a write to it
-            os.write(2, b"\nstopping: this update is finished and saved; once more stops at once\n")
+            os.write(2, b"\nstopping: this update is finished and saved; a second Ctrl-C or signal stops at once\n")
 
     def _leave_terminal(self) -> None:
         """Redirect standard output and errors to the null device if they were a terminal: the terminal is gone, and

@@ -115,7 +115,7 @@ def test_all_is_on_the_page(finished, photos):
 def test_the_first_settings_are_those_that_differ(finished):
     rows = re.findall(r"<th scope=\"row\"><code>(.*?)</code>", (finished / "report.html").read_text())
     changed = list(gather(finished).changed)
-    assert f"{len(changed)} that differ" in page_of(finished).text("p")
+    assert f"Settings that differ from the defaults: {len(changed)}" in page_of(finished).text("p")
     assert rows[: len(changed)] == changed and "train.steps" in changed and "train.max_grad_norm" not in changed
     assert "train.max_grad_norm" in rows[len(changed) :]
 
