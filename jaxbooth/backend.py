@@ -39,7 +39,7 @@ class Backend:
 
     def __init__(self, config: Any) -> None:
         exact_float32()
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a resumed run need not compile for minutes again
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # so that a resumed run need not compile for minutes again
             jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "booth" / "jax"))
         self._config = config
         self._settings = optim.Settings.of(config)
@@ -95,7 +95,7 @@ class Backend:
             return state
         if self._config.ema.decay > 0:
             state = replace(state, average=ema.begin(trainable, self._mesh, self._config.ema.device))
-        # Copies: `trainable` will be given away.
+        # These are copies, because an update consumes `trainable`.
         anchor = {name: jnp.copy(value) for name, value in trainable.items() if is_pulled(self._config, name)}
         return replace(state, anchor=anchor)
 
@@ -103,7 +103,7 @@ class Backend:
         return replace(state.models, params=state.models.params | self._result(state))
 
     def _result(self, state: State) -> Params:
-        """Return the trained tensors for use."""
+        """Return the trained tensors for sampling and export: the average, if there is one."""
         return ema.on_device(state.average, self._mesh) if state.average else state.trainable
 
     def with_lora_weight(self, state: State, weight: float) -> State:

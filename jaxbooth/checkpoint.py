@@ -20,20 +20,20 @@ from jaxbooth.step import State
 
 _TRAINABLE, _OPTIMIZER, _AVERAGE = "trainable", "optimizer", "average"
 
-# Copies of one part would be sliced on the devices, so that each writes a piece: a small program compiled for every
-# shape, and memory where there is none to spare.
+# Otherwise copies of one part would be sliced on the devices, so that each writes a piece. That needs a small compiled
+# program for every shape, and memory that the devices may not have.
 _HANDLERS = ocp.type_handlers.create_type_handler_registry(
     (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
 )
 
 
 def save(state: State, folder: Path) -> None:
-    """Write into a folder, each host the parts that it holds first; return when everything is there.
+    """Write into a folder; each host writes the parts of which it holds the first copy. Return when all is written.
 
-    UserError, before anything is written, if a trainable tensor is not finite.
+    Raise UserError, before anything is written, if a trainable tensor is not finite.
     """
     for name, weights in state.trainable.items():
-        # On the host, where it goes anyway: a program for every shape would have to be compiled.
+        # This is checked on the host: on the devices, a program for every shape would have to be compiled.
         if not all(np.isfinite(part.data).all() for part in weights.addressable_shards if part.replica_id == 0):
             raise not_finite(name)
     with _without_tracebacks(), _checkpointer() as checkpointer:
@@ -45,10 +45,10 @@ def save(state: State, folder: Path) -> None:
 
 @contextmanager
 def _without_tracebacks() -> Iterator[None]:
-    """A write that fails is raised; Orbax logs its traceback too, and then closes its event loop, so that each of the
-    other writes, which report to it, prints one.
+    """Silence tracebacks of a failed write, which is raised anyway: Orbax also logs its traceback and then closes its
+    event loop, so that each of the other writes, which report to the loop, prints a traceback too.
 
-    They may still come after the block has failed, so only success brings everything back.
+    These may come even after the block has failed, so the settings are restored only after success.
     """
     before = sys.unraisablehook
 
@@ -68,8 +68,8 @@ def _without_tracebacks() -> Iterator[None]:
 
 
 def restore(state: State, folder: Path) -> State:
-    """Return the saved state, bit for bit, placed as `state` is; one that is not training gets the average, if there is
-    one, as its trainable tensors."""
+    """Return the saved state, bit for bit, placed like `state`. A state that is not training gets the average, if there
+    is one, as its trainable tensors."""
     if state.optimizer is None and (folder / _AVERAGE).exists():
         placed: Any = next(iter(state.trainable.values())).sharding
         updates = jax.ShapeDtypeStruct((), np.float32, sharding=shared_sharding(placed.mesh))
@@ -85,8 +85,8 @@ def restore(state: State, folder: Path) -> State:
 
 
 def saved_names(folder: Path) -> list[str]:
-    """Of the trainable tensors in a checkpoint."""
-    return list(_handler().metadata(_absolute(folder) / _TRAINABLE).tree)  # which one host can read alone
+    """Return the names of the trainable tensors in a checkpoint."""
+    return list(_handler().metadata(_absolute(folder) / _TRAINABLE).tree)  # one host alone can read this
 
 
 def _tree(average: Average) -> dict[str, Any]:

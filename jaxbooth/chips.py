@@ -1,4 +1,4 @@
-"""TPU chips, and the devices of a slice as the TPU compiler describes them, without one."""
+"""TPU chips, and the devices of a TPU slice as the TPU compiler describes them, without a TPU."""
 
 import importlib.util
 import os
@@ -14,9 +14,10 @@ from booth.common.errors import UserError
 class Chip:
     """One device: a core of v2 and v3, a chip of the others.
 
-    `flops`: bfloat16 operations a second; `clock`: of the matrix units, in Hz; `hbm_gib`: what the compiler lets a
-    program have; `link`: bytes a second that a device receives from the others, all links together. Google's figures
-    (cloud.google.com/tpu/docs/system-architecture-tpu-vm), the clock being what gives these operations a second.
+    `flops` are bfloat16 operations per second; `clock` is that of the matrix units, in Hz; `hbm_gib` is the memory that
+    the compiler lets a program use; `link` is the number of bytes per second that a device receives from the others
+    over all links. These are Google's figures (cloud.google.com/tpu/docs/system-architecture-tpu-vm); the clock is
+    computed from the operations per second.
     """
 
     flops: float
@@ -35,7 +36,7 @@ CHIPS = {
 }
 
 
-# v4 and v5p are used with both cores of a chip as one device.
+# On v4 and v5p both cores of a chip are used as one device.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "v5e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
     "v6e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
@@ -43,11 +44,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def devices_of(topology: str) -> list[Any]:
-    """Return the devices of a slice such as v3:2x2. Raise UserError without libtpu, or for a slice that it does not
-    know."""
+    """Return the devices of a slice such as v3:2x2. Raise UserError if libtpu is missing or does not know the slice."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the TPU compiler is not installed; pip install libtpu")
-    # It must neither look for a TPU nor ask Google's metadata server about one.
+    # libtpu must neither look for a TPU nor ask Google's metadata server about one.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -63,7 +63,7 @@ def devices_of(topology: str) -> list[Any]:
         devices: list[Any] = list(
             topologies.get_topology_desc(topology_name=topology, platform="tpu", **options).devices
         )
-    except Exception as error:  # whatever libtpu makes of it
+    except Exception as error:  # libtpu raises many types
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"topology {topology!r} is not one that libtpu knows ({said}); such as v3:2x2, v5e:2x4"

@@ -1,8 +1,8 @@
-"""What a step costs: FLOPs counted in its jaxpr, cycles and traffic read off the TPU compiler's own text.
+"""The cost of a step: FLOPs counted in its jaxpr, cycles and traffic read from the TPU compiler's text.
 
-The TPU compiler writes an estimate of its cycles on every fusion of the optimized HLO. The body of a loop stands there
-once however often it runs, so every computation is multiplied by its trip count. Custom calls (Pallas kernels) and
-collectives carry no estimate: they are listed beside it.
+The TPU compiler writes an estimate of the cycles on every fusion of the optimized HLO. The body of a loop is written
+once, however often it runs, so every computation is multiplied by its trip count. Custom calls (Pallas kernels) and
+collectives have no estimate: they are listed separately.
 """
 
 import math
@@ -20,8 +20,8 @@ _LANES = 128  # the matrix unit works on tiles of so many rows and columns
 
 @dataclass
 class Flops:
-    """Multiply-adds count 2. `kernels`: inside Pallas kernels, whose products are counted as the matrix unit pads them,
-    since the compiler knows nothing of them."""
+    """A multiply-add counts 2. `kernels` are those inside Pallas kernels; their products are counted with the padding
+    of the matrix unit, since the compiler does not estimate them."""
 
     total: float = 0.0
     kernels: float = 0.0
@@ -32,9 +32,9 @@ class Flops:
 
 
 def count_flops(jaxpr: Any) -> Flops:
-    """Of all matrix products and convolutions of a jaxpr, over all devices, loops as often as they run.
+    """Return the FLOPs of all matrix products and convolutions of a jaxpr, over all devices and all passes of loops.
 
-    ValueError for a loop of unknown length.
+    Raise ValueError for a loop of unknown length.
     """
     counted = Flops()
     for equation in jaxpr.eqns:
@@ -78,7 +78,7 @@ def _dot(equation: Any) -> float:
 
 
 def _padded_products(jaxpr: Any) -> float:
-    """FLOPs of the products in a kernel's body, each side rounded up to whole tiles."""
+    """Return the FLOPs of the products in a kernel's body, with each side rounded up to whole tiles."""
     total = 0.0
     for equation in jaxpr.eqns:
         kind, inner = equation.primitive.name, [_padded_products(_open(body)) for body in _jaxprs(equation.params)]
@@ -110,7 +110,7 @@ def _whole_tiles(size: int) -> int:
 
 
 def _convolution(equation: Any) -> float:
-    """Zeros that a transposed convolution inserts are not counted."""
+    """Return the FLOPs of a convolution, without the zeros that a transposed convolution inserts."""
     numbers, kernel = equation.params["dimension_numbers"], equation.invars[1].aval.shape
     output = math.prod(equation.outvars[0].aval.shape)
     inserted = math.prod(equation.params["lhs_dilation"])
@@ -120,7 +120,8 @@ def _convolution(equation: Any) -> float:
 
 @dataclass
 class Cost:
-    """Of a program on one device. `received`: bytes by kind of collective; `custom_calls`: how often, by target."""
+    """The cost of a program on one device. `received` are bytes by kind of collective; `custom_calls` are counts by
+    target."""
 
     cycles: int = 0
     received: Counter[str] = field(default_factory=Counter)
@@ -146,9 +147,9 @@ _Instruction = tuple[str, str, str, str]  # name, shape, op, and the rest of the
 
 
 def program_cost(text: str) -> Cost:
-    """Of one run of a compiled program, from `compiled.as_text()`.
+    """Return the cost of one run of a compiled program, from `compiled.as_text()`.
 
-    ValueError for a loop whose number of trips cannot be read: a wrong sum must not look like a right one.
+    Raise ValueError for a loop whose number of trips cannot be read: a wrong sum must not look like a correct one.
     """
     computations, entry = _computations(text)
 
@@ -170,7 +171,7 @@ def program_cost(text: str) -> Cost:
             elif op in ("call", "async-start"):
                 for inner in chain(*named.values()):
                     total.add(cost(inner), 1)
-            elif op == "fusion":  # its own estimate holds for all inside it, but knows nothing of what is sent
+            elif op == "fusion":  # its estimate covers all computations inside it, but not what is sent
                 for inner in named["calls"]:
                     total.add(replace(cost(inner), cycles=0), 1)
         return total
@@ -179,7 +180,7 @@ def program_cost(text: str) -> Cost:
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    """(the instructions of each computation, the name of the one that starts)."""
+    """Return (the instructions of each computation, the name of the one that starts)."""
     computations: dict[str, list[_Instruction]] = {}
     entry, current = "", []
     for line in text.splitlines():
@@ -194,7 +195,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _trips(condition: list[_Instruction]) -> int:
-    """Return how often a loop runs that counts from 0 up to a constant, as every loop of `lax.scan` does."""
+    """Return the number of trips of a loop that counts from 0 to a constant, as every loop of `lax.scan` does."""
     bounds = [int(rest.partition(")")[0]) for _, shape, op, rest in condition if op == "constant" and shape[0] == "s"]
     if len(bounds) != 1:
         raise ValueError(f"a loop's number of trips cannot be read from {condition}")
@@ -202,7 +203,8 @@ def _trips(condition: list[_Instruction]) -> int:
 
 
 def _received(kind: str, shape: str, devices: int, with_operand: bool) -> int:
-    """Bytes that a device of a ring receives for a collective with this result, beside its operand if asynchronous."""
+    """Return the bytes that a device of a ring receives for a collective with this result. An asynchronous collective
+    has its operand in the shape too."""
     size = sum(_bytes(*array) for array in _ARRAY.findall(shape))
     if with_operand and kind == "all-gather":
         size = size * devices // (devices + 1)
@@ -216,7 +218,8 @@ def _received(kind: str, shape: str, devices: int, with_operand: bool) -> int:
 
 
 def _group_size(rest: str) -> int:
-    """Return how many devices take part, from replica_groups in any of its spellings; ValueError for an unknown one."""
+    """Return how many devices take part, from replica_groups in any of its notations. Raise ValueError for an unknown
+    one."""
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))

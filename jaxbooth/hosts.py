@@ -1,4 +1,4 @@
-"""How the processes of a run on several hosts find each other."""
+"""Joining the processes of a run on several hosts."""
 
 import logging
 import os
@@ -14,7 +14,8 @@ log = logging.getLogger("booth")
 
 
 def start(coordinator: str, hosts: int, index: int) -> None:
-    """Join `hosts` processes, of which this is number `index`, at the address HOST:PORT of number 0. UserError."""
+    """Join `hosts` processes at the address HOST:PORT of number 0; this one is number `index`. Raise UserError if they
+    do not find each other."""
     if not coordinator.rpartition(":")[2].isdigit():
         raise UserError(f"--coordinator {coordinator!r} must be HOST:PORT of host 0, such as 10.0.0.2:1234")
     if not 0 <= index < hosts:
@@ -25,10 +26,10 @@ def start(coordinator: str, hosts: int, index: int) -> None:
 
 
 def join() -> StoredMessages | None:
-    """This process among those that were started together; None if it is alone.
+    """Join the processes that were started together. Return None if this process is alone.
 
-    On Cloud TPU and under SLURM (srun) the environment says who they are; elsewhere `start` does. Asking how many there
-    are starts the devices, which must be done on all hosts at once.
+    On Cloud TPU and under SLURM (srun) the environment names the processes; elsewhere `start` does. Asking how many
+    there are starts the devices, which must happen on all hosts at once.
     """
     if not jax.distributed.is_initialized():
         if _under_srun():
@@ -36,8 +37,8 @@ def join() -> StoredMessages | None:
         elif _on_cloud_tpu():
             try:
                 _initialize()
-            except OSError as error:  # a notebook's TPU: no metadata server describes its machine
-                log.warning("nobody says which hosts there are (%s); going on with the devices of this one", error)
+            except OSError as error:  # a notebook's TPU has no metadata server that describes it
+                log.warning("cannot find out about other hosts (%s); continuing with the devices of this one", error)
                 return None
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return None
@@ -50,16 +51,15 @@ def _under_srun() -> bool:
 
 
 def _devices_of_task() -> dict[str, list[int]]:
-    """JAX would give a task of SLURM one GPU; the only task of a node gets all that are visible to it."""
+    """Return the devices of a SLURM task. JAX would give it one GPU; the only task of a node gets all visible ones."""
     alone = os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("SLURM_STEP_NUM_NODES")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return {"local_device_ids": list(range(visible.count(",") + 1))} if alone and visible else {}
 
 
 def _on_cloud_tpu() -> bool:
-    """Return whether this is a TPU VM, with other hosts as far as its environment says; its metadata server knows
-    better."""
-    from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm  # what JAX itself goes by; it has no public name
+    """Return whether this is a TPU VM that may have other hosts, by its environment; its metadata server decides."""
+    from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm  # JAX itself uses it; it has no public name
 
     named = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
     several = named is None or "," in named or int(os.environ.get("MEGASCALE_NUM_SLICES", 1)) > 1
@@ -67,16 +67,16 @@ def _on_cloud_tpu() -> bool:
 
 
 def _initialize(**processes: Any) -> None:
-    # JAX's own handler would take SIGTERM and do nothing; ours, and before them the system's, are to hear it.
+    # JAX's own handler would catch SIGTERM and do nothing. Our handler must get it, and before that the system's.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**processes)
-    except (RuntimeError, ValueError) as error:  # nobody came, or an address that is none
+    except (RuntimeError, ValueError) as error:  # no other host came, or the address is not valid
         raise UserError(f"the hosts do not find each other: {' '.join(str(error).split())}") from error
 
 
 class _KeyValueStore:
-    """The store that every `jax.distributed` has."""
+    """The key-value store of `jax.distributed`."""
 
     def __init__(self) -> None:
         from jax._src.distributed import global_state  # it has no public name
@@ -84,7 +84,7 @@ class _KeyValueStore:
         self._client: Any = global_state.client
 
     def set(self, key: str, value: bytes) -> None:
-        with suppress(jax.errors.JaxRuntimeError):  # it is there
+        with suppress(jax.errors.JaxRuntimeError):  # the key exists already
             self._client.key_value_set_bytes(key, value)
 
     def ask(self, key: str) -> bytes | None:

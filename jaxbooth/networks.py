@@ -1,4 +1,4 @@
-"""Loads the networks of a pipeline folder: what to compute (Network) and with what (a flat dict of arrays)."""
+"""Loading the networks of a pipeline folder: the computations (Network) and the arrays (a flat dict)."""
 
 import json
 from collections.abc import Mapping
@@ -33,8 +33,9 @@ _CLASSES: dict[str, type[nnx.Module]] = {
 
 @dataclass(frozen=True)
 class Models:
-    """`params`: arrays in Flax layout by `component.name`, of the types that `load` says; `vae_scale`, `vae_shift`: of
-    the VAE's config; `adapter`: the one that is to train, `adapted`: the networks with it, by component."""
+    """The networks of one pipeline. `params` are arrays in Flax layout by `component.name`, in the types that `load`
+    describes; `vae_scale` and `vae_shift` are from the VAE's config; `adapter` is the one to train, and `adapted` are
+    the networks with it, by component."""
 
     unet: Network
     vae: Network
@@ -47,11 +48,11 @@ class Models:
 
     @property
     def networks(self) -> dict[str, Network]:
-        """By component."""
+        """The networks by component."""
         return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
 
     def with_adapter(self) -> "Models":
-        """Return the same with the adapter's layers in its networks; their arrays are still to be added."""
+        """Return the models with the adapter's layers in the networks, but without the arrays of these layers."""
         return replace(self, unet=self.adapted["unet"], text_encoder=self.adapted["text_encoder"])
 
     def of(self, component: str) -> dict[str, jax.Array]:
@@ -60,18 +61,17 @@ class Models:
 
 
 def of(params: Mapping[str, T], component: str) -> dict[str, T]:
-    """Return what belongs to one component, by the names inside it."""
+    """Return the entries of one component, by the names inside it."""
     prefix = component + "."
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
 def build(pipeline: PipelineDir, mesh: Mesh, config: Any, adapter: Adapter | None = None) -> dict[str, Network]:
-    """Return all networks, without their weights, as `config.train` wants them computed on these devices.
+    """Return all networks, without their weights, with the settings of `config.train` on these devices.
 
-    An `adapter` is in the layers that it is for.
-
-    Only the UNet computes in `train.precision`: encoding is done once, or once an update, and in float32. Raise
-    UserError for a kernel that the devices have not."""
+    An `adapter` is put into its layers. Only the UNet computes in `train.precision`: encoding is done once, or once per
+    update, and in float32. Raise UserError for a kernel that the devices do not have.
+    """
     train = config.train
     dtype = jnp.bfloat16 if train.precision == "bf16" else jnp.float32
     recompute = train.gradient_checkpointing
@@ -95,10 +95,10 @@ def build(pipeline: PipelineDir, mesh: Mesh, config: Any, adapter: Adapter | Non
 
 
 def load(pipeline: PipelineDir, mesh: Mesh, config: Any) -> Models:
-    """Read the safetensors weights and places them by the sharding rules. Raise UserError if they do not fit the
+    """Read the safetensors weights and place them by the sharding rules. Raise UserError if they do not fit the
     configs.
 
-    Where an adapter trains instead of them, matrices and kernels are kept in the type that the network computes in.
+    If only an adapter trains, matrices and kernels are kept in the type that the network computes in.
     """
     networks, adapter, rows = (
         build(pipeline, mesh, config),
@@ -134,5 +134,5 @@ def initial_adapters(models: Models, seed: int) -> dict[str, np.ndarray]:
 
 @lru_cache
 def _build(component: str, config: str, **options: Any) -> Network:
-    # Cached: a Network is a static argument of the compiled functions, which are then found again in one process.
+    # This is cached: a Network is a static argument of compiled functions, and an equal one finds them again.
     return Network.build(_CLASSES[component], json.loads(config), **options)

@@ -16,7 +16,7 @@ Params = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Settings:
-    """Hashable, so that the compiled step can be shared between runs with the same settings."""
+    """The optimizer's settings. They are hashable, so that runs with the same settings share the compiled step."""
 
     optimizer: str
     b1: float
@@ -43,7 +43,7 @@ class Settings:
 def init(trainable: Params, settings: Settings) -> optax.OptState:
     """Return the optimizer's states before the first update."""
     if settings.optimizer == "prodigy":
-        # Where it begins is one of them, which must not be the very arrays that training will give away.
+        # The first weights are one of Prodigy's states. They must be copies, because training consumes the weights.
         return _prodigy(settings, 1.0).init(jax.tree.map(jnp.copy, trainable))
     return _adamw(settings).init(trainable)
 
@@ -56,12 +56,12 @@ def update(
     anchor: Params,
     settings: Settings,
 ) -> tuple[Params, optax.OptState]:
-    """(trainable, states) after an update at each group's learning rate.
+    """Return (trainable, states) after an update at each group's learning rate.
 
-    What has an `anchor` is pulled there by learning rate x `train.pull`. L2-SP (arXiv 1802.01483, section 3), a penalty
-    on the distance to where fine-tuning began, decoupled from the gradient as AdamW decouples weight decay (arXiv
-    1711.05101, section 2): in the loss, Adam would divide it by the gradients' size, so that weights with small
-    gradients would be held the most, and clipping would weaken it.
+    A tensor with an `anchor` is pulled towards it by learning rate x `train.pull`. This is L2-SP (arXiv 1802.01483,
+    section 3), a penalty on the distance to the weights before fine-tuning. It is decoupled from the gradient as AdamW
+    decouples weight decay (arXiv 1711.05101, section 2). If it were part of the loss, Adam would divide it by the
+    gradients' size, so that weights with small gradients would be held the most, and clipping would weaken it.
     """
     if settings.optimizer == "prodigy":
         return _prodigy_update(trainable, states, gradients, next(iter(learning_rate.values())), settings)
@@ -73,7 +73,8 @@ def update(
 
 
 def _adamw(settings: Settings) -> optax.GradientTransformation:
-    """AdamW without its learning rate, which comes with every batch: the update is -learning_rate times the result.
+    """Return AdamW without its learning rate, which comes with every batch: the update is -learning_rate times the
+    result.
 
     optax's own `adamw` differs from torch's in its default weight decay; here every setting is given.
     """
@@ -94,8 +95,8 @@ def _prodigy_update(
 ) -> tuple[Params, optax.OptState]:
     updates, updated_states = _prodigy(settings, learning_rate).update(gradients, states, trainable)
     updated = optax.apply_updates(trainable, updates)
-    # The rate found is a quotient, 0 / 0 before anything has a gradient and at a rate of 0, with which warmup begins.
-    # Then nothing happens, as in the package of the paper's authors.
+    # Prodigy's rate is a quotient. It is 0 / 0 before any tensor has a gradient, and at a learning rate of 0, at which
+    # warmup begins. Then nothing is updated, as in the package of the paper's authors.
     happens = (learning_rate > 0) & jnp.isfinite(updated_states.estim_lr)
     before, after = (trainable, states), (updated, updated_states)
     kept: tuple[Params, optax.OptState] = jax.tree.map(partial(jnp.where, happens), after, before)
@@ -103,7 +104,7 @@ def _prodigy_update(
 
 
 def clip_by_global_norm(gradients: Any, max_norm: float) -> tuple[Any, jax.Array]:
-    """Scale all gradients together to at most `max_norm` (0: leaves them); return them and the norm before."""
+    """Scale all gradients together to a norm of at most `max_norm` (0: no limit). Return them and the norm before."""
     norm = optax.tree.norm(gradients)
     if max_norm > 0:
         scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))  # 1e-6 as in torch

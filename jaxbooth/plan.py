@@ -1,7 +1,7 @@
-"""The plan: the training step compiled for a TPU slice that is not there, by the real TPU compiler.
+"""The plan: the real TPU compiler compiles the training step for a TPU slice, without the slice.
 
-What is compiled is `step.train_step` with the shapes and shardings that training would give it; no weights are read.
-Needs the `tpu` extra (libtpu), any CPU will do.
+It compiles `step.train_step` with the shapes and shardings of training; no weights are read. This needs the `tpu` extra
+(libtpu) and runs on any CPU.
 """
 
 import re
@@ -31,17 +31,17 @@ from jaxbooth.sharding import mesh_of
 from jaxbooth.weights import Network, to_diffusers_shapes
 
 GIB = 2**30
-KERNEL_SPEED = 0.4  # of the peak: what kernels that the compiler cannot estimate are assumed to reach
+KERNEL_SPEED = 0.4  # the assumed share of the peak for kernels that the compiler cannot estimate
 
 
 @dataclass
 class Plan:
-    """What one device needs for an update; the names of the JSON that `--json` writes.
+    """The needs of one device for an update. The fields have the names in the JSON that `--json` writes.
 
-    `peak_gib`: everything in memory at the worst moment, `resident_gib` of it what the step does not touch: networks
-    and an average. `flops_per_row`, of which `kernel_flops_per_row` in Pallas kernels; `cycles_per_row` has those at
-    `KERNEL_SPEED` of the peak. `collective_bytes` are received by a device in an update. Times in seconds;
-    `utilisation` is that of the FLOPs that the model needs, none computed twice.
+    `peak_gib` is all memory at the peak, and includes `resident_gib`, the networks and the average that the step does
+    not use. `flops_per_row` includes `kernel_flops_per_row`, those in Pallas kernels, which `cycles_per_row` counts at
+    `KERNEL_SPEED` of the peak. A device receives `collective_bytes` in an update. Times are in seconds. `utilisation`
+    counts the FLOPs that the model needs, without those of recomputation.
     """
 
     topology: str
@@ -73,7 +73,7 @@ class Plan:
         return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
     def text(self) -> str:
-        """For people."""
+        """Return the plan as text for the user."""
         lines = [
             f"{self.topology}: {self.devices} x {self.device}, {self.rows_per_device} rows on each,"
             f" {self.devices * self.rows_per_device} an update"
@@ -103,9 +103,9 @@ class Plan:
 
 
 def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bool) -> dict[str, Any]:
-    """Print the plan of the config's own batch and, with `find_batch`, those on the way to the largest that fits.
+    """Print the plan of the config's own batch and, with `find_batch`, the plans tried to find the largest batch.
 
-    Return what `--json` writes, of the last that fits: a plan that says what does not fit is a plan too.
+    Return the content for `--json`: the plan of the largest batch that fits, or the plan that says what does not fit.
     """
     topology = topology or config.mesh.topology
     if not topology:
@@ -113,7 +113,7 @@ def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bo
     devices = devices_of(topology)
     exact_float32()
     pieces, kinds = config.train.accumulation, 2 if has_prior(config) else 1
-    # So many rows more on each device make whole pieces, with as many class rows as instance rows.
+    # The number of rows on each device grows by this much, to give whole pieces with as many class as instance rows.
     more = pieces * (kinds if len(devices) % kinds else 1)
     own = -(-kinds * config.train.batch_size // pieces // len(devices)) * pieces
 
@@ -136,7 +136,8 @@ def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bo
 
 
 def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], rows_per_device: int) -> Plan:
-    """Compiles the step for so many rows a device and update, and says what it needs. Minutes at full size."""
+    """Compile the step for this number of rows per device and update. Return its needs. This takes minutes at full
+    size."""
     mesh = mesh_of(devices, config.mesh.fsdp)
     chip = CHIPS[devices[0].device_kind]
     pieces = config.train.accumulation
@@ -179,9 +180,9 @@ def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], 
 
 
 def largest(make: Callable[[int], Plan], step: int, first: Plan) -> Iterator[Plan]:
-    """Plan on the way from `first` to the largest number of rows a device that fits, a multiple of `step`.
+    """Yield the plans from `first` to that of the largest number of rows per device that fits, a multiple of `step`.
 
-    Doubled or halved until one fits and one does not, then bisected.
+    The number is doubled or halved until one fits and one does not, then bisected.
     """
     tried, fits, rows = first, 0, first.rows_per_device
     if first.fits:
@@ -197,9 +198,9 @@ def largest(make: Callable[[int], Plan], step: int, first: Plan) -> Iterator[Pla
 
 
 def _too_much(message: str) -> tuple[float, float] | None:
-    """(GiB of temporaries, GiB that there are) from the compiler's refusal; None if it is about something else.
+    """Return (GiB of temporaries, GiB of the device) from the compiler's refusal; None if it is about something else.
 
-    Where it only gives the sum of all, that stands for the temporaries: a little too much.
+    If it only gives the sum of all memory, the sum is taken for the temporaries, which is a little too much.
     """
     found = re.search(r"HLO temporaries \(([\d.]+)([GMK])\) exceeds available HBM \(([\d.]+)G\)", message)
     found = found or re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)G hbm", message)
@@ -207,8 +208,8 @@ def _too_much(message: str) -> tuple[float, float] | None:
 
 
 def needed_flops(config: Any, pipeline: PipelineDir) -> float:
-    """Of the UNet for a row: its forward pass, and twice that for the backward pass; once for an adapter's, which needs
-    no gradients of the weights."""
+    """Return the FLOPs of the UNet for a row: those of the forward pass, and twice as many for the backward pass. For
+    an adapter the backward pass has only once as many, since it needs no gradients of the weights."""
     side, width = config.data.resolution, pipeline.component_config("unet")["cross_attention_dim"]
     tokens = pipeline.component_config("text_encoder")["max_position_embeddings"]
     row = [(1, *latent_shape(pipeline, side, side)), (1,), (1, tokens, width)]
@@ -220,7 +221,7 @@ def needed_flops(config: Any, pipeline: PipelineDir) -> float:
 
 
 def _read(made: Plan, compiled: Any, flops: Flops, needed: float, chip: Chip) -> None:
-    """Fill in what the compiled step says; `needed` FLOPs a row are those of `needed_flops`."""
+    """Fill in the plan from the compiled step; `needed` are the FLOPs per row by `needed_flops`."""
     memory = compiled.memory_analysis()
     rows = made.rows_per_device
     made.arguments_gib = memory.argument_size_in_bytes / GIB
@@ -256,7 +257,7 @@ def _advice(config: Any, made: Plan) -> str:
 
 @contextmanager
 def _ticking(what: str) -> Iterator[Callable[[], float]]:
-    """A clock on stderr while the compiler is busy; yields a function that says how long it took."""
+    """Show a clock on stderr while the compiler is busy. Yield a function that returns the time so far."""
     stop = threading.Event()
     with tqdm(desc=what, bar_format="{desc}: {elapsed}", leave=False) as clock:
 

@@ -28,7 +28,7 @@ def bytes_on_a_device(shapes: Any) -> int:
 def shapes_of_arguments(
     config: Any, pipeline: PipelineDir, parts: dict[str, Network], mesh: Mesh, rows_per_device: int
 ) -> tuple[Any, Any, Any, Batch, Any]:
-    """Of the step, with shapes in place of arrays; `rows_per_device` of one piece."""
+    """Return the arguments of the step, with shapes in place of arrays; `rows_per_device` are those of one piece."""
     trainable, frozen = {}, {}
     for component in ("unet", "text_encoder") if trains_text(config) else ("unet",):
         for name, shape in parts[component].shapes.items():
@@ -76,7 +76,7 @@ def placed(mesh: Mesh, shape: tuple[int, ...], spec: P, dtype: Any = jnp.float32
 
 
 def resident_bytes(parts: dict[str, Network], trained: tuple[str, ...], mesh: Mesh) -> int:
-    """On a device, of the networks that stay there beside the step: all that do not train."""
+    """Return the bytes on a device of the networks that do not train, which stay there during the step."""
     return bytes_on_a_device(
         [
             placed(mesh, shape.shape, parameter_spec(name, shape.shape, mesh.shape["fsdp"]))

@@ -1,11 +1,11 @@
-"""What is computed in which type, process-wide: float32 means float32."""
+"""The precision of products in the whole process: float32 products are exact."""
 
 import jax
 
 
 def exact_float32() -> None:
-    """Float32 products are exact, where TPUs and newer GPUs would multiply in less; bfloat16 is as it was.
+    """Make float32 products exact: TPUs and newer GPUs would use fewer bits. bfloat16 products do not change.
 
-    It is the process's setting: it also holds for other JAX code beside a run.
+    The setting is for the whole process, including other JAX code.
     """
     jax.config.update("jax_default_matmul_precision", "highest")

@@ -1,5 +1,5 @@
-"""What the networks do when they do not train: sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over
-the core's table, step by step, and encoding; all of it jitted."""
+"""The networks' work besides training: sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over the core's
+table, step by step, and encoding; everything is jitted."""
 
 from functools import partial
 
@@ -34,11 +34,11 @@ def sample(
     guidance: float,
     step_noise: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1].
+    """Return pixels, float32 [b, H, W, 3] in [-1, 1], for initial noise [b, h, w, c] and contexts [b, tokens, width].
 
-    `step_noise` [b, steps, h, w, c] is what each step may add.
+    `step_noise` [b, steps, h, w, c] is the noise that each step may add.
     """
-    # Both contexts of an image stay on its device: [b, 1 or 2, tokens, width].
+    # Both contexts of an image are on its device: [b, 1 or 2, tokens, width].
     contexts = place_rows(mesh, np.stack([negative_context, context] if is_guided(guidance) else [context], axis=1))
     unet = models.of("unet")
     latents, nothing = place_rows(mesh, noise), place_rows(mesh, np.zeros_like(noise))
@@ -49,14 +49,14 @@ def sample(
             unet, latents, history, fresh, contexts, step, guidance, unet=models.unet, mesh=mesh
         )
     decodable = fetch(latents)[: len(noise)] / models.vae_scale + models.vae_shift
-    # One image a device at once: decoding is where most memory is needed, and little is gained by more.
+    # Each device decodes one image at a time: decoding needs the most memory, and larger batches are hardly faster.
     vae, at_once = models.of("vae"), mesh.size
     parts = [place_rows(mesh, decodable[first : first + at_once]) for first in range(0, len(noise), at_once)]
     return np.concatenate([fetch(_decode(vae, part, vae=models.vae, mesh=mesh)) for part in parts])[: len(noise)]
 
 
-# One step, not a loop over all: it is compiled once for every solver and number of steps, and the compiler cannot keep
-# what all steps need (gathered or cast weights) over the whole loop.
+# This is one step, not a loop over all: one compilation serves every solver and number of steps, and the compiler
+# cannot keep values that all steps need (gathered or cast weights) in memory during the whole loop.
 @partial(jax.jit, static_argnames=("unet", "mesh"))
 def _denoise(
     params: dict[str, jax.Array],
@@ -89,7 +89,7 @@ def _denoise_rows(
     specs: dict[str, P],
     unet: Network,
 ) -> tuple[jax.Array, History]:
-    """One step on the images of one device."""
+    """Compute one step on the images of one device."""
     b, k = contexts_bktd.shape[:2]
     x = step.scale * latents_bhwc
     rows = jnp.repeat(x, k, axis=0)
@@ -106,14 +106,15 @@ def _denoise_rows(
 
 @partial(jax.jit, static_argnames=("vae", "mesh"))
 def _decode(params: dict[str, jax.Array], latents_bhwc: jax.Array, *, vae: Network, mesh: Mesh) -> jax.Array:
-    # Where devices share the weights, these are gathered (0.2 GiB); the compiler would rather gather the images and
-    # split their channels, which takes seven times the memory.
+    # If devices share the weights, the weights are gathered (0.2 GiB). The compiler by itself would gather the images
+    # and split their channels, which takes seven times the memory.
     params = jax.lax.with_sharding_constraint(params, shared_sharding(mesh))
     return vae.bind(params).decode(latents_bhwc)
 
 
 def encode(models: Models, mesh: Mesh, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [b, H, W, 3] in [-1, 1] -> mean and standard deviation of the VAE's posterior, float32 [b, h, w, c]."""
+    """Return mean and standard deviation of the VAE's posterior, float32 [b, h, w, c], of pixels [b, H, W, 3] in
+    [-1, 1]."""
     moments = _encode(models.of("vae"), place_rows(mesh, pixels), vae=models.vae)
     mean, std = (fetch(part)[: len(pixels)] for part in moments)
     return mean, std
@@ -125,7 +126,7 @@ def _encode(params: dict[str, jax.Array], pixels: jax.Array, *, vae: Network) ->
 
 
 def encode_prompts(models: Models, mesh: Mesh, token_ids: np.ndarray) -> np.ndarray:
-    """[b, tokens] -> float32 [b, tokens, width].
+    """Return the contexts, float32 [b, tokens, width], of [b, tokens].
 
     Stable Diffusion trains and samples without an attention mask: padding tokens are part of the context.
     """

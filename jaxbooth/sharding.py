@@ -1,8 +1,8 @@
-"""The sharding: the mesh, which axis of a parameter is split, and how rows are spread.
+"""The sharding: the mesh, which axis of a parameter is split, and how rows are distributed.
 
 The mesh has two axes: `data` (copies of the model) and `fsdp` (devices that share one copy of the weights and optimizer
-states). Rows of a batch are spread over both. Since a row's weight in the loss is part of the batch, any spread gives
-the same training; rows that do not divide are padded with rows of weight 0.
+states). Rows of a batch are distributed over both. Since a row's weight in the loss is part of the batch, any
+distribution gives the same training. If the number of rows is not divisible, rows of weight 0 are added.
 """
 
 import re
@@ -22,8 +22,8 @@ from jax.typing import DTypeLike
 from booth.common.errors import UserError
 from booth.diffusion.backend import ROW_FIELDS, WEIGHT_FIELDS, Batch
 
-# First match wins; every parameter must match. In Flax's layout the last axis is the layer's output features, which
-# are a multiple of every usual device count; biases and norms are too small to be worth a gather.
+# The first match wins; every parameter must match. In Flax's layout the last axis is the layer's output features, whose
+# number is a multiple of every usual device count; biases and norms are too small to be worth a gather.
 RULES: tuple[tuple[str, P], ...] = (
     (r"norm[^.]*\.(weight|bias)$", P()),
     (r"\.(lora_[AB]|added)\.weight$", P()),
@@ -49,8 +49,8 @@ def mesh_of(devices: Sequence[Any], fsdp: int) -> Mesh:
 
 
 def parameter_spec(name: str, shape: tuple[int, ...], fsdp: int) -> P:
-    """Return how a parameter (and its Adam moments) is split: along its last axis where its rule says so and that
-    divides."""
+    """Return how a parameter (and its Adam moments) is split: along its last axis, if its rule says so and the axis is
+    divisible."""
     spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
     return P(*[None] * (len(shape) - 1), *spec) if spec and shape[-1] % fsdp == 0 else P()
 
@@ -62,13 +62,14 @@ def place_parameters(mesh: Mesh, params: Mapping[str, np.ndarray]) -> dict[str, 
 
 
 def _place(sharding: NamedSharding, value: np.ndarray) -> jax.Array:
-    """Every host puts its part of a value that all have on its own devices; `device_put` would compare the values."""
+    """Put this host's part of a value, which all hosts have, on its own devices; `device_put` would compare the values
+    of all hosts."""
     value = np.asarray(value)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """Return the whole of an array, on every host: all must ask for it."""
+    """Return the whole of an array on every host; all hosts must call this."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
@@ -86,10 +87,10 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def over_rows(mesh: Mesh, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """Return the function run by each device on its own rows and its own part of the parameters.
+    """Return the function in a form that each device runs on its own rows and its own part of the parameters.
 
-    So the program says what is sent where (`gathered`, `summed`), and the compiler can neither split a network in its
-    own way nor be asked to split a kernel that it knows nothing of.
+    So the program itself says what is sent where (`gathered`, `summed`). The compiler cannot split a network in its own
+    way, and need not split a kernel that it does not know.
     """
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
@@ -100,10 +101,11 @@ def parameter_specs(mesh: Mesh, params: Mapping[str, Any]) -> dict[str, P]:
 
 
 def gathered(params: Mapping[str, jax.Array], specs: Mapping[str, P], dtype: DTypeLike) -> dict[str, jax.Array]:
-    """Inside `over_rows`: the whole of each parameter, of which this device has the part that `specs` says.
+    """Return the whole of each parameter, of which this device has the part that `specs` says. Use it in `over_rows`.
 
-    What is split is cast to the compute dtype before it is sent: half the bytes in bfloat16. The gradient of a part is
-    the sum over the devices that share a copy, added up in the compute dtype too: in bfloat16, more of them round more.
+    A split parameter is cast to the compute dtype before it is sent, which halves the bytes in bfloat16. The gradient
+    of a part is the sum over the devices that share a copy, also in the compute dtype: in bfloat16, more devices mean
+    more rounding.
     """
 
     def gather(name: str, part: jax.Array) -> jax.Array:
@@ -115,48 +117,48 @@ def gathered(params: Mapping[str, jax.Array], specs: Mapping[str, P], dtype: DTy
 
 
 def summed(gradients: Mapping[str, jax.Array], specs: Mapping[str, P]) -> dict[str, jax.Array]:
-    """Inside `over_rows`: each device's gradients of `gathered` parameters, added up over all rows."""
+    """Return the gradients of `gathered` parameters, added up over the rows of all devices. Use it in `over_rows`."""
     return {name: jax.lax.psum(value, "data" if specs[name] else _AXES) for name, value in gradients.items()}
 
 
 def summed_rows(values: Any) -> Any:
-    """Inside `over_rows`: sums over each device's rows, added up over all rows."""
+    """Return sums over each device's rows, added up over all devices. Use it in `over_rows`."""
     return jax.lax.psum(values, _AXES)
 
 
 def pad_rows(rows: np.ndarray, multiple: int) -> np.ndarray:
-    """Repeats the last row until the number of rows is a multiple."""
+    """Repeat the last row until the number of rows is a multiple of `multiple`."""
     spare = -len(rows) % multiple
     return np.concatenate([rows, np.repeat(rows[-1:], spare, axis=0)]) if spare else rows
 
 
 def row_spec() -> P:
-    """Of an array [rows, ...] spread over all devices, for `over_rows`."""
+    """Return the spec of an array [rows, ...] distributed over all devices, for `over_rows`."""
     return _ROWS
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Of an array [rows, ...] spread over all devices."""
+    """Return the sharding of an array [rows, ...] distributed over all devices."""
     return NamedSharding(mesh, _ROWS)
 
 
 def shared_sharding(mesh: Mesh) -> NamedSharding:
-    """Of an array that every device has whole."""
+    """Return the sharding of an array that every device has as a whole."""
     return NamedSharding(mesh, P())
 
 
 def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """Spreads [rows, ...] over all devices, padded by `pad_rows`."""
+    """Distribute [rows, ...] over all devices, padded by `pad_rows`."""
     return _place(row_sharding(mesh), pad_rows(rows, mesh.size))
 
 
 def place_shared(mesh: Mesh, value: Any) -> Any:
-    """Return the same array, or the same tree of arrays, on every device."""
+    """Return the array, or the tree of arrays, copied to every device."""
     return jax.tree.map(partial(_place, shared_sharding(mesh)), value)
 
 
 def pad_batch(batch: Batch, multiple: int) -> Batch:
-    """Return the batch with rows that repeat the last one with weight 0."""
+    """Return the batch padded with copies of its last row that have weight 0."""
     padded: Any = {name: pad_rows(getattr(batch, name), multiple) for name in ROW_FIELDS}
     for name in WEIGHT_FIELDS:
         padded[name][len(batch.weight) :] = 0
@@ -164,14 +166,14 @@ def pad_batch(batch: Batch, multiple: int) -> Batch:
 
 
 def batch_specs(batch: Batch) -> Batch:
-    """Return how a placed batch is split, for `over_rows`: rows over all devices, the rest whole on each."""
+    """Return how a placed batch is split, for `over_rows`: rows over all devices, and the rest as a whole on each."""
     rows: Any = {name: P(None, *_ROWS) for name in ROW_FIELDS}
     return replace(jax.tree.map(lambda _: P(), batch), **rows)
 
 
 def place_batch(mesh: Mesh, batch: Batch, pieces: int) -> Batch:
-    """Return the batch on the devices in pieces, [pieces, rows, ...]: each padded by `pad_batch` and spread over all
-    devices.
+    """Return the batch on the devices in pieces, [pieces, rows, ...]. Each piece is padded by `pad_batch` and
+    distributed over all devices.
 
     The rest of a batch (prompts, learning rates) is the same on every device.
     """
@@ -188,9 +190,9 @@ def place_batch(mesh: Mesh, batch: Batch, pieces: int) -> Batch:
 
 
 def own_rows(mesh: Mesh, rows: int, pieces: int) -> frozenset[int] | None:
-    """Return which rows of a batch `place_batch` gives to this host's devices; None: all, since there is one host.
+    """Return which rows of a batch `place_batch` gives to this host's devices, or None for all if there is one host.
 
-    Padding repeats a piece's last row, which need not be one of them: with a weight of 0 it may be anything.
+    Padding repeats a piece's last row, which need not be among this host's rows: a row of weight 0 may be anything.
     """
     if jax.process_count() == 1:
         return None

@@ -27,11 +27,11 @@ jax.tree_util.register_dataclass(
 
 @dataclass(frozen=True)
 class State:
-    """`models`: all networks, without the arrays of `trainable`, which are float32 by `component.name`: all weights of
-    the networks that train, or their adapters'.
+    """The training state. `models` has all networks, without the arrays in `trainable`. These are in float32 by
+    `component.name`: all weights of the networks that train, or those of their adapters.
 
-    `optimizer`: its moments; None in a state that is not training; `average`: of `trainable`, if there is one;
-    `anchor`: what `train.pull` pulls towards, by the same names, if it does.
+    `optimizer` has the moments, and is None if the state is not training. `average` is the average of `trainable`, and
+    `anchor` the weights that `train.pull` pulls towards, by the same names; each may be missing.
     """
 
     models: Models
@@ -42,7 +42,7 @@ class State:
 
 
 def init_optimizer(trainable: Params, settings: Settings, mesh: Mesh) -> optax.OptState:
-    """Return the optimizer's states before the first update, each placed as the parameter it belongs to."""
+    """Return the optimizer's states before the first update, each placed like its parameter."""
     init = partial(optim.init, settings=settings)
     return jax.jit(init, out_shardings=state_shardings(mesh, jax.eval_shape(init, trainable)))(trainable)
 
@@ -62,18 +62,18 @@ def train_step(
     settings: Settings,
     mesh: Mesh,
 ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
-    """(trainable, optimizer states, metrics) after one update; the metrics are float32 scalars.
+    """Return (trainable, optimizer states, metrics) after one update; the metrics are float32 scalars.
 
-    `frozen` is what the networks that train have beside `trainable`: their weights, if those train only adapters;
-    `anchor` is as in `optim.update`.
+    `frozen` has the other weights of the networks that train: all of them, if only adapters train. `anchor` is as in
+    `optim.update`.
 
     The rows of the batch are [pieces, rows, ...]. Gradients come from `sharding.over_rows`; clipping and the update are
-    done where each part of a parameter is. The new state is pinned to the places of the old one; otherwise the second
-    step would be compiled anew. It is the old one where the loss or a gradient is not finite.
+    done on the device that has each part of a parameter. The new state is pinned to the places of the old one;
+    otherwise the second step would be compiled again. If the loss or a gradient is not finite, it equals the old one.
     """
     gradients, metrics = _gradients(trainable, frozen, batch, unet, text_encoder, mesh)
     gradients, metrics["grad_norm"] = clip_by_global_norm(gradients, settings.max_grad_norm)
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] ** 2)  # as moments will be
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] ** 2)  # the moments need the square
     metrics["skipped"] = 1.0 - finite
     updated = optim.update(trainable, optimizer, gradients, batch.learning_rate, anchor, settings)
     state = jax.tree.map(partial(jnp.where, finite), updated, (trainable, optimizer))
@@ -84,7 +84,7 @@ def train_step(
 def _gradients(
     trainable: Params, frozen: Params, batch: Batch, unet: Network, text_encoder: Network, mesh: Mesh
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """Return the gradients and metrics of a batch: the sums of its rows'."""
+    """Return the gradients and metrics of a batch: the sums over its rows."""
     specs, frozen_specs = parameter_specs(mesh, trainable), parameter_specs(mesh, frozen)
     local = partial(_local_gradients, specs=specs | frozen_specs, unet=unet, text_encoder=text_encoder)
     return over_rows(mesh, local, (specs, frozen_specs, batch_specs(batch)), (specs, P()))(trainable, frozen, batch)
@@ -93,7 +93,7 @@ def _gradients(
 def _local_gradients(
     trainable: Params, frozen: Params, batch: Batch, *, specs: dict[str, P], unet: Network, text_encoder: Network
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """On one device: its rows, and its part of the parameters and gradients."""
+    """Return the gradients and metrics on one device, from its rows and its part of the parameters."""
 
     def bind(network: Network, component: str, params: Params, row_numbers: Callable[[], jax.Array]) -> Any:
         keys = _row_keys(batch, row_numbers()) if network.dropout > 0 else None
@@ -105,12 +105,12 @@ def _local_gradients(
         return bind(text_encoder, "text_encoder", params, lambda: jnp.arange(len(batch.prompts)))(batch.prompts)
 
     def loss_of(params: Params, context: jax.Array, piece: Batch) -> tuple[jax.Array, dict[str, Any]]:
-        # Its noise tells a row from all others, on whatever device and in whatever piece it is computed.
+        # The noise identifies a row, on whatever device and in whatever piece it is computed.
         network = bind(unet, "unet", params, lambda: jax.lax.bitcast_convert_type(piece.noise[:, 0, 0, 0], jnp.uint32))
         prediction = network(noisy_latents(piece), piece.timestep, context[piece.prompt_index])
         return dreambooth_loss(prediction.astype(jnp.float32), piece)
 
-    # The text encoder runs once an update, forward and backward, however many rows and pieces there are.
+    # The text encoder runs once per update, forward and backward, for any number of rows and pieces.
     context, backward_to_text = jax.vjp(encode, of(trainable, "text_encoder"))
 
     def of_piece(rows: Any) -> Any:
@@ -128,12 +128,13 @@ def _local_gradients(
 
 
 def _row_keys(batch: Batch, rows: jax.Array) -> jax.Array:
-    """Return a key for each of these rows, given as numbers [b], new in each update."""
+    """Return a key for each of these rows, which are given as numbers [b]. Keys are new in each update."""
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(batch.key)))(rows)
 
 
 def _sum_over_pieces(function: Any, pieces: dict[str, jax.Array]) -> Any:
-    """function(piece 0) + function(piece 1) + ..., in a loop: the activations of one piece are in memory at a time."""
+    """Return function(piece 0) + function(piece 1) + ..., in a loop, so that the activations of only one piece are in
+    memory at a time."""
     first = {name: rows[0] for name, rows in pieces.items()}
     if pieces["weight"].shape[0] == 1:
         return function(first)

@@ -10,7 +10,7 @@ from jaxbooth.models.layers import Embedding
 
 
 class TokenEmbedding(nnx.Module):
-    """A table with new rows, `added`, which the ids from the table's end on mean."""
+    """A table with new rows, `added`, whose ids follow those of the table."""
 
     def __init__(self, table: Embedding, rows: int) -> None:
         self.embedding, self.dtype = table.embedding, table.dtype

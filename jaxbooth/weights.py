@@ -1,4 +1,4 @@
-"""The weights mapping: diffusers <-> Flax, total and invertible.
+"""The mapping of weights: diffusers <-> Flax, total and invertible.
 
 The modules are named as in diffusers, so only the last part of a name and the layout of its array differ:
 
@@ -28,7 +28,7 @@ from booth.models.weight_names import fit_weights
 from jaxbooth import adapters, tokens
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# By the kernel's number of dimensions: the order of its axes in diffusers.
+# The order of a kernel's axes in diffusers, by its number of dimensions.
 _KERNEL_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 
 
@@ -38,9 +38,9 @@ class Network:
 
     Attributes:
         shapes: diffusers' name -> shape (in Flax's layout) and dtype of every parameter.
-        axes: diffusers' name -> the axes of the Flax array in the order diffusers has them.
-        dtype: what it computes in.
-        dropout: share of what goes into adapters that is left out where `bind` is given `row_keys`.
+        axes: diffusers' name -> the axes of the Flax array in diffusers' order.
+        dtype: the compute dtype.
+        dropout: the share of the adapters' inputs that is set to 0 if `bind` is given `row_keys`.
     """
 
     shapes: dict[str, jax.ShapeDtypeStruct]
@@ -65,13 +65,13 @@ class Network:
         dtype: DTypeLike = jnp.float32,
         **kw: Any,
     ) -> "Network":
-        """Build `model(config, dtype=dtype, **kw)`; allocates nothing and compiles nothing.
+        """Build `model(config, dtype=dtype, **kw)`; allocate nothing and compile nothing.
 
-        The layers `adapted` get an adapter of this rank, scale and dropout, whose parameters are named as in PEFT; a
-        text encoder gets rows for so many new tokens.
+        The layers `adapted` get an adapter of this rank, scale and dropout, whose parameters have the names of PEFT; a
+        text encoder gets rows for the number of new tokens.
 
         Raise:
-            UserError: where the model does not support the config.
+            UserError: if the model does not support the config.
         """
         built: Any = model(config, dtype=dtype, **kw)  # type: ignore[call-arg]
         for name in adapted:
@@ -98,7 +98,7 @@ class Network:
 
         Args:
             params: an array in Flax's layout for each name in `shapes`, of any floating dtype.
-            row_keys: [b] of the rows that it will be called with, for dropout of adapters; None: without.
+            row_keys: [b], one for each row of its input, for the adapters' dropout; None for no dropout.
         """
         leaves: dict[PathParts, Any] = {path: params[name] for name, path in self._paths.items()}
         model: Any = nnx.merge(self._graphdef, nnx.from_flat_state(leaves))
@@ -127,7 +127,7 @@ def from_diffusers(network: Network, tensors: Mapping[str, np.ndarray], componen
         Name -> float32 array in Flax's layout, for `Network.bind`.
 
     Raise:
-        UserError: where names are missing or left over, or a shape is not the expected one.
+        UserError: if names are missing or left over, or a shape is not the expected one.
     """
     shapes = to_diffusers_shapes(network)
     return {name: to_flax(network, name, tensor) for name, tensor in fit_weights(component, tensors, shapes).items()}
@@ -147,9 +147,9 @@ def to_diffusers(network: Network, name: str, array: np.ndarray) -> np.ndarray:
     """Convert one tensor back: the inverse of `from_diffusers`, to the bit.
 
     Args:
-        network: the model it is from.
-        name: its diffusers name.
-        array: it, or anything of its shape (a gradient, an average), in Flax's layout.
+        network: the model that has the tensor.
+        name: the tensor's diffusers name.
+        array: the tensor, or another array of its shape (a gradient, an average), in Flax's layout.
 
     Return:
         The array in diffusers' layout, in its own dtype.

@@ -6,7 +6,7 @@ from booth.commands import cli
 
 
 def main() -> int:
-    """Entry point of the console command."""
+    """Run the console command."""
     return cli.main("torchbooth")
 
 

@@ -1,6 +1,7 @@
-"""LoRA through PEFT: adapters put into the networks, named as everywhere else.
+"""LoRA through PEFT: adapters in the networks, with the same names as in the rest of the code.
 
-By PEFT's own functions: transformers' `add_adapter` asks for newer versions of it than there may be (5.24 for 0.22).
+PEFT's own functions are used: transformers' `add_adapter` may require a newer PEFT than is installed (5.24 requires
+0.22).
 """
 
 import re
@@ -13,7 +14,7 @@ _NAME = "default"  # PEFT's for the only adapter there is
 
 
 def add(network: Any, layers: Sequence[str], adapter: Adapter) -> None:
-    """Put an adapter into layers of a network, in float32 whatever that is in."""
+    """Put an adapter into layers of a network. The adapter is in float32, whatever type the network has."""
     from peft import LoraConfig, inject_adapter_in_model
 
     settings = LoraConfig(
@@ -29,7 +30,7 @@ def add(network: Any, layers: Sequence[str], adapter: Adapter) -> None:
 
 
 def set_weight(network: Any, weight: float) -> None:
-    """Has a network's adapters count so many times as much as alpha and rank say."""
+    """Scale a network's adapters by `weight`, in addition to alpha / rank."""
     from peft.tuners.lora import LoraLayer
 
     for module in network.modules():
@@ -38,5 +39,5 @@ def set_weight(network: Any, weight: float) -> None:
 
 
 def without_peft_name(name: str) -> str:
-    """Return a parameter's name without what PEFT adds for the case of several adapters."""
+    """Return a parameter's name without the part that PEFT adds to distinguish several adapters."""
     return name.replace(f".{_NAME}.", ".")

@@ -37,7 +37,7 @@ class Backend:
         self._config = config
         self._device = device or local_device()
         self.placement = memory.Placement(self._device)
-        self._sampled: State | None = None  # the state that pictures were made of since its last update
+        self._sampled: State | None = None  # the state that made pictures after its last update
         set_tf32(config.train.tf32)
         if device is None:
             several = f", {processes()} processes" if processes() > 1 else ""
@@ -61,7 +61,7 @@ class Backend:
             return config
         if processes() > 1:
             raise UserError(
-                f"memory.fit={config.memory.fit!r} plans for one process, not {processes()}: look with torchbooth plan"
+                f"memory.fit={config.memory.fit!r} plans for one process, not {processes()}: see with torchbooth plan"
                 " what a process needs, set the techniques, and leave memory.fit empty"
             )
         from torchbooth.fit import fit  # planning needs parts of PyTorch that take a second to import
@@ -120,7 +120,7 @@ class Backend:
             for name, parameter in network.named_parameters():
                 full_name = f"{component}.{diffusers_name(component, adapters.without_peft_name(name))}"
                 parameter.requires_grad_(is_trained(config, full_name))
-            # Also after previews: a network that does not train is the same in both modes but for its last bits.
+            # This is done again after previews: the two modes of a network that does not train differ in the last bits.
             network.train(training and memory.trains(network))
             if config.train.gradient_checkpointing == "block":
                 memory.recompute_activations(network, config.train.checkpointed_blocks if component == "unet" else ())
@@ -138,7 +138,7 @@ class Backend:
         forward = speed.apply(models.unet, config)
         with out_of_memory.named("training"):
             self.placement.place(models.networks, "training")
-        gradients = GradientSum(trainable.values())  # before the optimizer, which may want them in the backward pass
+        gradients = GradientSum(trainable.values())  # before the optimizer, which may need them in the backward pass
         optimizer = memory.make_optimizer_of(trainable, config, gradients.wait)
         state = State(models, trainable, optimizer, scaler, gradients, forward)
         with out_of_memory.named("training"):

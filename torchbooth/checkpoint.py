@@ -1,5 +1,5 @@
-"""Checkpoints as safetensors: trainable tensors, moments and the average, by diffusers name; the loss scale as JSON; no
-pickles."""
+"""Checkpoints as safetensors: trainable tensors, moments and the average, by diffusers name. The loss scale is in JSON;
+nothing is pickled."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,20 +15,20 @@ from torchbooth.optim import read_moments, read_numbers, write_moments, write_nu
 from torchbooth.sharding import leads, placed_as, whole
 from torchbooth.step import State
 
-_LAST_NORM = "last_norm"  # as numbers of all tensors together beside the moments, which all have a "/" in their names
-_UPDATES = "updates"  # beside averages, which all have a "." in their names
+_LAST_NORM = "last_norm"  # an entry for all tensors, beside the moments, whose names all contain a "/"
+_UPDATES = "updates"  # an entry beside the averages, whose names all contain a "."
 _TRAINABLE, _OPTIMIZER, _LOSS_SCALE = "trainable.safetensors", "optimizer.safetensors", "loss_scale.json"
 _AVERAGE = "average.safetensors"
 
 
 def save(state: State, folder: Path) -> None:
-    """Write the files into an existing folder; of several processes one does, but all must ask.
+    """Write the files into an existing folder. Only one of several processes writes, but all must call this.
 
-    UserError, before anything is written, if a trainable tensor is not finite.
+    Raise UserError, before anything is written, if a trainable tensor is not finite.
     """
     assert state.optimizer is not None
     if torch.cuda.is_available():
-        torch.cuda.synchronize()  # states may be on their way to the host's memory
+        torch.cuda.synchronize()  # states may still be copied to the host's memory
     if state.average:
         state.average.take_out()
     averages = _of_average(state)
@@ -36,7 +36,7 @@ def save(state: State, folder: Path) -> None:
     moments: dict[str, torch.Tensor] = {}
     for name, parameter in state.trainable.items():
         weights, states = whole(parameter.detach()), read_moments(state.optimizer, parameter)
-        if leads():  # where they are split, no GPU need hold all of them
+        if leads():  # so no GPU has to hold all of them if they are split
             trainable[name] = weights.cpu().contiguous()
             moments |= {f"{name}/{key}": value.cpu().contiguous() for key, value in states.items()}
     for name, value in averages.items():
@@ -58,7 +58,8 @@ def save(state: State, folder: Path) -> None:
 
 
 def restore(state: State, folder: Path) -> State:
-    """Copy the saved tensors into the state's own, bit for bit; one that is not training gets the average, if any."""
+    """Copy the saved tensors into the state's own, bit for bit. A state that is not training gets the average, if there
+    is one."""
     device = str(next(iter(state.trainable.values())).device)
     if state.optimizer is None:
         averaged = folder / _AVERAGE
@@ -88,7 +89,7 @@ def restore(state: State, folder: Path) -> State:
 
 
 def saved_names(folder: Path) -> list[str]:
-    """Of the trainable tensors in a checkpoint."""
+    """Return the names of the trainable tensors in a checkpoint."""
     with safe_open(folder / _TRAINABLE, framework="pt") as file:
         return list(file.keys())
 
@@ -100,7 +101,7 @@ def _of_average(state: State) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _copy(path: Path, into: Mapping[str, torch.Tensor], device: str) -> None:
-    """Copy a file's tensors into those of its names: all that there are. ValueError if those are others."""
+    """Copy a file's tensors into those of the same names. Raise ValueError if the names or the shapes differ."""
     missing = set(into)
     for name, value in _read(path, device):
         if name == _UPDATES and name not in into:
@@ -116,8 +117,8 @@ def _copy(path: Path, into: Mapping[str, torch.Tensor], device: str) -> None:
 
 
 def _read(path: Path, device: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor), one at a time. They are copies: safetensors' own are the file itself, which then stays open and
-    which Windows would not let go when the checkpoint is rotated."""
+    """Yield (name, tensor), one at a time. They are copies: safetensors' own tensors keep the file open, and Windows
+    could not delete an open file when the checkpoint is rotated."""
     with safe_open(path, framework="pt", device=device) as file:
         for name in file.keys():  # noqa: SIM118 (it is no dict)
             yield name, file.get_tensor(name).clone()

@@ -1,4 +1,4 @@
-"""`memory.fit`: chooses the least costly memory techniques with which a run fits on a card, by planning it."""
+"""`memory.fit`: choose the least costly memory techniques with which a run fits on a GPU, by planning the run."""
 
 import importlib.util
 import itertools
@@ -24,8 +24,8 @@ from torchbooth.networks import build
 
 log = logging.getLogger("booth")
 
-# What a technique is taken to cost, in percent of the speed; more where it changes what is computed. Assumed, not
-# measured on a card: it only decides what is tried before what.
+# The assumed cost of each technique in percent of the speed, raised if the technique changes the results. It was not
+# measured on a GPU: it only decides the order in which techniques are tried.
 _CHOICES: tuple[tuple[tuple[float, dict[str, Any]], ...], ...] = (
     (
         (0, {}),
@@ -45,12 +45,12 @@ _CHOICES: tuple[tuple[tuple[float, dict[str, Any]], ...], ...] = (
 
 
 def fit(backend_class: type[Any], config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None = None) -> Any:
-    """Return the config with techniques added to its own until every phase fits into `memory.fit`; as it is if that is
-    empty.
+    """Return the config with techniques added until every phase fits into `memory.fit`. If that is empty, return it
+    unchanged.
 
-    `backend_class` is torchbooth's `Backend`, which plans run. `recorded`: the config of the run that is resumed, whose
-    techniques are kept; where `memory.fit` has changed since, those that may change in a run are chosen anew. Raise
-    UserError if nothing fits.
+    `backend_class` is torchbooth's `Backend`, with which plans are computed. `recorded` is the config of the run that
+    is resumed, whose techniques are kept; if `memory.fit` has changed since, the techniques that may change during a
+    run are chosen anew. Raise UserError if nothing fits.
     """
     if not config.memory.fit:
         return config
@@ -80,14 +80,14 @@ def fit(backend_class: type[Any], config: Any, pipeline: PipelineDir, recorded: 
     log.info("memory.fit=%r, %.2f GiB for tensors: %s", config.memory.fit, limit, ", ".join(chosen) or "fits as it is")
     if chosen:
         needed, without = (_peak(backend_class, each, pipeline, "training") for each in (config, before))
-        log.info("  training needs %.2f GiB, without them %.2f", needed, without)
+        log.info("  training needs %.2f GiB, without these techniques %.2f", needed, without)
     return config
 
 
 def card_bytes(size: str) -> float:
-    """Return the bytes of a size such as 8GB; of "auto", those that are free on the GPU, and of CUDA's context.
+    """Return the bytes of a size such as 8GB; for "auto", the free memory of the GPU plus this process's CUDA context.
 
-    Raise UserError for "auto" without a GPU.
+    Raise UserError if there is no GPU to ask.
     """
     if size != "auto":
         bytes_ = memory_size(size)
@@ -101,7 +101,7 @@ def card_bytes(size: str) -> float:
 def _fit_training(
     backend_class: type[Any], config: Any, pipeline: PipelineDir, limit: float, fixed: tuple[str, ...]
 ) -> Any:
-    """Return the cheapest combination whose update fits."""
+    """Return the config with the least costly combination whose update fits."""
     candidates = list(_candidates(config, pipeline, fixed))
     shapes = _trained_shapes(config, pipeline)
     for candidate in tqdm(candidates, desc="planning memory", unit="plan", leave=False):
@@ -116,10 +116,10 @@ def _fit_training(
 
 
 def _candidates(config: Any, pipeline: PipelineDir, fixed: tuple[str, ...]) -> Iterator[Any]:
-    """Configs with techniques added, the least costly first; of those that cost the same, the most saving last."""
+    """Yield configs with techniques added, the least costly first; of equal costs, the one that saves most is last."""
     levels = len(pipeline.component_config("unet")["block_out_channels"])
     special = {
-        "largest": ("down_blocks.0", f"up_blocks.{levels - 1}"),  # those at full resolution
+        "largest": ("down_blocks.0", f"up_blocks.{levels - 1}"),  # the blocks at full resolution
         "train.batch_size": config.train.batch_size,
         "8bit": _eight_bit(config.train.optimizer),
     }
@@ -135,19 +135,19 @@ def _candidates(config: Any, pipeline: PipelineDir, fixed: tuple[str, ...]) -> I
         if settings in seen or not kept or not possible:
             continue
         seen.append(settings)
-        with suppress(UserError):  # of two that exclude each other
+        with suppress(UserError):  # two techniques may exclude each other
             validate_updates(candidate)
             yield candidate
 
 
 def _eight_bit(optimizer: str) -> str:
-    """Return the same with states in 8 bits, if there is one here."""
+    """Return the same optimizer with states in 8 bits, if it is available here."""
     names = {"adamw": "adamw8bit", "lion": "lion8bit"} if importlib.util.find_spec("bitsandbytes") else {}
     return names.get(optimizer, optimizer)
 
 
 def _computes_bfloat16(config: Any) -> bool:
-    """Whoever chose float16 has a reason; a GPU can be asked."""
+    """Return whether bfloat16 may be chosen: not if the user chose float16, and only if the GPU supports it."""
     return config.train.precision != "fp16" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported(False))
 
 
@@ -158,7 +158,7 @@ def _weaker(settings: Mapping[str, Any], config: Any) -> bool:
 
 
 def _trained_shapes(config: Any, pipeline: PipelineDir) -> dict[str, list[torch.Size]]:
-    """Return the shapes of what trains by component; of adapters, which take next to nothing, none."""
+    """Return the shapes of the trained tensors by component. Adapters, which need almost no memory, have none."""
     if config.adapter.kind == "lora":
         return {}
     with FakeTensorMode():
@@ -170,7 +170,7 @@ def _trained_shapes(config: Any, pipeline: PipelineDir) -> dict[str, list[torch.
 
 
 def _at_least(config: Any, shapes: Mapping[str, Sequence[Sequence[int]]]) -> float:
-    """Return the GiB of weights, copies, gradients and optimizer states alone: what needs no plan to be too much."""
+    """Return the GiB of weights, copies, gradients and optimizer states: if these are too much, no plan is needed."""
     averaged = config.ema.decay > 0 and config.ema.device == "device"
     copies = 4 * (averaged + (config.train.pull > 0))
     total = 0
@@ -187,7 +187,8 @@ def _at_least(config: Any, shapes: Mapping[str, Sequence[Sequence[int]]]) -> flo
 def _fit_others(
     backend_class: type[Any], config: Any, pipeline: PipelineDir, limit: float, fixed: tuple[str, ...]
 ) -> Any:
-    """Return what happens beside training: fewer pictures at once, states out of the way, at last tiles."""
+    """Return the config with the other phases fitted: fewer pictures at once, then optimizer states on the host, and
+    finally tiles."""
 
     def too_much(phase: str) -> bool:
         return _peak(backend_class, config, pipeline, phase) > limit
@@ -210,5 +211,5 @@ def _fit_others(
 
 
 def _peak(backend_class: type[Any], config: Any, pipeline: PipelineDir, phase: str) -> float:
-    """GiB; 0 for a phase that the run does not have."""
+    """Return the peak of a phase in GiB; 0 for a phase that the run does not have."""
     return plan(backend_class, config, pipeline, (phase,)).peak_gib.get(phase, 0.0)

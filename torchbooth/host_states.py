@@ -13,24 +13,24 @@ HOST = torch.device("cpu")
 
 
 class HostStates:
-    """Optimizer states that live in pinned memory of the host and are on the device for their tensor's update only.
+    """Optimizer states in pinned memory of the host, which are on the device only for the update of their tensor.
 
-    Copies run on a stream of their own. While one tensor is updated, the states of the one that came next the last
-    time are on their way. On a CPU everything is in one memory and in order already; the same copies are made.
+    Copies run on a separate stream. While one tensor is updated, the states of the tensor that came next in the last
+    update are copied already. On a CPU all memory is the same and everything runs in order; the same copies are made.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._host: dict[int, dict[str, torch.Tensor]] = {}  # by id of a tensor's states
+        self._host: dict[int, dict[str, torch.Tensor]] = {}  # by the id of a tensor's states
         self._next: dict[int, dict[str, Any]] = {}
         self._ahead: dict[int, tuple[dict[str, torch.Tensor], Any]] = {}
         self._before: dict[str, Any] | None = None
-        self._stored: deque[Any] = deque()  # when copies back were done
+        self._stored: deque[Any] = deque()  # events that show when the copies back were done
 
     @contextmanager
     def fetched(self, state: dict[str, Any]) -> Iterator[None]:
-        """Inside, a tensor's states are on the device."""
+        """Keep a tensor's states on the device inside the block."""
         arriving, event = self._ahead.pop(id(state)) if id(state) in self._ahead else self._fetch(state)
         if self._before is not None:
             self._next[id(self._before)] = state
@@ -45,13 +45,13 @@ class HostStates:
         self._store(state)
 
     def wait(self) -> None:
-        """Until all copies to the host's memory are done."""
+        """Wait until all copies to the host's memory are done."""
         if self._stream is not None:
             self._stream.synchronize()
 
     def _fetch(self, state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:
-        """(copies on the device, the event after which they are there)."""
-        # The host would run ahead of the copies, and all states be on the device in the end.
+        """Return (copies on the device, the event after which they are complete)."""
+        # Without this wait the host would run ahead of the copies, and in the end all states would be on the device.
         while len(self._stored) > 2:
             self._stored.popleft().synchronize()
         with self._copying():
@@ -59,7 +59,9 @@ class HostStates:
         if self._stream is None:
             return copies, None
         for copy in copies.values():
-            copy.record_stream(torch.cuda.current_stream(self._device))  # which will use memory of the other's
+            copy.record_stream(
+                torch.cuda.current_stream(self._device)
+            )  # that stream uses the memory, which belongs to the copying stream
         return copies, self._stream.record_event()
 
     def _store(self, state: dict[str, Any]) -> None:
@@ -84,7 +86,7 @@ class HostStates:
 
 
 def movable(state: Mapping[str, Any]) -> list[tuple[str, torch.Tensor]]:
-    """Of one tensor's optimizer states what takes memory, and is its own."""
+    """Return the optimizer states of one tensor that take memory and are not shared with other tensors."""
     return [
         (key, value)
         for key, value in state.items()

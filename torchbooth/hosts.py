@@ -1,4 +1,4 @@
-"""How the processes of a run find each other: one for each GPU, started by torchrun or accelerate launch."""
+"""Joining the processes of a run: one for each GPU, started by torchrun or accelerate launch."""
 
 import os
 import time
@@ -12,7 +12,10 @@ from booth.common.messages import StoredMessages
 
 
 def join() -> StoredMessages | None:
-    """This process among those that torchrun or accelerate launch started together; None if it is alone. UserError."""
+    """Join the processes that torchrun or accelerate launch started together. Return None if this process is alone.
+
+    Raise UserError if they do not find each other.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return None
     if not dist.is_initialized():
@@ -20,7 +23,7 @@ def join() -> StoredMessages | None:
             torch.cuda.set_device(local_device())
         try:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        except (RuntimeError, ValueError) as error:  # nobody came, or half of what must be said is missing
+        except (RuntimeError, ValueError) as error:  # no other process came, or an environment variable is missing
             raise UserError(f"the processes do not find each other: {' '.join(str(error).split())}") from error
     return StoredMessages(_RendezvousStore(), dist.get_rank(), dist.get_world_size(), "torchbooth")
 
@@ -36,7 +39,7 @@ def local_device() -> torch.device:
 
 
 class _RendezvousStore:
-    """The store where the processes met, by a connection of its own: the one of the process group is for that."""
+    """The store where the processes met, over a separate connection, since the process group uses its own."""
 
     def __init__(self) -> None:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -46,7 +49,7 @@ class _RendezvousStore:
         self._store.compare_set(key, "", value)  # type: ignore[arg-type]  # it takes bytes too
 
     def ask(self, key: str) -> bytes | None:
-        # Looks again and again: waiting in the store would keep the other thread of this process out of it.
+        # This polls, since waiting in the store would block the other thread of this process.
         for _ in range(500):
             if self._store.check([key]):
                 value: bytes = self._store.get(key)

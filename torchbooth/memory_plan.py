@@ -1,9 +1,9 @@
-"""The plan: the peak memory of every phase of a run on a GPU that need not be there.
+"""The plan: the peak memory of every phase of a run on a GPU, computed without a GPU.
 
-torchbooth's own functions run on fake tensors (shapes without data), and what they would take is added up as tensors
-come and go. What it cannot see is a GPU's own: the context, workspaces of the libraries, gaps between tensors; for them
-`CONTEXT_GIB` and `GAPS` are set aside. Attention counts as PyTorch's kernel for CPUs takes it, which keeps no matrix of
-weights, as those for GPUs.
+torchbooth's own functions run on fake tensors (shapes without data), and the memory of these tensors is added up as
+they come and go. A plan cannot see the memory that the GPU itself needs: the context, workspaces of the libraries, gaps
+between tensors. `CONTEXT_GIB` and `GAPS` are reserved for them. Attention counts as in PyTorch's kernel for CPUs, which
+keeps no matrix of attention weights, like the kernels for GPUs.
 """
 
 import logging
@@ -37,8 +37,8 @@ from torchbooth.step import State
 log = logging.getLogger("booth")
 
 GIB = 2**30
-CONTEXT_GIB = 0.7  # of a card's memory: CUDA's context with the libraries' kernels and workspaces
-GAPS = 1.1  # what PyTorch's allocator reserves over what is in use; assumed, not measured
+CONTEXT_GIB = 0.7  # CUDA's context with the libraries' kernels and workspaces
+GAPS = 1.1  # PyTorch's reserved memory divided by the memory in use; assumed, not measured
 
 PHASES = ("encoding prompts", "class images", "encoding images", "training", "previews", "export")
 TECHNIQUES = (
@@ -50,10 +50,10 @@ TECHNIQUES = (
 
 @dataclass
 class Plan:
-    """Peak memory in GiB on the GPU of every phase; the names of the JSON that `--json` writes.
+    """The peak memory of every phase on the GPU, in GiB. The fields have the names in the JSON that `--json` writes.
 
-    `peak_gib`: by phase; only phases that the config has. `needed_gib`: what a card must have for the greatest.
-    `techniques`: the settings of the memory techniques.
+    `peak_gib` has the phases that the config has. `needed_gib` is the memory that a GPU must have for the greatest of
+    them. `techniques` are the settings of the memory techniques.
     """
 
     peak_gib: dict[str, float]
@@ -64,7 +64,7 @@ class Plan:
         return asdict(self)
 
     def text(self) -> str:
-        """For people."""
+        """Return the plan as text for the user."""
         lines = [f"  {phase:<17} {peak:6.2f} GiB" for phase, peak in self.peak_gib.items()]
         return "\n".join(
             [*lines, f"  a card with {self.needed_gib:.1f} GiB, its context and gaps between tensors included"]
@@ -72,9 +72,9 @@ class Plan:
 
 
 class Tracker(memory.Placement, TorchDispatchMode):
-    """Adds up the memory of tensors that are made while it is on, and keeps the peak.
+    """Adds up the memory of tensors that are made while it is active, and keeps the peak.
 
-    It is the run's `memory.Placement` too: networks count where that would put them on the GPU.
+    It is also the run's `memory.Placement`: networks count while the placement would put them on the GPU.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Tracker(memory.Placement, TorchDispatchMode):
         self._networks = 0
         for name, network in networks.items():
             tensors = [*network.parameters(), *network.buffers()]
-            self._live.update(tensor.untyped_storage()._cdata for tensor in tensors)  # views of them are nothing new
+            self._live.update(tensor.untyped_storage()._cdata for tensor in tensors)  # views of them need no new memory
             if name in AT_WORK[work] or trains(network):
                 self._networks += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         self._grow(0)
@@ -96,22 +96,22 @@ class Tracker(memory.Placement, TorchDispatchMode):
         self._away = sum(map(_bytes, optimizer.state.values())) if away else 0
 
     def hold(self, tensors: Iterable[torch.Tensor]) -> None:
-        """What was made while this was off, and stays."""
+        """Count tensors that were made while this was inactive, and that stay."""
         for tensor in tensors:
             self._see(tensor)
 
     def restart(self) -> None:
-        """A new peak begins."""
+        """Begin a new peak."""
         self.peak = 0
 
     def peak_so_far(self) -> int:
-        """Bytes, what is there now included."""
+        """Return the peak in bytes, including the tensors that exist now."""
         self._grow(0)
         return self.peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0  # `item()`, where an optimizer asks for a number that is not there
+            return 1.0  # `item()`: an optimizer asks for a number, which fake tensors do not have
         result = func(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self._see, result)
         return result
@@ -121,7 +121,7 @@ class Tracker(memory.Placement, TorchDispatchMode):
         key = storage._cdata
         if key not in self._live:
             self._live.add(key)
-            size = -(-storage.nbytes() // 512) * 512  # as PyTorch's allocator rounds
+            size = -(-storage.nbytes() // 512) * 512  # PyTorch's allocator rounds in this way
             weakref.finalize(storage, self._gone, key, size)
             self._grow(size)
 
@@ -135,9 +135,10 @@ class Tracker(memory.Placement, TorchDispatchMode):
 
 
 def plan(backend_class: type[Any], config: Any, pipeline: PipelineDir, phases: Collection[str] = PHASES) -> Plan:
-    """Run phases of the config's run on fake tensors, those that it has: 5 to 15 s at full size.
+    """Run the given phases of the config's run on fake tensors, as far as it has them. This takes 5 to 15 s at full
+    size.
 
-    `backend_class` is torchbooth's `Backend`, which itself asks for plans.
+    `backend_class` is torchbooth's `Backend`; it is an argument because that class itself asks for plans.
     """
     rehearsal = _Rehearsal(backend_class, config, pipeline)
     peaks = {phase: rehearsal.peak(phase) / GIB for phase in PHASES if phase in phases and rehearsal.has(phase)}
@@ -147,10 +148,10 @@ def plan(backend_class: type[Any], config: Any, pipeline: PipelineDir, phases: C
 
 
 class _Rehearsal:
-    """A run without numbers."""
+    """A run on fake tensors."""
 
     def __init__(self, backend_class: type[Any], config: Any, pipeline: PipelineDir) -> None:
-        # These three hardly change what is in memory, and fake tensors cannot have them.
+        # These three hardly change the memory, and fake tensors do not support them.
         config = config.copy_and_resolve_references()
         config.train.channels_last, config.train.attention, config.train.compile = False, "auto", "none"
         self._config, self._sizes = config, Sizes.of(config, pipeline)
@@ -180,7 +181,7 @@ class _Rehearsal:
         }.get(phase, True)
 
     def peak(self, phase: str) -> float:
-        """Bytes."""
+        """Return the peak of a phase in bytes."""
         if phase not in ("training", "previews", "export"):
             return self._measured({
                 "encoding prompts": self._encode_prompts,
@@ -188,22 +189,22 @@ class _Rehearsal:
                 "encoding images": self._encode_images,
             }[phase])  # fmt: skip
         if self._state is None:
-            # Outside the mode: bitsandbytes computes its tables, for which numbers are needed.
+            # This is outside the mode: bitsandbytes computes its tables, which needs numbers.
             self._state = self._backend.init(self._models)
-            # It would ask whether gradients overflowed.
+            # A loss scaler would ask whether gradients overflowed.
             self._state.scaler = torch.amp.GradScaler(HOST.type, enabled=False)
             if self._state.average and not self._state.average.on_host:
                 self._tracker.hold(self._state.average.weights.values())
             self._tracker.hold(self._state.anchor.values())
-            self._training = max(self._measured(self._update) for _ in range(2))  # the first makes the moments
+            self._training = max(self._measured(self._update) for _ in range(2))  # the first update makes the moments
         optimizer = self._state.optimizer
         assert optimizer is not None
-        on_host = self._config.memory.offload_optimizer == "always"  # where fake tensors cannot be
+        on_host = self._config.memory.offload_optimizer == "always"  # fake tensors cannot be on the host
         away = sum(map(_bytes, optimizer.state.values())) if on_host else 0
         if (average := self._state.average) and average.on_host:
             away += _bytes(average.weights)
         if phase == "training":
-            # On the GPU are the states of one tensor, and of the next, which are on their way.
+            # On the GPU are the states of one tensor, and those of the next, which are being copied.
             return self._training - away + 2 * on_host * max(map(_bytes, optimizer.state.values()))
         if phase == "export":
             return self._measured(lambda: None) - away
@@ -229,7 +230,7 @@ class _Rehearsal:
         self._tracker.place(self._models.networks, "sampling")
         precision = self._config.train.precision
         latents = sample.denoise(self._models, noise, contexts, SAMPLING_TABLE, settings.guidance, precision)
-        sample.decode(self._models, latents[:1])  # as all are: one by one
+        sample.decode(self._models, latents[:1])  # images are decoded one by one
 
     def _encode_prompts(self) -> None:
         self._tracker.place(self._models.networks, "encoding prompts")
@@ -241,20 +242,20 @@ class _Rehearsal:
 
 
 def _bytes(state: Mapping[str, Any]) -> int:
-    """Of tensors by name, such as one's optimizer states, what could be in the host's memory."""
+    """Return the bytes of the optimizer states of one tensor that could be in the host's memory."""
     return sum(tensor.numel() * tensor.element_size() for _, tensor in movable(state))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Shapes of what goes through the networks."""
+    """The shapes of the networks' inputs."""
 
-    size: tuple[int, int]  # of the largest training images, in pixels
+    size: tuple[int, int]  # the size of the largest training images, in pixels
     latents: tuple[int, int, int]  # h, w, c
     tokens: int
-    width: int  # of a context
-    kinds: int  # of rows: photos and class images
-    prompts: int  # of an update
+    width: int  # the width of a context
+    kinds: int  # the number of kinds of rows: 2 with class images
+    prompts: int  # the number of prompts in an update
 
     @staticmethod
     def of(config: Any, pipeline: PipelineDir) -> "Sizes":
@@ -292,5 +293,5 @@ class Sizes:
         return Batch(**arrays, prompts=prompts, learning_rate=rates, loss=config.train.loss)
 
 
-# Two steps are as good as all: one has nothing from the step before it yet.
+# Two steps are enough to show the peak of all; the first step alone has nothing from an earlier step in memory.
 SAMPLING_TABLE = (SamplingStep(0.0, 1.0, 1.0, 1.0, 1.0, 1.0, (1.0,) * (HISTORY + 1), 1.0, 1.0),) * 2

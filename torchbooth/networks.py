@@ -1,4 +1,4 @@
-"""Loads the networks of a pipeline folder as diffusers and transformers modules."""
+"""Loading the networks of a pipeline folder as diffusers and transformers modules."""
 
 import logging
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from booth.models.adapters import Adapter
 from booth.models.pipeline import PipelineDir
 from booth.models.weight_names import fit_weights
 
-_PREFIX = "text_model."  # transformers 5 leaves it out of the module's names, the folder format keeps it
+_PREFIX = "text_model."  # transformers 5 leaves it out of the module's names, but the folder format keeps it
 
 
 @dataclass(frozen=True)
 class Models:
-    """The networks of one pipeline, in eval mode without gradients; where they are is up to `memory.Placement`.
+    """The networks of one pipeline, in eval mode without gradients; `memory.Placement` decides where they are.
 
-    `vae_scale`, `vae_shift`: of the VAE's config; `adapter`: the one that is to train.
+    `vae_scale` and `vae_shift` are from the VAE's config; `adapter` is the one to train.
     """
 
     unet: Any  # diffusers UNet2DConditionModel
@@ -31,16 +31,16 @@ class Models:
 
     @property
     def networks(self) -> dict[str, Any]:
-        """By component."""
+        """The networks by component."""
         return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
 
 
 def build(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Return the networks by component, in eval mode without gradients: float32, the UNet in `unet_dtype`.
+    """Return the networks by component, in eval mode without gradients, in float32 and the UNet in `unet_dtype`.
 
-    They have the weights that the mode around gives them.
+    The surrounding context decides about their weights, such as fake tensors or no initialisation.
     """
-    # Where bitsandbytes is installed diffusers imports it, which on a CPU warns of a kernel that nothing here uses.
+    # diffusers imports bitsandbytes if it is installed, which on a CPU warns of a kernel that nothing here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -53,7 +53,7 @@ def build(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32) -> dic
         }
         torch.set_default_dtype(unet_dtype)
         networks["unet"] = UNet2DConditionModel.from_config(pipeline.component_config("unet"))
-    except Exception as error:  # the libraries raise what they like for a config that makes no network
+    except Exception as error:  # the libraries raise many types for a config that makes no network
         raise UserError(
             f"{pipeline.path}: its configs make no network ({' '.join(str(error).split())[:300]}); download it again"
         ) from error
@@ -63,10 +63,11 @@ def build(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32) -> dic
 
 
 def load(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32, adapter: Adapter | None = None) -> Models:
-    """Read the safetensors weights (never pickles) into the host's memory: float32, the UNet's in `unet_dtype`.
+    """Read the safetensors weights (never pickles) into the host's memory, in float32 and the UNet's in `unet_dtype`.
 
     Raise UserError if names or shapes do not fit the configs: the libraries' own loading would fill gaps with random
-    numbers."""
+    numbers.
+    """
     with init_empty_weights(include_buffers=False):
         modules = build(pipeline, unet_dtype)
     for component, module in modules.items():
@@ -75,7 +76,9 @@ def load(pipeline: PipelineDir, unet_dtype: torch.dtype = torch.float32, adapter
         fitted = fit_weights(component, pipeline.tensors(component), shapes)
         dtype = unet_dtype if component == "unet" else torch.float32
         weights = {names[name]: torch.from_numpy(array).to(dtype) for name, array in fitted.items()}
-        module.load_state_dict(weights, strict=False, assign=True)  # strict about names already, not about buffers
+        module.load_state_dict(
+            weights, strict=False, assign=True
+        )  # the names are checked already; buffers may be missing
         module.requires_grad_(False)
     scale, shift = pipeline.latent_scaling
     return Models(**modules, vae_scale=scale, vae_shift=shift, adapter=adapter)

@@ -11,21 +11,21 @@ from booth.config.trained import rate_group
 from torchbooth.sharding import local, placed_as, whole
 
 EIGHT_BIT = ("adamw8bit", "lion8bit")
-BITSANDBYTES = (*EIGHT_BIT, "lion")  # what needs that package
+BITSANDBYTES = (*EIGHT_BIT, "lion")  # the optimizers that need that package
 
-# Of a parameter's 8-bit states: lookup tables that all parameters share, made anew instead of saved.
+# Entries of a parameter's 8-bit states that all parameters share: lookup tables, which are made anew instead of saved.
 SHARED_STATES = {"qmap1": "dynamic", "qmap2": "udynamic"}
 
 
 def make_optimizer(parameters: Iterable[Any], config: Any) -> torch.optim.Optimizer:
     """Return the optimizer of `train.optimizer` over float32 parameters, or groups of them.
 
-    `adamw`: arXiv 1711.05101. `lion`: arXiv 2302.06675, with its own decays 0.9 and 0.99; wants a third to a tenth of
-    AdamW's learning rate. `adafactor`: arXiv 1804.04235, second moments as row and column means, steps relative to each
-    tensor's size, no first moment. `prodigy`: arXiv 2306.06101, its authors' package with Adam's bias
-    correction; finds the rate, of which the learning rate is a factor. The `8bit` ones (arXiv 2110.02861) keep moments
-    in 8 bits with a scale for every 256 of them, except those of tensors under 4096 elements. Learning rates are
-    set by `set_learning_rate`.
+    `adamw`: arXiv 1711.05101. `lion`: arXiv 2302.06675, with its own decays 0.9 and 0.99; it needs a third to a tenth
+    of AdamW's learning rate. `adafactor`: arXiv 1804.04235, second moments as row and column means, steps relative to
+    each tensor's size, no first moment. `prodigy`: arXiv 2306.06101, its authors' package with Adam's bias correction;
+    it finds the rate, and the learning rate is a factor of that. The `8bit` ones (arXiv 2110.02861) keep moments in 8
+    bits with a scale for every 256 of them, except those of tensors under 4096 elements. `set_learning_rate` sets
+    learning rates.
     """
     train = config.train
     common = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
@@ -37,7 +37,7 @@ def make_optimizer(parameters: Iterable[Any], config: Any) -> torch.optim.Optimi
 
         prodigy = Prodigy(parameters, train.learning_rate, **adam, use_bias_correction=True)
         for group in prodigy.param_groups:
-            group["weight_decay"] = train.weight_decay  # given at once, it would be announced on stdout
+            group["weight_decay"] = train.weight_decay  # if it were given above, the package would print it
         return prodigy
     if train.optimizer in BITSANDBYTES:
         from bitsandbytes import optim as bitsandbytes
@@ -50,7 +50,7 @@ def make_optimizer(parameters: Iterable[Any], config: Any) -> torch.optim.Optimi
 
 
 def by_component(trainable: Mapping[str, torch.nn.Parameter]) -> list[dict[str, Any]]:
-    """Parameter groups of the parameters by `component.name`, one for each that has a learning rate."""
+    """Return the parameter groups of parameters by `component.name`, one for each learning rate."""
     groups: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in trainable.items():
         groups.setdefault(rate_group(name), []).append(parameter)
@@ -64,8 +64,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: Mapping[s
 
 
 def clip_by_global_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Scale all gradients together to at most `max_norm` (0: leaves them); return the norm before, a scalar."""
-    # Split tensors and whole ones do not go into one call.
+    """Scale all gradients together to a norm of at most `max_norm` (0: no limit). Return the norm before, a scalar."""
+    # One call cannot take both split and whole tensors.
     kinds = [[p for p in parameters if isinstance(p, DTensor) == split] for split in (False, True)]
     kinds = [kind for kind in kinds if kind]
     norms = [_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
@@ -77,10 +77,10 @@ def clip_by_global_norm(parameters: list[torch.nn.Parameter], max_norm: float) -
 
 
 def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """Of all together, a scalar."""
+    """Return the norm of all gradients together, a scalar."""
     if all(gradient.dtype == torch.float32 for gradient in gradients):
         return whole(torch.nn.utils.get_total_norm(gradients))
-    # That would add up squares in bfloat16.
+    # PyTorch's own function would add up squares in bfloat16.
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
     return torch.linalg.vector_norm(torch.stack(norms))
 
@@ -92,38 +92,41 @@ def pull(
     shares: Mapping[str, float],
     skipped: torch.Tensor,
 ) -> None:
-    """Move each tensor of `anchor`'s names its group's share of the way there; where `skipped`, a scalar, is 1, none.
+    """Move each tensor named in `anchor` towards its anchor, by the share of its group; not if `skipped`, a scalar, is
+    1.
 
-    L2-SP (arXiv 1802.01483, section 3), a penalty on the distance to where fine-tuning began, decoupled from the
-    gradient as AdamW decouples weight decay (arXiv 1711.05101, section 2): in the loss, Adam would divide it by the
-    gradients' size, so that weights with small gradients would be held the most, and clipping would weaken it.
+    This is L2-SP (arXiv 1802.01483, section 3), a penalty on the distance to the weights before fine-tuning. It is
+    decoupled from the gradient as AdamW decouples weight decay (arXiv 1711.05101, section 2). If it were part of the
+    loss, Adam would divide it by the gradients' size, so that weights with small gradients would be held the most, and
+    clipping would weaken it.
     """
     for name, start in anchor.items():
         local(trainable[name]).lerp_(local(start), shares[rate_group(name)] * (1 - skipped))
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
-    """An update, or none at all where `skipped`, a scalar, is 1; the host waits for it but with fused AdamW."""
+    """Make an update, or none at all if `skipped`, a scalar, is 1. The host waits for `skipped`, except with fused
+    AdamW."""
     whole_tensors = not any(isinstance(p, DTensor) for group in optimizer.param_groups for p in group["params"])
     if optimizer.defaults.get("fused") and whole_tensors:
-        optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as GradScaler does: the device need not be asked
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as in GradScaler; so the host need not wait for the device
         optimizer.step()
     elif not is_true(skipped):
         optimizer.step()
 
 
 def is_true(flag: torch.Tensor) -> bool:
-    """Return what a scalar on the device says, for which the host waits; in a plan, which has no numbers, False."""
+    """Return the value of a scalar on the device, for which the host waits; False in a plan, which has no numbers."""
     return not isinstance(flag, FakeTensor) and bool(flag)
 
 
 def make_loss_scaler(device: torch.device, config: Any) -> torch.amp.GradScaler:
-    """Dynamic loss scaling (arXiv 1710.03740, section 3.2) for fp16; for other precisions it passes all through."""
+    """Return dynamic loss scaling (arXiv 1710.03740, section 3.2) for fp16; for other precisions it does nothing."""
     return torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
 
 
 def read_moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-    """Return what the optimizer knows about a parameter, as tensors that share no memory with another parameter's."""
+    """Return the optimizer's states of a parameter, as tensors that share no memory with another parameter's."""
     state = optimizer.state[parameter]
     return {key: whole(torch.as_tensor(value)) for key, value in state.items() if key not in SHARED_STATES}
 
@@ -131,12 +134,12 @@ def read_moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter
 def write_moments(
     optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, moments: Mapping[str, torch.Tensor]
 ) -> None:
-    """The inverse of `read_moments`, to the bit."""
+    """Write the states that `read_moments` returned, to the bit."""
     state = optimizer.state[parameter]
     state.update({key: _laid_out_as(parameter, value) for key, value in moments.items()})
     owner: Any = optimizer.optimizer_of(parameter) if hasattr(optimizer, "optimizer_of") else optimizer
     if "state1" not in state:
-        # A fused optimizer counts its steps where it computes, the others where Python reads them.
+        # A fused optimizer counts its steps on the device, the others on the host.
         fused = owner.param_groups[0].get("fused")
         state["step"] = state["step"].to(parameter.device if fused else "cpu")
     else:  # bitsandbytes
@@ -148,25 +151,25 @@ def write_moments(
                     tables[table] = state[key] = tables[table].to(parameter.device)
 
 
-# What Prodigy knows about all tensors together: Python numbers, the same in each group.
+# Prodigy's numbers for all tensors together: Python numbers, the same in each group.
 _SHARED_NUMBERS = ("d", "d_max", "d_numerator", "k")
 
 
 def read_numbers(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return what the optimizer knows about all parameters together, float64 scalars by name."""
+    """Return the optimizer's numbers for all parameters together, float64 scalars by name."""
     group = optimizer.param_groups[0]
     return {name: torch.tensor(group[name], dtype=torch.float64) for name in _SHARED_NUMBERS if name in group}
 
 
 def write_numbers(optimizer: torch.optim.Optimizer, numbers: Mapping[str, torch.Tensor]) -> None:
-    """The inverse of `read_numbers`, to the bit."""
+    """Write the numbers that `read_numbers` returned, to the bit."""
     for group in optimizer.param_groups:
         group.update({name: type(group[name])(value.item()) for name, value in numbers.items()})
 
 
 def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return a value split as its parameter, or with its memory format, if it has its shape: element by element in
-    memory."""
+    """Return a value of its parameter's shape split like the parameter, or in the parameter's memory format, so that
+    their elements are in the same order in memory."""
     if isinstance(parameter, DTensor):
         return placed_as(value, parameter)
     if parameter.is_contiguous() or (value.shape, value.dtype) != (parameter.shape, parameter.dtype):

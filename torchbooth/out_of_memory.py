@@ -1,4 +1,4 @@
-"""Says in one line what did not fit and what to change, where PyTorch's message is a paragraph about its allocator."""
+"""One line that says what did not fit and what to change, in place of PyTorch's long message about its allocator."""
 
 import re
 from collections.abc import Iterator
@@ -20,10 +20,12 @@ _ADVICE = {
 
 @contextmanager
 def named(phase: str) -> Iterator[None]:
-    """OutOfMemory in place of PyTorch's error, if the block runs out of memory."""
+    """Raise OutOfMemory in place of PyTorch's error if the block runs out of memory."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; for the host's memory it has none of its own
+    except (
+        RuntimeError
+    ) as error:  # torch.OutOfMemoryError is a subclass; for the host's memory there is only RuntimeError
         asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
         if not asked and not re.search(r"out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", str(error)):
             raise

@@ -1,4 +1,4 @@
-"""Which packages a setting needs, beside PyTorch."""
+"""The packages that a setting needs besides PyTorch."""
 
 import importlib.util
 from typing import Any

@@ -15,14 +15,14 @@ from booth.common.files import publish
 
 log = logging.getLogger("booth")
 
-OLDEST = (2, 6)  # up to 2.5.1, weights_only could be got around (CVE-2025-32434)
+OLDEST = (2, 6)  # up to 2.5.1, weights_only could be bypassed (CVE-2025-32434)
 
 
 def convert(source: Path, out: Path) -> None:
-    """Write the tensors of a pickle to `out`; what else is in it, such as an optimizer's settings, is left out.
+    """Write the tensors of a pickle to `out`; other content, such as an optimizer's settings, is left out.
 
-    It is read by `torch.load(weights_only=True)`, which makes tensors and runs nothing. Raise UserError, also for a
-    pickle that has anything else to run.
+    `torch.load(weights_only=True)` reads it, which only makes tensors and runs no code. Raise UserError if it cannot be
+    converted, also if it contains code.
     """
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST:
         raise UserError(f"torch {torch.__version__} cannot read pickles safely; install torch 2.6 or newer")
@@ -36,12 +36,12 @@ def convert(source: Path, out: Path) -> None:
         raise UserError(
             f"{source} is named as safetensors, which need no converting; give a checkpoint (.ckpt, .pt, .bin)"
         )
-    what = f"{source} is broken, or has more than tensors in it, which is not run"
+    what = f"{source} is broken, or contains code besides tensors, which is never run"
     with reading(what, "get the model as safetensors"):
         host_memory.require(_content_size(source), str(source))
         content = torch.load(source, map_location="cpu", weights_only=True)
         tensors = tensors_of(content)
-        # Each gets memory of its own, however little of it those in the file share.
+        # Each tensor gets its own memory, since tensors in the file may share some.
         host_memory.require(sum(tensor.nbytes for tensor in tensors.values()), f"{source}, converted,")
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     if not tensors:
@@ -51,7 +51,7 @@ def convert(source: Path, out: Path) -> None:
     with disk_space.explained(out, size), publish(out) as staging:
         try:
             save_file(tensors, staging, metadata={"format": "pt"})
-        except (KeyError, ValueError) as error:  # sparse ones, and types that it has no name for
+        except (KeyError, ValueError) as error:  # sparse tensors, and types that safetensors has no name for
             raise UserError(
                 f"{source} has tensors that safetensors cannot hold ({said_by(error)}); get the model as safetensors"
             ) from error
@@ -59,7 +59,7 @@ def convert(source: Path, out: Path) -> None:
 
 
 def tensors_of(content: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors by name; those of `state_dict`, where Lightning puts them, if there."""
+    """Return the tensors by name; those in `state_dict`, where Lightning puts them, if it exists."""
     while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
@@ -69,7 +69,7 @@ def tensors_of(content: Any) -> dict[str, torch.Tensor]:
 
 
 def _content_size(source: Path) -> int:
-    """Bytes of what is in the file, which is a zip archive but for old ones."""
+    """Return the size of the file's content in bytes; except for old ones, the file is a zip archive."""
     if not zipfile.is_zipfile(source):
         return source.stat().st_size
     with zipfile.ZipFile(source) as archive:

@@ -1,4 +1,4 @@
-"""The command `plan`: what a run would need on a GPU, without one."""
+"""The command `plan`: the memory that a run would need on a GPU, computed without a GPU."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def run(config: Any, pipeline: PipelineDir, gpu: str | None) -> dict[str, Any]:
     if gpu and memory_size(gpu) is None:
         raise UserError(f"--gpu {gpu!r} must be a size such as 8GB")
     if config.mesh.fsdp > 1:
-        raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: plans are of a process with all weights")
+        raise UserError(f"mesh.fsdp={config.mesh.fsdp} must be 1: a plan is for one process with all weights")
     check_packages(config)
     config = config.copy_and_resolve_references()
     config.memory.fit = gpu or config.memory.fit

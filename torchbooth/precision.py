@@ -1,4 +1,4 @@
-"""What is computed in which type: the UNet as `train.precision` says; text encoder, VAE and loss in float32."""
+"""The types of computations: `train.precision` for the UNet; float32 for text encoder, VAE and loss."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def weights_dtype(config: Any) -> torch.dtype:
-    """Type in which the UNet's weights are kept: where only an adapter trains, that in which they compute."""
+    """Return the type in which the UNet's weights are kept: the compute type if only an adapter trains."""
     if config.adapter.kind == "lora":
         return _COMPUTE.get(config.train.precision, torch.float32)
     return torch.bfloat16 if config.memory.weights == "bf16" else torch.float32
 
 
 def set_tf32(allowed: bool) -> None:
-    """float32 means float32, unless TF32 is allowed.
+    """Make float32 products exact, unless TF32 is allowed.
 
-    The setting is the process's: it also holds for other torch code.
+    The setting is for the whole process, including other torch code.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
@@ -27,7 +27,7 @@ def set_tf32(allowed: bool) -> None:
 def autocast(device: torch.device, precision: str, *, keep_copies: bool = True) -> torch.autocast:
     """Return a context in which matrix products and convolutions use the compute type; for fp32 it changes nothing.
 
-    `keep_copies`: of weights in that type until the context ends, instead of converting them each time.
+    `keep_copies` keeps copies of weights in that type until the context ends, instead of converting them each time.
     """
     enabled = precision in _COMPUTE
     return torch.autocast(device.type, _COMPUTE.get(precision), enabled=enabled, cache_enabled=keep_copies)

@@ -1,5 +1,5 @@
-"""What the networks do when they do not train: sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over
-the core's table, and encoding."""
+"""The networks' work besides training: sampling with classifier-free guidance (arXiv 2207.12598, eq. 6) over the core's
+table, and encoding."""
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ def sample(
     precision: str,
     step_noise: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Initial noise [b, h, w, c] and contexts [b, tokens, width] -> pixels, float32 [b, H, W, 3] in [-1, 1].
+    """Return pixels, float32 [b, H, W, 3] in [-1, 1], for initial noise [b, h, w, c] and contexts [b, tokens, width].
 
-    `step_noise` [b, steps, h, w, c] is what each step may add.
+    `step_noise` [b, steps, h, w, c] is the noise that each step may add.
     """
     contexts = np.concatenate([negative_context, context]) if is_guided(guidance) else context
     latents_bchw = torch.from_numpy(noise).permute(0, 3, 1, 2)
@@ -30,7 +30,7 @@ def sample(
     return decode(models, latents_bchw).permute(0, 2, 3, 1).numpy()
 
 
-@torch.no_grad()  # FSDP's weights cannot be had in inference mode
+@torch.no_grad()  # FSDP cannot gather weights in inference mode
 def denoise(
     models: Models,
     noise_bchw: torch.Tensor,
@@ -40,12 +40,13 @@ def denoise(
     precision: str,
     step_noise_sbchw: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Clean latents [b, c, h, w]; `contexts_rtd` has a row for each image, if guided b negative ones before them."""
+    """Return clean latents [b, c, h, w]. `contexts_rtd` has a row for each image; with guidance, b negative rows come
+    first."""
     device, guided = models.unet.device, len(contexts_rtd) > len(noise_bchw)
     latents, contexts_rtd = noise_bchw.to(device), contexts_rtd.to(device)
     nothing = torch.zeros_like(latents)
     history: History = (nothing,) * HISTORY
-    with autocast(device, precision, keep_copies=False):  # previews must not need more memory than training
+    with autocast(device, precision, keep_copies=False):  # so that previews need no more memory than training
         for place, step in enumerate(table):
             x = step.scale * latents
             rows = torch.cat([x, x]) if guided else x
@@ -60,9 +61,9 @@ def denoise(
 
 @torch.inference_mode()
 def decode(models: Models, latents_bchw: torch.Tensor) -> torch.Tensor:
-    """Pixels, float32 [b, 3, H, W] in the host's memory.
+    """Return pixels, float32 [b, 3, H, W] in the host's memory.
 
-    One image at once: decoding is where most memory is needed, and little is gained by more.
+    Images are decoded one at a time: decoding needs the most memory, and larger batches are hardly faster.
     """
     latents_bchw = latents_bchw / models.vae_scale + models.vae_shift
     return torch.cat([models.vae.decode(one, return_dict=False)[0].float().cpu() for one in latents_bchw.split(1)])
@@ -70,8 +71,8 @@ def decode(models: Models, latents_bchw: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def encode(models: Models, pixels_bchw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels in [-1, 1] -> mean and standard deviation of the VAE's posterior, float32 [b, c, h, w]."""
-    tiling, models.vae.use_tiling = models.vae.use_tiling, False  # what is trained on is never in tiles
+    """Return mean and standard deviation of the VAE's posterior, float32 [b, c, h, w], of pixels in [-1, 1]."""
+    tiling, models.vae.use_tiling = models.vae.use_tiling, False  # training images are never encoded in tiles
     posterior = models.vae.encode(pixels_bchw.to(models.vae.device)).latent_dist
     models.vae.use_tiling = tiling
     return posterior.mean, posterior.std
@@ -79,7 +80,7 @@ def encode(models: Models, pixels_bchw: torch.Tensor) -> tuple[torch.Tensor, tor
 
 @torch.inference_mode()
 def encode_prompts(models: Models, token_ids: torch.Tensor) -> torch.Tensor:
-    """[b, tokens] -> float32 [b, tokens, width].
+    """Return the contexts, float32 [b, tokens, width], of [b, tokens].
 
     Stable Diffusion trains and samples without an attention mask: padding tokens are part of the context.
     """

@@ -1,8 +1,8 @@
-"""The sharding: which rows each process computes on, how gradients become one sum, how weights are split.
+"""The sharding: which rows each process computes on, how gradients are summed, how weights are split.
 
-The loss is a sum over rows whose weights say what each counts, so gradients of processes are added up and never
-divided. Data parallel: every process has all weights, and each gradient is reduced as soon as it is there. With
-`mesh.fsdp` processes that share one copy, PyTorch's FSDP2 splits weights, gradients and optimizer states of the UNet.
+The loss is a weighted sum over rows, so gradients of processes are added and never divided. In data parallel training
+every process has all weights, and each gradient is reduced as soon as it is computed. If `mesh.fsdp` processes share
+one copy, PyTorch's FSDP2 splits weights, gradients and optimizer states of the UNet.
 """
 
 from collections.abc import Iterable, Set
@@ -19,12 +19,12 @@ from booth.diffusion.backend import ROW_FIELDS, WEIGHT_FIELDS, Batch
 
 
 def processes() -> int:
-    """Return how many there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def leads() -> bool:
-    """Return whether this one writes files."""
+    """Return whether this process writes files."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -32,14 +32,15 @@ def leads() -> bool:
 
 
 def own_rows(rows: int, pieces: int) -> Set[int] | None:
-    """Return the rows of a batch that this process computes on; None: all."""
+    """Return the rows of a batch that this process computes on, or None for all."""
     if processes() == 1:
         return None
     return {row for piece in range(pieces) for row in range(rows)[piece::pieces][dist.get_rank() :: processes()]}
 
 
 def own_part(piece: Batch) -> Batch:
-    """This process's rows of a piece, of NumPy arrays; as many on each, the last with weight 0 if need be."""
+    """Return this process's rows of a piece, of NumPy arrays. All processes get equally many: missing rows repeat the
+    last one with weight 0."""
     if processes() == 1:
         return piece
     rows = len(piece.timestep)
@@ -53,7 +54,8 @@ def own_part(piece: Batch) -> Batch:
 
 
 def split_rows(array: np.ndarray) -> np.ndarray:
-    """This process's share of rows that all have; as many on each, repeating the last if need be."""
+    """Return this process's share of rows that all processes have. All get equally many: missing rows repeat the last
+    one."""
     if processes() == 1:
         return array
     share = -(-len(array) // processes())
@@ -74,10 +76,10 @@ def join_rows(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 class GradientSum:
-    """Adds up the gradients of all processes, each while the backward pass goes on to the next."""
+    """Adds up the gradients of all processes, each while the backward pass continues with the next."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        self.active = True  # whether the backward pass is an update's last
+        self.active = True  # whether this is the last backward pass of an update
         self._running: list[Any] = []
         if processes() > 1:
             for parameter in parameters:
@@ -89,14 +91,14 @@ class GradientSum:
             self._running.append(dist.all_reduce(parameter.grad, async_op=True))
 
     def wait(self) -> None:
-        """Until all are there."""
+        """Wait until all sums are complete."""
         for work in self._running:
             work.wait()
         self._running.clear()
 
 
 def sum_metrics(metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each process's part of the loss -> the whole."""
+    """Return the sums over all processes of the parts of the loss."""
     if processes() == 1:
         return metrics
     values = torch.stack(list(metrics.values()))
@@ -114,7 +116,7 @@ def check_mesh(fsdp: int) -> None:
 
 
 def shard(unet: Any, fsdp: int) -> None:
-    """Split a UNet's weights over `fsdp` processes, in place; block by block they come together."""
+    """Split a UNet's weights over `fsdp` processes, in place; they are gathered block by block."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -131,18 +133,18 @@ def shard(unet: Any, fsdp: int) -> None:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor without its sharding; all processes must ask."""
+    """Return the whole of a sharded tensor; all processes must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a parameter or of what is split as one is; in the same memory, without gradients."""
+    """Return this process's part of a parameter, or of a tensor split like one: the same memory, without gradients."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_as(value: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-    """Return a whole tensor split as the example is, if that has its shape."""
+    """Return a whole tensor split like the example, if the example has its shape."""
     if not isinstance(example, DTensor) or value.shape != example.shape:
         return value
     return distribute_tensor(value.to(example.device), example.device_mesh, example.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""What makes the UNet faster on a GPU and leaves its results the same, but for rounding: memory format, attention,
+"""Settings that make the UNet faster on a GPU and change its results only by rounding: memory format, attention,
 compilation. Mixed precision and TF32 are in `precision.py`."""
 
 from typing import Any
@@ -7,9 +7,9 @@ import torch
 
 
 def apply(unet: Any, config: Any) -> Any:
-    """As `train.channels_last` and `train.attention` say, in place; returns what updates call, compiled or not.
+    """Apply `train.channels_last` and `train.attention` in place. Return the UNet for updates, compiled if so set.
 
-    Pictures are made without the compiled one: it is for one shape, and they come in others.
+    Pictures are made without the compiled UNet, which is for one shape: pictures have other shapes.
     """
     train = config.train
     if train.channels_last:
@@ -17,6 +17,6 @@ def apply(unet: Any, config: Any) -> Any:
     if train.attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
     if train.compile != "none":
-        # One graph for the whole UNet: its shapes are the same in every update.
+        # The whole UNet is one graph: its shapes are the same in every update.
         return torch.compile(unet, mode=train.compile, dynamic=False)
     return unet

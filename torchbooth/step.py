@@ -18,11 +18,12 @@ from torchbooth.sharding import GradientSum, own_part, sum_metrics
 
 @dataclass
 class State:
-    """`trainable`: the live parameters of the trained networks by `component.name`.
+    """The training state. `trainable` are the live parameters of the trained networks by `component.name`.
 
-    `optimizer`: their moments, None if not training; `scaler`: the loss scale, of use in fp16 only;
-    `gradients`: their sum over processes; `forward`: the UNet as updates call it, compiled if it is; `average`: of
-    `trainable`, and `anchor`: what `train.pull` pulls towards, by the same names; each if there is one.
+    `optimizer` has their moments, and is None if not training. `scaler` is the loss scale, used in fp16 only.
+    `gradients` sums them over processes. `forward` is the UNet that updates call, compiled if so set. `average` is the
+    average of `trainable`, and `anchor` the weights that `train.pull` pulls towards, by the same names; each may be
+    missing.
     """
 
     models: Models
@@ -42,7 +43,7 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
     fused = optimizer if isinstance(optimizer, TensorwiseOptimizer) and optimizer.fused else None
     set_learning_rate(optimizer, batch.learning_rate)
     if config.adapter.dropout > 0:
-        torch.manual_seed(int(batch.key))  # so that a resumed run leaves out the same
+        torch.manual_seed(int(batch.key))  # so that dropout is the same in a resumed run
     if isinstance(optimizer, TensorwiseOptimizer):
         optimizer.begin(int(batch.key))
     device = next(iter(state.trainable.values())).device
@@ -66,12 +67,12 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
         state.scaler.scale(loss).backward()
         metrics = {name: metrics.get(name, 0) + value.detach() for name, value in parts.items()}
     if encoded.requires_grad:
-        encoded.backward(context.grad)  # of all pieces together: the text encoder runs once an update
+        encoded.backward(context.grad)  # for all pieces together: the text encoder runs once per update
     state.gradients.wait()
     metrics = sum_metrics(metrics)
 
     if fused:
-        metrics["grad_norm"] = fused.end()  # all is done
+        metrics["grad_norm"] = fused.end()  # the update is complete
         metrics["skipped"] = _skipped(metrics)
         return state, metrics
     state.scaler.unscale_(optimizer)
@@ -83,7 +84,7 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
         pull(state.trainable, state.anchor, rates, metrics["skipped"])
     if state.scaler.is_enabled():
         metrics["loss_scale"] = state.scaler.scale(torch.ones_like(loss))
-        state.scaler.step(optimizer)  # does nothing where a gradient is not finite
+        state.scaler.step(optimizer)  # does nothing if a gradient is not finite
         state.scaler.update()
     else:
         step_if_finite(optimizer, metrics["skipped"])
@@ -92,14 +93,14 @@ def train_step(state: State, batch: Batch, config: Any) -> tuple[State, dict[str
 
 
 def _skipped(metrics: dict[str, torch.Tensor]) -> torch.Tensor:
-    """1 where the loss, a gradient or its square is not finite, so that nothing is to be updated; else 0."""
+    """Return 1 if the loss, a gradient or its square is not finite, so that the update is skipped; else 0."""
     return (~(metrics["loss"].isfinite() & metrics["grad_norm"].square().isfinite())).float()
 
 
 def encode_for_update(models: Models, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(what the text encoder gave, the same as a leaf that gathers gradients), [unique prompts, tokens, width].
+    """Return (the text encoder's output, the same as a leaf that collects gradients), [unique prompts, tokens, width].
 
-    Prompts that are encoded already are both at once, without gradients.
+    If the prompts are encoded already, both are the prompts themselves, without gradients.
     """
     if prompts.ndim == 3:
         return prompts, prompts
@@ -108,6 +109,6 @@ def encode_for_update(models: Models, prompts: torch.Tensor) -> tuple[torch.Tens
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return the array as a tensor on the device; the copy overlaps with what that is doing."""
+    """Return the array as a tensor on the device; the copy overlaps with computations there."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

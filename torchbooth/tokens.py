@@ -7,7 +7,7 @@ import torch
 
 
 class TokenEmbedding(torch.nn.Embedding):
-    """A table with new rows, `added`, which the ids from the table's end on mean."""
+    """A table with new rows, `added`, whose ids follow those of the table."""
 
     def __init__(self, table: torch.nn.Embedding, rows: torch.Tensor) -> None:
         super().__init__(table.num_embeddings, table.embedding_dim, _weight=table.weight)

@@ -11,7 +11,8 @@ from booth.train.loop import Run
 def train(config: Any, workdir: str | Path, from_step: int | None = None) -> Run:
     """Run or resume the whole job in `workdir`; return the run with its pipeline path and metrics.
 
-    `config` is `booth.config.default_config()` with its fields set, or what `load_config` read. Raise UserError.
+    `config` is `booth.config.default_config()` with its fields set, or the result of `load_config`. Raise UserError for
+    anything that the user can correct.
     """
     return training.train("torchbooth", config, workdir, from_step)
 

@@ -1,6 +1,6 @@
-"""Networks that describe pictures: DINO and CLIP in transformers' format, as DreamBench measures with them.
+"""Networks that describe pictures: DINO and CLIP in transformers' format, with which DreamBench measures.
 
-jaxbooth uses them too: neither diffusers nor torchvision is needed.
+jaxbooth uses them too. They need neither diffusers nor torchvision.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """uint8 pictures -> what a network gets: short side to `short` pixels (bicubic), the middle `side` x `side`,
-    [0, 1], minus `mean`, over `std`."""
+    """Turns uint8 pictures into a network's input: the short side is resized to `short` pixels (bicubic), the middle
+    `side` x `side` is cropped, and values in [0, 1] are reduced by `mean` and divided by `std`."""
 
     short: int
     side: int
@@ -32,9 +32,9 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """[h, w, 3] uint8 -> [3, side, side] float32, as transformers' image processors over PIL compute it.
+        """Return [3, side, side] float32 of [h, w, 3] uint8, as transformers' image processors with PIL compute it.
 
-        The longer side is cut to whole pixels, and where the margin is odd the crop is nearer to the beginning.
+        The longer side is rounded down to whole pixels. If the margin is odd, the crop is nearer to the beginning.
         """
         height, width = picture.shape[:2]
         shorter = min(height, width)
@@ -48,12 +48,12 @@ class Preprocessing:
 
 
 def dino_preprocessing(side: int = 224) -> Preprocessing:
-    """256, then 224 in the middle, ImageNet's statistics: as DreamBench has it; in this proportion for other sides."""
+    """Return DreamBench's preprocessing: 256, then the middle 224, ImageNet's statistics; other sides in proportion."""
     return Preprocessing(side * 256 // 224, side, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def clip_preprocessing(side: int = 224) -> Preprocessing:
-    """As CLIP's own processor has it."""
+    """Return the preprocessing of CLIP's own processor."""
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     return Preprocessing(side, side, mean, std)
 
@@ -62,7 +62,7 @@ class Dino:
     """A vision transformer whose CLS token, after the last norm, describes a picture."""
 
     def __init__(self, source: str) -> None:
-        """A folder, or a hub id that is in the cache. Raise UserError if it holds no such network."""
+        """Load the network from a folder, or from a hub id that is in the cache. Raise UserError if it is not there."""
         self._network, folder = _load("--dino", source)
         if not isinstance(getattr(self._network.config, "image_size", None), int):
             raise UserError(f"--dino {source} holds no vision transformer; give one such as facebook/dino-vits16")
@@ -70,7 +70,7 @@ class Dino:
         self.sha256 = _weights_hash(folder)
 
     def look(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """float32 [n, width], unit vectors."""
+        """Return the unit vectors of pictures, float32 [n, width]."""
         return _in_batches(pictures, self._prepare, lambda pixels: self._network(pixel_values=pixels)[0][:, 0])
 
 
@@ -78,7 +78,7 @@ class Clip:
     """CLIP: pictures and texts as vectors of one space."""
 
     def __init__(self, source: str) -> None:
-        """A folder, or a hub id that is in the cache. Raise UserError if it holds no CLIPModel."""
+        """Load CLIP from a folder, or from a hub id that is in the cache. Raise UserError if it holds no CLIPModel."""
         self._network, folder = _load("--clip", source)
         if type(self._network).__name__ != "CLIPModel":
             raise UserError(f"--clip {source} holds no CLIPModel; give one such as openai/clip-vit-base-patch32")
@@ -88,7 +88,7 @@ class Clip:
         self.sha256 = _weights_hash(folder)
 
     def look(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """float32 [n, projection], unit vectors."""
+        """Return the unit vectors of pictures, float32 [n, projection]."""
 
         def embedded(pixels: torch.Tensor) -> torch.Tensor:
             return self._network.visual_projection(self._network.vision_model(pixel_values=pixels).pooler_output)
@@ -96,7 +96,7 @@ class Clip:
         return _in_batches(pictures, self._prepare, embedded)
 
     def read(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, projection], unit vectors."""
+        """Return the unit vectors of texts, float32 [n, projection]."""
 
         def embedded(ids: torch.Tensor) -> torch.Tensor:
             return self._network.text_projection(self._network.text_model(input_ids=ids).pooler_output)
@@ -107,7 +107,7 @@ class Clip:
 def _in_batches(
     items: Sequence[Any], prepare: Callable[[Any], np.ndarray], compute: Callable[[torch.Tensor], torch.Tensor]
 ) -> np.ndarray:
-    """float32 [n, d], unit vectors of all items."""
+    """Return the unit vectors of all items, float32 [n, d]."""
     device = _device()
     found = []
     with torch.inference_mode():
@@ -122,7 +122,8 @@ def _device() -> torch.device:
 
 
 def _load(option: str, source: str) -> tuple[Any, Path]:
-    """(network in float32 and eval mode on the device, its folder); only safetensors, all of them."""
+    """Return (network in float32 and eval mode on the device, its folder). Raise UserError unless all its weights are
+    in safetensors."""
     from transformers import AutoModel
 
     folder = _folder(option, source)
@@ -160,7 +161,7 @@ def _folder(option: str, source: str) -> Path:
 
 
 def _weights_hash(folder: Path) -> str:
-    """sha256 over the weights and configs of a folder."""
+    """Return the sha256 of the weights and configs of a folder."""
     total = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
         with path.open("rb") as file:

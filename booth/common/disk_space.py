@@ -1,4 +1,4 @@
-"""Disk space: what a run will write is looked at before it begins; when a disk is full, how much is needed and free."""
+"""Disk space: checked before a run begins; if a disk is full later, the error says how much is needed and free."""
 
 import errno
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from booth.common.errors import UserError
 
-# Quotas and limits of file sizes say the same to the user.
+# To the user, a quota or a limit on file sizes means the same as a full disk.
 _FULL = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
 
 
 @dataclass(frozen=True)
 class Need:
-    """Something that is to be written below a folder, which need not exist yet."""
+    """Something that will be written below a folder. The folder need not exist yet."""
 
     what: str
     folder: Path
@@ -24,7 +24,7 @@ class Need:
 
 
 def require(needs: Sequence[Need], advice: str) -> None:
-    """Raise UserError if a disk has too little space for what is to be written to it; `advice` completes it."""
+    """Raise UserError if a disk has too little space for what will be written to it; `advice` ends the message."""
     disks: dict[int, list[Need]] = {}
     for need in needs:
         if need.size > 0:
@@ -40,7 +40,7 @@ def require(needs: Sequence[Need], advice: str) -> None:
 
 
 def free(folder: Path) -> int:
-    """Bytes that can be written below a folder, which need not exist yet."""
+    """Return the number of bytes that can be written below a folder. The folder need not exist yet."""
     return shutil.disk_usage(_existing(folder)).free
 
 
@@ -59,12 +59,12 @@ def explained(path: Path, size: int) -> Iterator[None]:
             raise
         raise UserError(
             f"{path} cannot be written ({os.strerror(error.errno or 0)}): {readable(size)} are needed and"
-            f" {readable(free(path.parent))} are free; make room there and give the same command again, which goes on"
+            f" {readable(free(path.parent))} are free; make room there and give the same command again, which continues"
         ) from error
 
 
 def readable(size: int) -> str:
-    """4265146304 -> "4.27 GB"."""
+    """Return a number of bytes as text: "4.27 GB" for 4265146304."""
     if size >= 1e9:
         return f"{size / 1e9:.2f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} KB"

@@ -1,11 +1,11 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The one exception that is meant for the user to read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something the user can mend: one line that gives the value, the rule and the fix.
+    """An error that the user can correct: one line that gives the value, the rule and the fix.
 
     The command line prints it without a traceback and exits with code 2.
     """
@@ -15,31 +15,31 @@ class UserError(ValueError):
 
 
 class OutOfMemory(UserError):
-    """The device has too little memory for what was to be computed at once."""
+    """The device has too little memory for a computation."""
 
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Say what a UserError from the depths is about, such as a field; nothing for an empty name."""
+    """Put `what`, such as the name of a field, before the message of a UserError; an empty name adds nothing."""
     try:
         yield
     except UserError as error:
         raise UserError(f"{what}: {error}" if what else str(error)) from error
 
 
-# What ends a program or a generator and is no error. Whatever else is no Exception is one all the same: a library in
-# Rust raises such where it panics, as for want of memory.
+# These end a program or a generator and are not errors. Any other BaseException is an error: a library written in Rust
+# raises one when it panics, for example when memory runs out.
 ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 def said_by(error: BaseException) -> str:
-    """Return what a library's error says, as part of one line."""
+    """Return the message of a library's error, fit to be part of one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextmanager
 def reading(what: str, fix: str) -> Iterator[None]:
-    """A UserError, "WHAT (reason); FIX", in place of whatever the library raises that reads something."""
+    """Replace whatever a library raises while it reads something with the UserError "WHAT (reason); FIX"."""
     try:
         yield
     except (UserError, *ENDS):
@@ -49,7 +49,7 @@ def reading(what: str, fix: str) -> Iterator[None]:
 
 
 def not_finite(name: str) -> UserError:
-    """For a trained tensor with NaN or infinity in it, which no checkpoint may hold."""
+    """Return the error for a trained tensor that holds NaN or infinity, which no checkpoint may hold."""
     return UserError(
         f"{name} is not finite any more: training diverged and nothing is saved; continue from the last checkpoint with"
         " a lower train.learning_rate"

@@ -1,8 +1,8 @@
 """Names of files: how they are shown, ordered and compared.
 
-One name can be written in several ways: macOS takes letters and their accents apart (Unicode's NFD), other systems do
-not (NFC), and some do not tell upper from lower case. Files move between systems, so names are compared across all of
-that.
+One name can be written in several ways: macOS separates letters from their accents (Unicode's NFD), other systems do
+not (NFC), and some systems ignore case. Files move between systems, so names are compared without regard to these
+differences.
 """
 
 import re
@@ -14,33 +14,34 @@ from pathlib import Path
 
 
 def printable(text: str) -> str:
-    """For one line of a terminal: line ends, ESC, bytes that are no UTF-8 and their like become escapes."""
+    """Return the text fit for one line of a terminal: line ends, ESC, bytes that are not UTF-8 and the like become
+    escapes."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def listed(names: Sequence[str], shown: int = 5) -> str:
-    """Return the first names and how many more there are, in one line of a terminal."""
+    """Return the first names and how many more there are, as one line for a terminal."""
     some = ", ".join(map(printable, names[:shown]))
     return some if len(names) <= shown else f"{some} and {len(names) - shown} more"
 
 
 def composed(name: str) -> str:
-    """Return a name in the one form that is kept and shown: NFC."""
+    """Return a name in the form that is stored and shown: NFC."""
     return unicodedata.normalize("NFC", name)
 
 
 def natural(name: str) -> tuple[list[tuple[int, str]], str, str]:
-    """Return the key of an order in which 2.jpg is before 10.jpg, and which is the same on every system."""
+    """Return a sort key that puts 2.jpg before 10.jpg and gives the same order on every system."""
     parts = re.split(r"(\d+)", composed(name).lower())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], composed(name), name
 
 
 class FileLookup:
-    """Files to be found by their names, or by what `part` makes of them, such as the stem.
+    """Finds files by name, or by what `part` takes from the path, such as the stem.
 
-    A file of exactly that name comes first; else those are found that differ in case or Unicode form only.
+    A file of exactly that name wins; otherwise files whose names differ only in case or Unicode form are found.
     """
 
     def __init__(self, paths: Iterable[Path], part: Callable[[Path], str] = attrgetter("name")) -> None:

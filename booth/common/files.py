@@ -17,9 +17,10 @@ STAGING_PREFIX = ".staging-"
 
 @contextmanager
 def publish(path: Path) -> Iterator[Path]:
-    """Yield a staging path beside `path`; what was written there gets its final name only if the block succeeds.
+    """Yield a staging path beside `path`; what the block wrote there gets its final name only if the block succeeds.
 
-    The block makes a file or a folder at the staging path. An existing file is replaced, an existing folder an error.
+    The block makes a file or a folder at the staging path. An existing file is replaced; an existing folder is an
+    error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(STAGING_PREFIX + path.name)
@@ -36,18 +37,18 @@ def publish(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content atomically, in UTF-8; UserError if the disk is full."""
+    """Replace a file's content atomically, in UTF-8. Raise UserError if the disk is full."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file's content atomically; UserError if the disk is full."""
+    """Replace a file's content atomically. Raise UserError if the disk is full."""
     with disk_space.explained(path, len(content)), publish(path) as staging:
         staging.write_bytes(content)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         _patiently(lambda: shutil.rmtree(path))
     else:
@@ -55,12 +56,13 @@ def remove(path: Path) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Give a file or a folder another name; a file that has it is replaced."""
+    """Rename a file or a folder; an existing file of the new name is replaced."""
     _patiently(lambda: old.replace(new))
 
 
 def _patiently(act: Callable[[], object]) -> None:
-    """Windows renames and removes nothing that is open, and virus scanners open what has just been written."""
+    """Call `act`, several times on Windows if need be: Windows cannot rename or remove an open file, and virus scanners
+    open files that were just written."""
     for pause in (0.1, 0.3, 1.0, 3.0) if WINDOWS else ():
         try:
             act()
@@ -71,7 +73,7 @@ def _patiently(act: Callable[[], object]) -> None:
 
 
 def _sync(path: Path) -> None:
-    if path.is_dir() and WINDOWS:  # where folders cannot be opened
+    if path.is_dir() and WINDOWS:  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

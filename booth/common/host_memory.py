@@ -1,6 +1,7 @@
-"""The host's memory: what a file needs is compared with what there is before it is taken.
+"""The host's memory: what a file needs is compared with what is available before the memory is allocated.
 
-A system that gives more than it has kills the process later without a word; where it refuses, libraries may panic.
+A system that promises more memory than it has kills the process later without a message; a system that refuses makes
+some libraries panic.
 """
 
 from collections.abc import Iterator
@@ -24,14 +25,14 @@ def require(size: int, what: str) -> None:
 
 
 def available() -> int | None:
-    """Bytes that this process can still get: of the machine, and within the limits of its container (cgroups of version
-    2) and of `ulimit -v`. None where the system says none of it."""
+    """Return how many bytes this process can still allocate: on the machine, within the limits of its container
+    (cgroups, version 2) and of `ulimit -v`. Return None if the system tells none of these."""
     known = [*_of_machine(), *_of_container(), *_of_address_space()]
     return max(0, min(known)) if known else None
 
 
 def _of_machine() -> Iterator[int]:
-    with suppress(OSError, KeyError, ValueError):  # Linux alone has it
+    with suppress(OSError, KeyError, ValueError):  # only Linux has it
         lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
         kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
         yield 1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"])
@@ -46,13 +47,13 @@ def _of_container() -> Iterator[int]:
                 limit = int((group / "memory.max").read_text(encoding="ascii"))
                 used = int((group / "memory.current").read_text(encoding="ascii"))
                 lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
-                cached = int(dict(line.split() for line in lines)["inactive_file"])  # which gives way
+                cached = int(dict(line.split() for line in lines)["inactive_file"])  # the kernel frees it on demand
                 yield limit - used + cached
 
 
 def _of_address_space() -> Iterator[int]:
     with suppress(ImportError, OSError, ValueError):
-        import resource  # which Windows has not
+        import resource  # Windows does not have it
 
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:

@@ -1,8 +1,8 @@
-"""`Hosts` through a key-value store, which every framework's processes share: it does not wait for what devices are
-doing, as a broadcast would.
+"""`Hosts` through the key-value store that the processes of every framework share. Unlike a broadcast, it does not wait
+for the devices.
 
-A host that has failed says so there, and a thread on each host watches for it: who waits in a collective for one that
-will not come hears nothing else.
+A host that has failed says so in the store, and a thread on each host watches for that: the main thread may be waiting
+in a collective for the failed host, where nothing else reaches it.
 """
 
 import atexit
@@ -16,29 +16,32 @@ from typing import Any, Protocol
 
 from booth.common.signals import StopRequest
 
-GRACE_S = 10  # for a process to end by itself once another has failed
+GRACE_S = 10  # how long a process may take to end by itself after another has failed
 
-_sessions = count()  # in every process the same: each run is one
+_sessions = count()  # numbers the runs, equally in every process
 
 
 class Store(Protocol):
-    """What is set in one process can be read in all; a key is set once."""
+    """A store whose values, set in one process, can be read in all; each key is set once."""
 
     def set(self, key: str, value: bytes) -> None:
-        """Nothing happens if the key is there already."""
+        """Set a key's value; do nothing if the key exists already."""
         ...
 
     def ask(self, key: str) -> bytes | None:
-        """None if it is not there within a second: so Ctrl-C is heard. Called from two threads."""
+        """Return a key's value, or None if it does not appear within a second: the short wait lets Ctrl-C through.
+
+        Two threads call this.
+        """
         ...
 
     def delete(self, prefix: str) -> None:
-        """The key, and with some stores all below it."""
+        """Delete the key and, in some stores, all keys below it."""
         ...
 
 
 class StoredMessages:
-    """The processes of a run, as `booth.common.hosts.Hosts` has them; `name` is the command's, for error lines."""
+    """An implementation of `booth.common.hosts.Hosts`; `name` is the command's name, for error lines."""
 
     def __init__(self, store: Store, index: int, count: int, name: str) -> None:
         self._store, self._name = store, name
@@ -50,7 +53,8 @@ class StoredMessages:
         self._request: StopRequest | None = None
         self._watcher = threading.Thread(target=self._watch, name="hosts", daemon=True)
         self._watcher.start()
-        # Before the framework's own way out, which waits for the others, and before threads are killed inside a call.
+        # This must run before the framework's own exit handler, which waits for the other processes, and before
+        # threads are killed inside a call.
         atexit.register(self._watcher.join, 2 * GRACE_S)
 
     def send(self, message: Any) -> None:
@@ -63,7 +67,7 @@ class StoredMessages:
         return message
 
     def confirm(self, failure: str) -> None:
-        # Never empty: not every store tells an empty value from none.
+        # Pickling makes the value never empty: not every store tells an empty value from a missing one.
         self._store.set(f"{self._keys}/{self._number}/{self.index}", pickle.dumps(failure))
 
     def confirmed(self) -> list[str]:
@@ -80,7 +84,7 @@ class StoredMessages:
         self._request = request
 
     def end(self) -> None:
-        """If others do not confirm in time, this process stays under watch: its way out would wait for them."""
+        """If others do not confirm in time, keep the watcher thread running: the exit handler would wait for them."""
         began = time.monotonic()
         missing = set(range(1, self.count)) if self.index == 0 else set()
         while missing and time.monotonic() - began < GRACE_S:
@@ -90,7 +94,7 @@ class StoredMessages:
             self._watcher.join()
 
     def _watch(self) -> None:
-        """End this process once one has failed, unless it ends by itself: Python's way out waits for the others."""
+        """End this process after another has failed, unless it ends by itself: Python's exit waits for the others."""
         while not self._over.is_set():
             self._pass_on()
             content = self._store.ask(f"{self._keys}/failed")

@@ -1,4 +1,4 @@
-"""The progress bar: redrawn all the time on a terminal, every two seconds where a log file keeps each drawing."""
+"""The progress bar: redrawn continuously on a terminal, and every two seconds in a log file, which keeps each line."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 
 def progress(*arguments: Any, **options: Any) -> Any:
-    """tqdm, as above; TQDM_MININTERVAL says otherwise."""
+    """Return a tqdm bar with that interval, unless TQDM_MININTERVAL sets another."""
     if not sys.stderr.isatty() and "TQDM_MININTERVAL" not in os.environ:
         options.setdefault("mininterval", 2.0)
     return tqdm(*arguments, **options)

@@ -22,12 +22,12 @@ def generator(seed: int, stream: str, step: int = 0, row: int = 0) -> np.random.
 
 
 def normal(seed: int, stream: str, step: int, row: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal numbers, float32, of the given shape."""
+    """Return standard normal numbers in float32, of the given shape."""
     return generator(seed, stream, step, row).standard_normal(shape, dtype=np.float32)
 
 
 def derive_seed(seed: int, stream: str, row: int) -> int:
-    """Return a seed for something with a life of its own (one class image), in 0 .. 2**63 - 1."""
+    """Return a seed, in 0 .. 2**63 - 1, for something that has its own seed, such as one class image."""
     return int(generator(seed, stream, 0, row).integers(2**63))
 
 

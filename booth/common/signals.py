@@ -1,13 +1,13 @@
-"""Stopping on request: Ctrl-C, a closed terminal, or what schedulers and preempted machines send.
+"""Stopping on request: Ctrl-C, a closed terminal, or the signals of schedulers and preempted machines.
 
-Before the first update there is nothing to save: such a signal ends the process at once. From then on the first of
-them has the update at hand finished and saved, and a second one stops at once. Exit codes are those of shells: 128 and
-the signal's number, 130 for Ctrl-C.
+Before the first update there is nothing to save: such a signal ends the process at once. After that, at the first
+signal the current update is finished and saved, and a second signal ends the process at once. Exit codes are those of
+shells: 128 plus the signal's number, 130 for Ctrl-C.
 
 Of the other signals that end a process by default, SIGQUIT, SIGABRT and those of faults (SIGSEGV, SIGBUS, SIGFPE,
-SIGILL, SIGTRAP, SIGSYS, SIGSTKFLT) are for those who want the process dead with a dump; SIGALRM, SIGVTALRM, SIGPROF and
-SIGIO (SIGPOLL) are timers and events that a process asks for itself; SIGXFSZ and SIGPIPE are errors of a write, and
-Python makes them such; SIGKILL cannot be caught.
+SIGILL, SIGTRAP, SIGSYS, SIGSTKFLT) end a process with a memory dump and are left alone; SIGALRM, SIGVTALRM, SIGPROF and
+SIGIO (SIGPOLL) are timers and events that a process requests for itself; SIGXFSZ and SIGPIPE are errors of a write,
+which Python turns into exceptions; SIGKILL cannot be caught.
 """
 
 import math
@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-# Those that this system has of the signals that ask a process to end, and who sends them.
+# The signals that ask a process to end, as far as this system has them, and who sends them.
 _SIGNALS = tuple(
     signal.Signals[name]
     for name in (
@@ -35,14 +35,14 @@ _SIGNALS = tuple(
     if name in signal.Signals.__members__
 )  # fmt: skip
 _MOMENT_S = 0.3
-_DEAF_S = 5.0  # so long may Python be inside one call of a framework before a signal ends the process all the same
+_DEAF_S = 5.0  # a signal ends the process if Python stays inside one call of a framework for longer than this
 
 _heard_at = -math.inf  # when Python last came to handle a signal
-_patient = threading.Event()  # the next signal may wait until the call at hand is over
+_patient = threading.Event()  # the next signal may wait until the current call is over
 
 
 class Interrupted(KeyboardInterrupt):
-    """What is going on ends at once, by the signal of a number; `code` is the exit code."""
+    """Raised when a signal ends the current work at once; `code` is the exit code."""
 
     def __init__(self, number: int, said: str = "interrupted") -> None:
         super().__init__(said)
@@ -50,7 +50,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopped(Interrupted):
-    """A run that was asked to stop has saved its last update."""
+    """Raised when a run that was asked to stop has saved its last update."""
 
     def __init__(self, step: int, number: int) -> None:
         super().__init__(number, f"stopped after step {step}")
@@ -58,9 +58,9 @@ class Stopped(Interrupted):
 
 
 class StopRequest:
-    """Notes the first signal, so that the update at hand can be finished and saved; a second one interrupts at once.
+    """Notes the first signal, so that the current update can be finished and saved; a second one interrupts at once.
 
-    Only from `arm` on. `number` is the signal's, 0 if there was none.
+    This begins with `arm`. `number` is the signal's number, 0 if there was none.
     """
 
     def __init__(self) -> None:
@@ -70,16 +70,16 @@ class StopRequest:
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def arm(self) -> None:
-        """From now on; signals are a matter of the main thread, elsewhere nothing happens."""
+        """Begin to note signals. Only the main thread receives signals; in any other thread nothing happens."""
         if threading.current_thread() is threading.main_thread():
-            # What a parent process ignores for us, as nohup does, stays ignored.
+            # A signal that a parent process has set to be ignored, as nohup does, stays ignored.
             numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._note) for number in numbers}
             _patient.set()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a first signal interrupts too: for what need not be finished, such as pictures."""
+        """Let the first signal interrupt inside the block, for work that need not be finished, such as previews."""
         self._at_once = True
         try:
             if self.number:
@@ -104,11 +104,12 @@ class StopRequest:
         self.number = self.number or number
         if self._at_once or not first:
             raise Interrupted(number)
-        with suppress(OSError):  # Not by way of a stream, in whose middle this may be.
-            os.write(2, b"\nstopping: this update is finished and saved; once more stops at once\n")
+        with suppress(OSError):  # not through a stream: this handler may run in the middle of a write to it
+            os.write(2, b"\nstopping: this update is finished and saved; a second Ctrl-C or signal stops at once\n")
 
     def _leave_terminal(self) -> None:
-        """Lead standard output and errors nowhere if they were a terminal: it is gone, and writing to it would fail."""
+        """Redirect standard output and errors to the null device if they were a terminal: the terminal is gone, and
+        writing to it would fail."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for descriptor in self._terminals:
             os.dup2(nowhere, descriptor)
@@ -117,9 +118,10 @@ class StopRequest:
 
 @contextmanager
 def deafness_ends(name: str) -> Iterator[None]:
-    """Ctrl-C ends the process of command `name` even while a framework compiles or computes and Python hears nothing.
+    """Let Ctrl-C end the process of command `name` even while Python cannot handle signals, because a framework
+    compiles or computes.
 
-    For a command's main thread alone. Not on Windows, whose consoles end a process at the second Ctrl-C anyway.
+    This applies to a command's main thread only, and not to Windows, where a second Ctrl-C ends a process anyway.
     """
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if ignored or os.name == "nt" or threading.current_thread() is not threading.main_thread():
@@ -148,7 +150,8 @@ def _hear() -> None:
 
 
 def _listen(reading: int, name: str) -> None:
-    """Handlers run between two of Python's instructions, but the number of a signal is written to a pipe at once."""
+    """End the process if Python does not handle a signal in time: a handler runs only between two of Python's
+    instructions, but a signal's number is written to this pipe at once."""
     while content := os.read(reading, 1):
         number, patient, came = content[0], _patient.is_set(), time.monotonic()
         _patient.clear()

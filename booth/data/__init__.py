@@ -1,5 +1,5 @@
-"""What the user gives: photos, captions, masks, class images, and what a run makes of them before it trains.
+"""The user's input: photos, captions, masks and class images, and how they are checked and prepared.
 
-How class images are generated and how rows become batches lives in `train`.
+Code that generates class images and makes batches is in `train`.
 This room may import `common`, `config`, `models` and `diffusion`.
 """

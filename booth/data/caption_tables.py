@@ -1,7 +1,7 @@
-"""Tables of captions, as `datasets` has them in image folders: metadata.jsonl and metadata.csv.
+"""Tables of captions in image folders, in the form of the library `datasets`: metadata.jsonl and metadata.csv.
 
-What would be lost or guessed is refused by its line: a caption with a comma that is not in quotes, a row that lacks
-something, a file that is named twice.
+A line that could be read in part or only by a guess is refused: a caption with a comma outside quotes, a row with too
+few cells, a file that is named twice.
 """
 
 import csv
@@ -26,7 +26,8 @@ class Row:
 
 
 def captions_of_table(folder: Path, images: Sequence[Path], column: str) -> dict[str, str]:
-    """{image's name: caption}, or what a row names where there is no such image. UserError."""
+    """Return the captions by the image's name; by the name in the row if there is no such image. Raise UserError if the
+    table has an error."""
     path = _find(folder, column)
     columns, rows = read_table(path)
     _check_columns(path, columns, column)
@@ -42,27 +43,27 @@ def captions_of_table(folder: Path, images: Sequence[Path], column: str) -> dict
         key = found[0].name if found else name
         if key in lines:
             raise UserError(
-                f"{path}: {printable(key)} is in line {lines[key]} and in line {row.line}; leave it in one of them"
+                f"{path}: {printable(key)} is in line {lines[key]} and in line {row.line}; keep one of them"
             )
         captions[key], lines[key] = _text(path, row, column), row.line
     return captions
 
 
 def read_table(path: Path) -> tuple[list[str], list[Row]]:
-    """Return the columns and the rows. UserError names the line in which something would be lost."""
+    """Return the columns and the rows. Raise UserError with the line in which something would be lost."""
     return (_read_csv if path.suffix.lower() == ".csv" else _read_json)(path)
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file. Raise UserError if it is no UTF-8."""
+    """Return the text of a file. Raise UserError if it is not UTF-8."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; give one that this user may read") from error
     except ValueError as error:
         raise UserError(f"{path} is not in UTF-8; save it as UTF-8") from error
-    if "\0" in text:  # as UTF-16 has them without its mark
-        raise UserError(f"{path} is no text in UTF-8, since there are zeros in it; save it as UTF-8")
+    if "\0" in text:  # as in UTF-16 without a byte order mark
+        raise UserError(f"{path} is not text in UTF-8, since it contains zero bytes; save it as UTF-8")
     return text
 
 
@@ -76,7 +77,7 @@ def _find(folder: Path, column: str) -> Path:
         )
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
-        raise UserError(f"instance.captions='metadata': {names} are both in {folder}; leave the one that is meant")
+        raise UserError(f"instance.captions='metadata': {names} are both in {folder}; keep the one that is meant")
     return found[0]
 
 
@@ -97,18 +98,18 @@ def _read_csv(path: Path) -> tuple[list[str], list[Row]]:
                 continue
             if any(cells[len(header) :]):
                 raise UserError(
-                    f"{path}, line {start}: {len(cells)} cells and {len(header)} columns; put what has a comma in it"
+                    f"{path}, line {start}: {len(cells)} cells and {len(header)} columns; put a value with a comma"
                     ' in double quotes: "a dog, sitting"'
                 )
             if len(cells) < len(header):
                 raise UserError(
-                    f"{path}, line {start}: {len(cells)} cells and {len(header)} columns; add what is missing, even if"
-                    " it is empty"
+                    f"{path}, line {start}: {len(cells)} cells and {len(header)} columns; add the missing cells, even"
+                    " if they are empty"
                 )
             rows.append(Row(start, dict(zip(header, cells, strict=False))))
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {line}: {error}; put what has commas in it in double quotes, and write a quote in it twice"
+            f"{path}, line {line}: {error}; put a value with commas in double quotes, and write a quote in it twice"
         ) from error
     return header, rows
 
@@ -123,7 +124,7 @@ def _check_header(path: Path, header: list[str]) -> None:
 
 def _read_json(path: Path) -> tuple[list[str], list[Row]]:
     rows: list[Row] = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):  # others end lines inside of strings too
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # splitlines() would also split inside strings
         if line.strip():
             try:
                 cells = json.loads(line, object_pairs_hook=_once)
@@ -151,12 +152,12 @@ def _check_columns(path: Path, columns: list[str], column: str) -> None:
 
 
 def _text(path: Path, row: Row, column: str) -> str:
-    """Return a cell in one line; numbers as they are written, and empty for none."""
+    """Return a cell as one line; a number as it is written, and "" for no value."""
     value = row.cells.get(column)
-    if value is None or value != value:  # NaN, which pandas writes for nothing
+    if value is None or value != value:  # NaN, which pandas writes for a missing value
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(
-            f"{path}, line {row.line}: {column} is {printable(repr(value))[:60]}, and must be a text; correct the line"
+            f"{path}, line {row.line}: {column} is {printable(repr(value))[:60]}, and must be text; correct the line"
         )
     return str(value).strip() if column == _NAME else " ".join(str(value).split())

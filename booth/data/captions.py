@@ -18,10 +18,10 @@ _FIELD = "instance.captions"
 
 
 def read_captions(folder: Path, paths: Sequence[Path], source: str, column: str, prompt: str) -> list[str]:
-    """Return the caption of each image, put in `prompt` where that has `{caption}`; with the source "none" just
-    `prompt`.
+    """Return the caption of each image, put in the place of `{caption}` in `prompt` if it has one; with the source
+    "none" return `prompt` itself.
 
-    UserError names images without a caption, captions without an image, and the columns there are.
+    Raise UserError with the names of images without a caption, captions without an image, or the columns of the table.
     """
     if source == "none":
         return [prompt] * len(paths)
@@ -40,16 +40,16 @@ def read_captions(folder: Path, paths: Sequence[Path], source: str, column: str,
     if lost := [name for name in found if name not in names]:
         raise UserError(
             f"{_FIELD}={source!r}: captions of {listed(lost)}, but no such images lie in {folder}; correct the names,"
-            " or take the lines out"
+            " or remove the lines"
         )
     return [prompt.replace(PLACE, found[name]) if prompt else found[name] for name in names]
 
 
 def variants(caption: str, shuffled: int, kept: int, seed: int, name: str) -> list[str]:
-    """Return the caption in so many orders of its comma-separated tags, the first `kept` in their place; [caption] for
-    0.
+    """Return the caption in `shuffled` orders of its comma-separated tags, with the first `kept` tags in their place;
+    [caption] for 0.
 
-    A fixed set, since each is encoded once; drawn from the image's own content (`name`, its sha256).
+    The set is fixed, since each caption is encoded once. It is drawn from the image's own content (`name`, its sha256).
     """
     tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
     if not shuffled or len(tags) - kept < 2:
@@ -67,14 +67,14 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def _beside(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
-    """X.txt beside X.jpg. Other text files are only named: notes are not captions."""
+    """Return the captions in X.txt beside X.jpg. Other text files are only named in a warning: they may be notes."""
     texts = text_files(folder)
     lookup, captions, taken = FileLookup(texts, attrgetter("stem")), {}, set()
     for path in paths:
         found = lookup.find(path.stem)
         if len(found) > 1:
             which = " and ".join(text.name for text in found)
-            raise UserError(f"{_FIELD}='text': {path.name} has {which} beside it in {folder}; leave one of them")
+            raise UserError(f"{_FIELD}='text': {path.name} has {which} beside it in {folder}; keep one of them")
         for text in found:
             captions[path.name] = " ".join(read_text(text).split())
             taken.add(text)
@@ -84,7 +84,7 @@ def _beside(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
 
 
 def _from_names(paths: Sequence[Path]) -> dict[str, str]:
-    """Say what was made of the names, first where a part of one was left out."""
+    """Return the captions from the names, and log some of them, first those that leave out a part of a name."""
     captions = dict(zip((path.name for path in paths), captions_from_names([path.stem for path in paths]), strict=True))
     told = sorted(paths, key=lambda path: len(captions[path.name]) == len(path.stem))
     log.info("%s='names': %s", _FIELD, listed([f"{path.name!r} -> {captions[path.name]!r}" for path in told]))

@@ -1,4 +1,4 @@
-"""The files of a folder of class images: which are the user's own, and how many are to be made."""
+"""The files in a folder of class images: which are the user's own, and how many must be made."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from booth.data.images import Size
 from booth.data.kohya_folders import Subfolder, repeated_folders
 from booth.data.views import nearest
 
-# What class images depend on, beside the base and their size.
+# The settings that class images depend on, besides the base model and the image size.
 RECIPE = ("prior.prompt", "prior.seed", "prior.solver", "prior.inference_steps", "prior.guidance")
 
 
@@ -23,7 +23,7 @@ _OURS = re.compile(r"class-(\d+x\d+-)?\d{5,}\.png$")
 
 
 def own_images(folder: Path) -> list[Path]:
-    """Return the images in a class image folder, or in kohya's folders in it, that we did not make; in natural name
+    """Return the images in a class image folder, or in kohya's folders in it, that booth did not make, in natural name
     order."""
     images = find_images(folder, _FIELD) if folder.exists() else []
     own = [path for path in images if not _OURS.match(path.name)]
@@ -31,9 +31,9 @@ def own_images(folder: Path) -> list[Path]:
 
 
 def class_folders(folder: Path) -> list[Subfolder]:
-    """kohya's folders (`1_dog`) in a class image folder that holds no other images but those we made.
+    """Return kohya's folders (`1_dog`) in a class image folder that holds no images itself except those booth made.
 
-    Raise UserError if their numbers differ: all class images are shown equally often.
+    Raise UserError if their repeats differ: all class images are shown equally often.
     """
     images = find_images(folder, _FIELD) if folder.exists() else []
     found = repeated_folders(folder, _FIELD, but=[path for path in images if _OURS.match(path.name)])
@@ -46,8 +46,8 @@ def class_folders(folder: Path) -> list[Subfolder]:
 
 
 def to_make(count: int, shares: Mapping[Size, int], own: Sequence[Size]) -> dict[Size, int]:
-    """Return how many images of each size are to be made, so that with the first `count` of one's own there are `count`
-    in the proportions of `shares`. Raise UserError if a size gets none."""
+    """Return how many images of each size must be made so that, with the first `count` of the user's own, there are
+    `count` images in the proportions of `shares`. Raise UserError if a size gets none."""
     nearest_to = [nearest(size, tuple(shares)) for size in own]
     have = dict.fromkeys(shares, 0) | Counter(nearest_to[:count])
     made = dict.fromkeys(shares, 0)

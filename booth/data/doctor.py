@@ -1,7 +1,7 @@
-"""The dataset doctor: advice about photos, prompts and settings before a run, in plain words. It never stops one.
+"""The dataset doctor: advice about photos, prompts and settings before a run, in plain words. It never stops a run.
 
-Thresholds were set on 37 photos of seven DreamBench subjects (`docs/developers/log.md`): sharpness there is 14 to 41,
-and 2 at most after a Gaussian blur of 3 pixels; two photos of a subject differ in 11 bits at least, two drawings in 3.
+Thresholds were set on 37 photos of seven DreamBench subjects (`docs/developers/log.md`). There sharpness is 14 to 41,
+and at most 2 after a Gaussian blur of 3 pixels; two photos of a subject differ in at least 11 bits, two drawings in 3.
 """
 
 import re
@@ -27,16 +27,16 @@ from booth.data.views import covering
 from booth.models.tokenizer import Tokenizer
 
 _FEW, _MANY = 3, 30  # photos of one subject under one prompt
-ALIKE = 2  # of 64 bits in which the hashes of two pictures differ
+ALIKE = 2  # two pictures are alike if their hashes differ in at most this many of 64 bits
 BLURRED = 6.0  # standard deviation of the Laplacian at 256 pixels
-LEAST_SEEN = 2 / 3  # of a picture
+LEAST_SEEN = 2 / 3  # the smallest share of a picture that a crop should show
 MOST_PIECES = 3
-COMMON = 20_000  # of CLIP's 49,408 tokens, ordered by how often they were met in its training texts
-_EXAMINED = 200  # pictures at most
+COMMON = 20_000  # so many of CLIP's 49,408 tokens are common; they are ordered by frequency in its training texts
+_EXAMINED = 200  # the largest number of pictures that are examined
 
 
 def advice(config: Any, inputs: Inputs) -> Iterator[str]:
-    """Return a line for each thing that people would do otherwise; none if there is nothing to say."""
+    """Yield one line of advice for each thing that should be done differently."""
     for place, concept in enumerate(inputs.concepts):
         photos = [photo for photo in inputs.instances if photo.concept == place]
         for line in _about(concept.config, photos, inputs):
@@ -46,7 +46,7 @@ def advice(config: Any, inputs: Inputs) -> Iterator[str]:
 
 
 def _about(config: Any, instances: Sequence[Example], inputs: Inputs) -> Iterator[str]:
-    """Return the same of one concept."""
+    """Yield the advice about one concept."""
     photos = instances[:_EXAMINED]
     shown = progress(photos, desc="looking at photos", disable=len(photos) < 20, leave=False)
     small = {photo: _small(photo.path) for photo in shown}
@@ -66,7 +66,7 @@ def _about(config: Any, instances: Sequence[Example], inputs: Inputs) -> Iterato
 
 
 def _idle(config: Any) -> Iterator[str]:
-    """Settings that were switched off, one line for all that were by the same."""
+    """Yield one line for all settings that have no effect for the same reason."""
     settings: dict[str, list[str]] = {}
     for idle in idle_fields(config):
         settings.setdefault(idle.why, []).append(idle.setting)
@@ -113,7 +113,7 @@ def _captions(config: Any, photos: Sequence[Example]) -> Iterator[str]:
 
 
 def _begins_with(table: Path, column: str) -> bool:
-    """Return whether there is such a table, and its first line names the column."""
+    """Return whether the table exists and its first line names the column."""
     if not table.is_file():
         return False
     with table.open(encoding="utf-8-sig", errors="replace") as file:
@@ -141,7 +141,7 @@ def _buckets(config: Any, photos: Sequence[Example], inputs: Inputs) -> Iterator
 
 
 def _seen(size: Size, shown: Size) -> float:
-    """Return the share of a picture that is left once it covers a size and is cropped to it."""
+    """Return the share of a picture that is left when it is scaled to cover a size and cropped to it."""
     whole = covering(size, shown)
     return shown[0] * shown[1] / (whole[0] * whole[1])
 
@@ -184,11 +184,11 @@ def _class_images(config: Any, small: dict[Example, np.ndarray]) -> Iterator[str
     for path in class_image_files.own_images(Path(config.prior.images))[:_EXAMINED]:
         grey = _small(path)
         if alike := [photo for photo, other in small.items() if difference(grey, other) <= ALIKE]:
-            yield f"class image {path.name} looks like {_names(alike)}: class images are to show others of the class"
+            yield f"class image {path.name} looks like {_names(alike)}: class images should show others of the class"
 
 
 def _small(path: Path) -> np.ndarray:
-    """float32 [h, w], grey from 0 to 255, its short side 256 pixels at most."""
+    """Return a picture in grey, float32 [h, w] from 0 to 255, with a short side of at most 256 pixels."""
     image = load_image(path).convert("L")
     image.thumbnail((2048, 2048))
     scale = min(1.0, 256 / min(image.size))
@@ -197,18 +197,18 @@ def _small(path: Path) -> np.ndarray:
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> int:
-    """Bits of 64 in which the difference hashes of two grey pictures differ."""
+    """Return in how many of 64 bits the difference hashes of two grey pictures differ."""
     return int(np.count_nonzero(_hash(one) != _hash(other)))
 
 
 def _hash(grey: np.ndarray) -> np.ndarray:
-    """Return whether each of 8x8 places is darker than the next to its right."""
+    """Return, for each of 8x8 places, whether it is darker than its right neighbour."""
     tiny = np.asarray(Image.fromarray(grey).resize((9, 8), Image.Resampling.BOX))
     return tiny[:, :-1] < tiny[:, 1:]
 
 
 def sharpness(grey: np.ndarray) -> float:
-    """Standard deviation of the Laplacian: small where there are no edges."""
+    """Return the standard deviation of the Laplacian, which is small for a picture without sharp edges."""
     inner = grey[1:-1, 1:-1]
     return float((4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]).std())
 

@@ -1,7 +1,7 @@
-"""Photos that are no plain folder of files: datasets, here and on the hub, opened with the library `datasets`.
+"""Photos that are not in a plain folder of files: datasets, local and on the hub, opened with the library `datasets`.
 
 A dataset is unpacked once into a folder of image files and a metadata.jsonl, in ~/.cache/booth/datasets (or below
-XDG_CACHE_HOME), under a hash of its content. So everything behind sees a plain folder, and a dataset may be moved.
+XDG_CACHE_HOME), under a hash of its content. So the rest of the code sees a plain folder, and a dataset may be moved.
 """
 
 import hashlib
@@ -29,24 +29,28 @@ from booth.models import hub
 
 log = logging.getLogger("booth")
 
-_VERSION = 2  # of what an unpacked folder holds; another one is unpacked anew
+_VERSION = 2  # the version of the unpacked folder's form; a dataset in another version is unpacked anew
 _TABULAR = (".parquet", ".arrow")
-_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # of PIL's formats; of the others it is their name
+_SUFFIXES = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "TIFF": ".tif",
+}  # by PIL's name of the format; other formats have their name as suffix
 
 
 @dataclass(frozen=True)
 class Photos:
-    """A plain folder of photos, and where on the hub it came from: {} for what was here."""
+    """A plain folder of photos, and where on the hub they came from: {} for local photos."""
 
     folder: Path
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_photos(source: str, image_column: str, captions: str = "none", revision: str = "") -> Photos:
-    """Return the folder with the photos of `instance.images`, which is that itself if it is one, or is nothing at all.
+    """Return the folder with the photos of `instance.images`: `source` itself if it is a plain folder or empty.
 
-    A dataset is unpacked, with all its columns of text as metadata, and downloaded before if `source` is the id of one
-    on the hub, at `revision`. `captions` is as in `read_captions`. Raise UserError.
+    A dataset is unpacked, with all its columns of text as metadata; if `source` is the id of a dataset on the hub, it
+    is first downloaded at `revision`. `captions` is as in `read_captions`. Raise UserError if that fails.
     """
     where, path, origin = f"instance.images={source!r}", Path(source), {}
     if is_id(source):
@@ -55,7 +59,9 @@ def open_photos(source: str, image_column: str, captions: str = "none", revision
     elif revision:
         raise UserError(f"instance.revision={revision!r} is for hub ids, and {where} is local; leave it empty")
     if path.is_file() and not _is_tabular(path):
-        raise UserError(f"{where} is not a folder and no dataset; give a folder, a Parquet or Arrow file, or a hub id")
+        raise UserError(
+            f"{where} is neither a folder nor a dataset; give a folder, a Parquet or Arrow file, or a hub id"
+        )
     if path.is_dir() and find_images(path, "instance.images"):
         return Photos(path, origin)
     if not (origin or path.is_file() or _is_dataset(path)):
@@ -66,13 +72,13 @@ def open_photos(source: str, image_column: str, captions: str = "none", revision
 
 
 def cache_folder() -> Path:
-    """Return where unpacked datasets are."""
+    """Return the folder that holds the unpacked datasets."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "booth" / "datasets"
 
 
 def _download(source: str, revision: str) -> tuple[Path, str]:
-    """(folder in the hub's usual cache, commit) of a dataset on the hub."""
+    """Download a dataset from the hub. Return (its folder in the hub's usual cache, its commit)."""
     from huggingface_hub import snapshot_download  # here: a local folder needs none of it
 
     commit = hub.commit_of(DATASET, source, source, revision)
@@ -88,14 +94,14 @@ def _is_tabular(path: Path) -> bool:
 
 
 def _is_dataset(folder: Path) -> bool:
-    """Return whether a folder without images has a table of some, or Parquet or Arrow files as deep as
+    """Return whether a folder without images has a table of images, or has Parquet or Arrow files at most as deep as
     data/train/0.arrow."""
     tabular = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth) if _is_tabular(path))
     return any((folder / name).is_file() for name in TABLES) or any(tabular)
 
 
 def _unpacked(source: Path, image_column: str, where: str) -> Path:
-    """Return the folder of image files of a dataset, which is made if it is not there."""
+    """Return the folder of a dataset's image files; make it if it does not exist."""
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     digest = hashlib.sha256(f"{_VERSION} {image_column}".encode())
     for path in progress(files, desc="hashing the dataset", unit="file", leave=False, delay=2):
@@ -105,11 +111,14 @@ def _unpacked(source: Path, image_column: str, where: str) -> Path:
         except OSError as error:
             said = f"{where}: {printable(str(path))} cannot be read ({error.strerror})"
             raise UserError(f"{said}; give files that this user may read") from error
-        # Names too: by them `datasets` decides what is for training. A single file's is ".", so it may change.
+        # Names are hashed too: by them `datasets` decides which rows are for training. The name of a single file is
+        # ".", so a single file may be renamed.
         digest.update(content + os.fsencode(path.relative_to(source)) + b"\0")
     folder, size = cache_folder() / digest.hexdigest()[:32], sum(path.stat().st_size for path in files)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder.parent / ".lock"):  # of two runs at once, the second finds what the first has made
+    with filelock.FileLock(
+        folder.parent / ".lock"
+    ):  # if two runs start at once, the second finds the folder that the first has made
         if not folder.is_dir():
             with disk_space.explained(folder, size), publish(folder) as staging:
                 staging.mkdir(parents=True)
@@ -134,21 +143,22 @@ def _unpack(rows: Iterator[dict[str, Any]], image_column: str, source: Path, fol
     if bad:
         _check_tables(source)
         lack = f"{len(bad)} of {len(bad) + len(table)} rows have no image in {image_column!r} that can be read"
-        raise UserError(f"{where}: {lack}: {listed(bad)}; take them out, or write the dataset anew, images and all")
+        raise UserError(f"{where}: {lack}: {listed(bad)}; remove them, or write the dataset again with its images")
     if not table:
         raise UserError(f"{where} has no rows; give a dataset with 3 to 12 photos")
     (folder / TABLES[0]).write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8", newline="\n")
 
 
 def _rows(source: Path, image_column: str, where: str) -> Iterator[dict[str, Any]]:
-    """Return the rows for training: all columns of text, and the image as {"bytes": ..., "path": ...}. UserError."""
+    """Yield the rows for training: all columns of text, and the image as {"bytes": ..., "path": ...}. Raise UserError
+    if `datasets` cannot read them."""
     import datasets  # here: it takes a while, and photos in a folder need none of it
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
-    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # of a README.md without YAML
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # it warns of a README.md without YAML
     try:
-        with tempfile.TemporaryDirectory() as scratch:  # streaming, it copies no data, but makes a lock file
+        with tempfile.TemporaryDirectory() as scratch:  # when streaming, it copies no data but makes a lock file
             found = _split(_opened(source, scratch, where), where)
             features = found.features or {}
             images = [name for name, feature in features.items() if _is_image(feature)]
@@ -161,7 +171,7 @@ def _rows(source: Path, image_column: str, where: str) -> Iterator[dict[str, Any
             yield from found.cast_column(image_column, datasets.Image(decode=False))
     except UserError:
         raise
-    except Exception as error:  # it raises many types
+    except Exception as error:  # the library raises many types
         _check_tables(source)
         said = printable(" ".join(str(error).split())[:200]) or type(error).__name__
         fix = "write or download it again, or give the file or folder of one dataset of images"
@@ -169,14 +179,14 @@ def _rows(source: Path, image_column: str, where: str) -> Iterator[dict[str, Any
 
 
 def _check_tables(source: Path) -> None:
-    """Raise UserError if what is wrong with a dataset is a line of its table, which `datasets` does not say as well."""
+    """Raise UserError if a line of the dataset's table is wrong: this message is clearer than that of `datasets`."""
     for table in TABLES if source.is_dir() else ():
         if (source / table).is_file():
             read_table(source / table)
 
 
 def _opened(source: Path, scratch: str, where: str) -> Any:
-    """Return what `datasets` makes of a file or folder: rows, or splits with rows."""
+    """Open a file or folder with `datasets`. Return rows, or splits with rows."""
     from datasets import load_dataset, load_from_disk
 
     if any((source / name).is_file() for name in ("state.json", "dataset_dict.json")):
@@ -190,7 +200,7 @@ def _opened(source: Path, scratch: str, where: str) -> Any:
 
 
 def _split(found: Any, where: str) -> Any:
-    """Return the rows of the split train, or of the only one, read one after another."""
+    """Return the rows of the split train, or of the only split, to be read one after another."""
     from datasets import Dataset
 
     if isinstance(found, dict):
@@ -201,7 +211,7 @@ def _split(found: Any, where: str) -> Any:
 
 
 def _is_image(feature: Any) -> bool:
-    """Also bytes of which nothing is said, as other libraries write images."""
+    """Return whether a column has images, also in the form of plain bytes, as other libraries write them."""
     from datasets import Image
 
     feature = feature.get("bytes") if isinstance(feature, dict) else feature
@@ -209,7 +219,7 @@ def _is_image(feature: Any) -> bool:
 
 
 def _content(image: Mapping[str, Any] | None, source: Path) -> bytes:
-    """Return the bytes of an image in a row, or in a file of the dataset's folder. ValueError if there are none."""
+    """Return the bytes of an image in a row, or in a file of the dataset's folder. Raise ValueError if it has none."""
     content, path = (image or {}).get("bytes"), (image or {}).get("path")
     if content is None and path and Path(os.path.normpath(path)).is_relative_to(source) and Path(path).is_file():
         return Path(path).read_bytes()
@@ -219,7 +229,7 @@ def _content(image: Mapping[str, Any] | None, source: Path) -> bytes:
 
 
 def _suffix(content: bytes) -> str:
-    """By what an image is, whatever its file was called. ValueError if it is none."""
+    """Return the suffix for an image by its content, not by its file's name. Raise ValueError if it is no image."""
     try:
         name = image_format(content)
     except Exception as error:  # PIL raises many types

@@ -26,11 +26,11 @@ log = logging.getLogger("booth")
 
 @dataclass(frozen=True)
 class Example:
-    """One training image with its caption. `size` is (width, height) in pixels after EXIF orientation, as it is read.
+    """One training image with its caption. `size` is (width, height) in pixels as it is read, after EXIF orientation.
 
-    `mask`: the file that says where the subject is; it may be the image itself. `repeats`: how often it is shown while
-    others are shown once; `concept`: which of a run's concepts it belongs to; `folder`: what tells it apart from images
-    of the same name, empty where all are in one folder.
+    `mask` is the file that says where the subject is; it may be the image itself. `repeats` is how often the image is
+    shown in an epoch; `concept` is the number of its concept in the run; `folder` distinguishes it from images of the
+    same name in other folders, and is empty if all are in one folder.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Example:
 
     @property
     def name(self) -> str:
-        """The file's, after its folder's where that is needed; the same wherever it lies."""
+        """The file's name, after its folder's name if that is needed; it does not depend on where the folder is."""
         return composed(f"{self.folder}/{self.path.name}" if self.folder else self.path.name)
 
 
@@ -55,9 +55,9 @@ Size = tuple[int, int]  # (width, height) in pixels
 def read_examples(
     paths: Sequence[Path], caption: str, kind: Literal["instance", "prior"], field: str, **known: Any
 ) -> list[Example]:
-    """Decode every file once; UserError names all that cannot be read and lists the rest as fine.
+    """Decode every file once. Raise UserError that names all files that cannot be read, and the others as fine.
 
-    `known`: further fields of the examples.
+    `known` are further fields of the examples.
     """
     examples, bad, fine, reduced = [], [], [], []
     for path in paths:
@@ -80,17 +80,17 @@ def read_examples(
             f" remove or replace what is named ({rest})"
         )
     if reduced:
-        log.info("%s: large JPEGs are read at a part of their size: %s", field, listed(reduced))
+        log.info("%s: large JPEGs are read at a reduced size: %s", field, listed(reduced))
     return examples
 
 
 def instance_examples(
     folder: str, prompt: str, captions: str = "none", column: str = "text", *, masks: bool = False
 ) -> list[Example]:
-    """Return the subject's photos with their captions; UserError when there are none, or one cannot be read or has no
-    caption.
+    """Return the subject's photos with their captions. Raise UserError if there are none, or if one cannot be read or
+    has no caption.
 
-    `captions` and `column` are as in `read_captions`; `masks`: whether images named as masks lie beside the photos.
+    `captions` and `column` are as in `read_captions`; `masks` is whether images with names of masks are masks.
     """
     paths = [path for path in find_images(folder, "instance.images") if not (masks and is_mask(path))]
     if not paths:
@@ -110,7 +110,7 @@ def instance_examples(
 
 
 def _check_names(paths: Sequence[Path]) -> None:
-    """Raise UserError for two that are one name in two Unicode forms: a run would take one for the other."""
+    """Raise UserError if two files have the same name in two Unicode forms: a run could not tell them apart."""
     same = defaultdict(list)
     for path in paths:
         same[composed(path.name)].append(path)

@@ -1,4 +1,4 @@
-"""What the user must name: model, photos, prompts; and the whole check of a config before any work is done."""
+"""The inputs that the user must name (model, photos, prompts), and the complete check of a config before any work."""
 
 from collections import Counter
 
@@ -20,22 +20,22 @@ def validate(config: ConfigDict, backend: str) -> None:
         with naming(concept.name):
             _validate_inputs(concept.config)
     if braced := [prompt for prompt in config.samples.prompts if PLACE in prompt]:
-        raise UserError(f"samples.prompts has {braced[0]!r}, and previews have no captions to put there; take it out")
+        raise UserError(f"samples.prompts has {braced[0]!r}, and previews have no captions to put there; remove it")
     folders = Counter(concept.config.instance.images for concept in concepts)
     folder, times = folders.most_common(1)[0]
     if times > 1:
         raise UserError(
-            f"instance.images={folder!r} is what {times} concepts have; give each a folder of its own, or make them one"
+            f"instance.images={folder!r} is used by {times} concepts; give each a folder of its own, or make them one"
         )
 
 
 def _has_words(config: ConfigDict) -> bool:
-    """Return whether the names of the folders that the photos are in say the prompts."""
+    """Return whether the photos are in kohya's folders, whose names give the prompts."""
     return bool(repeated_folders(config.instance.images))
 
 
 def _validate_inputs(config: ConfigDict) -> None:
-    """Check what one concept must name."""
+    """Raise UserError if one concept lacks an input that it must name."""
     captioned = config.instance.captions != "none"
     for name, example in (
         ("model.source", "models/sd15"),
@@ -47,11 +47,11 @@ def _validate_inputs(config: ConfigDict) -> None:
     if not captioned and PLACE in config.instance.prompt:
         raise UserError(
             f"instance.prompt={config.instance.prompt!r} has a {PLACE}, and with instance.captions='none' there is"
-            " nothing to put in it; set instance.captions (text, names or metadata), or take it out"
+            " nothing to put in it; set instance.captions (text, names or metadata), or remove it"
         )
     if PLACE in config.prior.prompt:
         raise UserError(
-            f"prior.prompt={config.prior.prompt!r} has a {PLACE}, and class images have no captions; take it out"
+            f"prior.prompt={config.prior.prompt!r} has a {PLACE}, and class images have no captions; remove it"
         )
     if captioned and config.instance.prompt.strip() and PLACE not in config.instance.prompt:
         raise UserError(
@@ -65,6 +65,6 @@ def _validate_inputs(config: ConfigDict) -> None:
         )
     if config.prior.weight > 0 and config.instance.prompt.strip() == config.prior.prompt.strip():
         raise UserError(
-            f"instance.prompt={config.instance.prompt!r} is prior.prompt too;"
+            f"instance.prompt={config.instance.prompt!r} is the same as prior.prompt;"
             " add an identifier, such as 'a photo of sks dog'"
         )

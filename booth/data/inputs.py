@@ -1,4 +1,4 @@
-"""What the user gave, looked at before anything is written and before a device starts."""
+"""The user's inputs, checked before anything is written and before a device starts."""
 
 import logging
 from collections import Counter
@@ -34,7 +34,7 @@ log = logging.getLogger("booth")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run is made from, found usable. `sizes`: those that images may be brought to."""
+    """The inputs of a run, checked. `sizes` are the sizes that images may be resized and cropped to."""
 
     pipeline: PipelineDir
     tokenizer: Tokenizer
@@ -45,23 +45,24 @@ class Inputs:
 
     @cached_property
     def used_sizes(self) -> Counter[Size]:
-        """The sizes that instance images are brought to, and how many are shown of each in an epoch."""
+        """The sizes of the instance images after resizing, and how many images of each size an epoch shows."""
         used: Counter[Size] = Counter()
         for example in self.instances:
             used[nearest(example.size, self.sizes)] += example.repeats
         return used
 
     def size_of(self, example: Example) -> Size:
-        """Return what an image is brought to; a class image to a size that instance images have too."""
+        """Return the size of an image after resizing; a class image gets a size that instance images have too."""
         return nearest(example.size, self.sizes if example.kind == "instance" else tuple(self.used_sizes))
 
     @property
     def weights(self) -> dict[str, str]:
-        """sha256 of each network's weights, which the pipeline computes once."""
+        """The sha256 of each network's weights, which the pipeline computes once."""
         return {name: self.pipeline.weights_hash(name) for name in self.pipeline.family.networks}
 
     def fingerprint(self) -> dict[str, dict[str, str]]:
-        """sha256 of every photo, and of the model's weights and configs: what a resumed run must find unchanged."""
+        """Return the sha256 of every photo, and of the model's weights and configs: a resumed run must find them
+        unchanged."""
         captioned = any(concept.config.instance.captions != "none" for concept in self.concepts)
         captions = {example.name: example.caption for example in self.instances}
         masks = {example.name: mask_hash(example) for example in self.instances if example.mask}
@@ -76,7 +77,7 @@ class Inputs:
         )
 
     def origins(self, config: Any) -> dict[Kind, dict[str, str]]:
-        """Return where model and photos came from, if from the hub; {} for a local folder."""
+        """Return where on the hub the model and the photos came from; {} for a local folder."""
         model = self.pipeline.model
         found = {MODEL: {"id": model.id, "commit": model.commit} if model else {}, DATASET: self.dataset}
         return {
@@ -85,9 +86,9 @@ class Inputs:
         }  # fmt: skip
 
     def sampler(self, config: Any, section: str, size: Size | None = None, *, tuned: bool = False) -> Sampler:
-        """Return the sampler that `prior` or `samples` of the config describes, by default at the training resolution.
+        """Return the sampler that the section `prior` or `samples` describes, by default at the training resolution.
 
-        `tuned`: of what the run trains, which may have another noise schedule than the base.
+        `tuned` asks for the sampler of the trained model, whose noise schedule may differ from the base's.
         """
         settings, side = config[section], config.data.resolution
         return Sampler(
@@ -102,27 +103,27 @@ class Inputs:
 
 
 def as_trained(pipeline: PipelineDir, config: Any) -> PipelineDir:
-    """Return the pipeline with the noise schedule that the run trains with. UserError as `zero_terminal_snr`."""
+    """Return the pipeline with the noise schedule that the run trains with. Raise UserError as `zero_terminal_snr`."""
     if not config.train.zero_terminal_snr:
         return pipeline
     return pipeline.with_scheduler(zero_terminal_snr(pipeline.component_config("scheduler")))
 
 
 def largest_size(config: Any, pipeline: PipelineDir) -> Size:
-    """Of all that training images may be brought to, the one with the most pixels: what memory must do for."""
+    """Return the size with the most pixels that a training image may get: memory must be enough for it."""
     sizes = bucket_sizes(config.data.buckets, config.data.resolution, side_multiple(pipeline))
     return max(sizes, key=lambda size: size[0] * size[1])
 
 
 def largest_prompts(config: Any) -> int:
-    """Return how many prompts are encoded in an update, at most: as many as rows where photos have their own."""
+    """Return the largest number of prompts in an update: as many as rows if each photo has its own prompt."""
     kinds, concepts = 2 if has_prior(config) else 1, concepts_of(config)
     own = len(concepts) > 1 or any(concept.config.instance.captions != "none" for concept in concepts)
     return kinds * config.train.batch_size if own else kinds
 
 
 def preview_batch_size(config: Any) -> int:
-    """Images of a preview that are denoised together: the UNet gets no more rows than in a training pass, if that is
+    """Return how many images of a preview are denoised together: the UNet gets no more rows than in a training pass, if
     possible (one guided image is two rows)."""
     kinds = 2 if has_prior(config) else 1
     rows = kinds * config.train.batch_size // config.train.accumulation
@@ -130,10 +131,11 @@ def preview_batch_size(config: Any) -> int:
 
 
 def check_inputs(config: Any, revision: str = "", dataset_revision: str = "") -> Inputs:
-    """Look at everything that can be refused, before anything is written and before a device starts. UserError.
+    """Return the inputs of a run, checked before files are written and devices start. Raise UserError for anything that
+    can be refused by then.
 
-    `revision` and `dataset_revision` are the commits that a run keeps to, if it has them already; each of several
-    concepts has a dataset of its own, at its `instance.revision`.
+    `revision` and `dataset_revision` are the commits that a resumed run must keep. If there are several concepts, each
+    has its own dataset, at its `instance.revision`.
     """
     model = config.model
     pipeline = open_pipeline(model.source, model.variant, revision or model.revision, config=model.config)
@@ -184,7 +186,7 @@ def _open_photos(concept: Concept, revision: str) -> Photos:
 
 
 def _instances(concept: Concept, place: int, root: str) -> list[Example]:
-    """Return a concept's photos: those of the folder `root`, or of the folders with repeats in that."""
+    """Return a concept's photos: those in the folder `root`, or in the folders with repeats inside it."""
     settings, examples = concept.config.instance, []
     of_concept = concept.name and str(place)
     with naming(concept.name):
@@ -225,7 +227,8 @@ def _check_prior(config: Any, pipeline: PipelineDir, photos: Sequence[str]) -> N
 
 
 def check_class_images(inputs: Inputs) -> None:
-    """Raise UserError if class images would be too few for all sizes, or of several concepts in one folder."""
+    """Raise UserError if class images would be too few for all sizes, or if two concepts with different class images
+    share a folder."""
     folders: dict[str, Concept] = {}
     for concept in inputs.concepts:
         if not concept.has_prior:
@@ -237,8 +240,8 @@ def check_class_images(inputs: Inputs) -> None:
         other = folders.setdefault(settings.images, concept) if settings.images else concept
         if any(get(other.config, name) != get(concept.config, name) for name in class_image_files.RECIPE):
             raise UserError(
-                f"{concept.name}: prior.images={settings.images!r} is that of {other.name} too, whose class images are"
-                " made another way (prompt, seed or solver); give each a folder of its own, or none"
+                f"{concept.name}: prior.images={settings.images!r} is also prior.images of {other.name}, whose class"
+                " images differ in prompt, seed or solver; give each a folder of its own, or none"
             )
 
 
@@ -251,14 +254,14 @@ def _check_sampling(config: Any, section: str, pipeline: PipelineDir) -> None:
 
 
 def _check_apart(photos: Sequence[str], of_class: str) -> None:
-    """Raise UserError if class images would lie among photos; other subfolders are not looked into, so they may be
-    nested."""
+    """Raise UserError if class images would be in a folder whose photos are read. Other subfolders are not read, so
+    these folders may be nested."""
     class_paths = _looked_into(of_class, class_image_files.class_folders(Path(of_class)))
     of_photos = [path for folder in photos for path in _looked_into(folder, repeated_folders(folder))]
     if shared := [path for path in class_paths if path in of_photos]:
         which = listed([path.name for path in shared])
         raise UserError(
-            f"prior.images={of_class!r} is instance.images too ({which}); give class images a folder of their own"
+            f"prior.images={of_class!r} is also instance.images ({which}); give class images a folder of their own"
         )
 
 
@@ -267,7 +270,7 @@ def _looked_into(folder: str, subfolders: Sequence[Subfolder]) -> list[Path]:
 
 
 def _check_tokens(config: Any, pipeline: PipelineDir, instances: Sequence[Example]) -> None:
-    """Raise UserError for a new token that no prompt has, or whose initializer the model does not know as one token."""
+    """Raise UserError for a new token that no prompt has, or whose initializer is not one token of the model."""
     if not pipeline.to_download:
         initial_rows(config, pipeline)
     for token in new_tokens(config):

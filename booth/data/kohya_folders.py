@@ -1,4 +1,4 @@
-"""kohya's folders: `10_sks dog` holds photos that count ten times, with the prompt "sks dog"."""
+"""kohya's folders: `10_sks dog` holds photos that are shown ten times an epoch, with the prompt "sks dog"."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -10,13 +10,14 @@ from booth.common.file_names import composed, listed, printable
 from booth.data.image_folder import find_images, folders_in
 
 _NAME = re.compile(r"(0|[1-9]\d*)_(.*)", re.DOTALL)
-_ORDERED = re.compile(r"0\d+_.*", re.DOTALL)  # 01_front, 02_side: how people number what has an order
-_MOST = 1_000  # more is a year or a number of something, not of repeats
+_ORDERED = re.compile(r"0\d+_.*", re.DOTALL)  # 01_front, 02_side: such numbers give an order
+_MOST = 1_000  # a larger number is a year or the like, not a number of repeats
 
 
 @dataclass(frozen=True)
 class Subfolder:
-    """Photos that count `repeats` times in an epoch; `words` are their prompt where none is given, and may be ""."""
+    """A folder of photos that are shown `repeats` times an epoch; `words`, which may be "", are their prompt if none is
+    given."""
 
     path: Path
     repeats: int
@@ -24,17 +25,17 @@ class Subfolder:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The folder's name, for messages."""
         return printable(self.path.name)
 
 
 def repeated_folders(folder: str | Path, field: str = "instance.images", but: Collection[Path] = ()) -> list[Subfolder]:
     """Return the subfolders `<repeats>_<words>` of a folder that has no images itself, fewest repeats first; or [].
 
-    `but`: images in the folder that do not count. Other subfolders are never looked into. Class images that kohya's
-    scripts keep in such a folder (`1_dog`) look the same as photos: they belong into another folder. UserError names
-    `field` where images lie beside such folders, or in folders inside them, and for numbers that are no repeats (0, one
-    that begins with 0, more than anyone means) and folders without words or images.
+    `but` are images in the folder that do not count. Other subfolders are never read. Class images that kohya's scripts
+    keep in such a folder (`1_dog`) look the same as photos: they must be in another folder. Raise UserError, which
+    names `field`, if images lie beside such folders or in folders inside them, if a number cannot be a number of
+    repeats (0, one that begins with 0, one above 1,000), or if a folder has no words or no images.
     """
     parent = Path(folder)
     if not parent.is_dir():
@@ -48,7 +49,7 @@ def repeated_folders(folder: str | Path, field: str = "instance.images", but: Co
     images = [path for path in find_images(parent, field) if path not in but]
     with_images = [sub for sub in found if find_images(sub.path, field)]
     if images:
-        # Only what was clearly meant: a folder of photos may have any subfolders, which are passed over.
+        # Raise only if repeats were clearly meant: a folder of photos may have any other subfolders, which are ignored.
         if with_images:
             raise UserError(
                 f"{field}={str(folder)!r} holds images ({_names(images)}) and folders with repeats"
@@ -66,7 +67,7 @@ def repeated_folders(folder: str | Path, field: str = "instance.images", but: Co
 
 
 def may_be_an_order(folders: Sequence[Subfolder]) -> bool:
-    """Return whether their numbers are 1, 2, 3, ..., as people number what has an order."""
+    """Return whether the numbers are 1, 2, 3, ..., which may give an order instead of repeats."""
     return len(folders) > 1 and [sub.repeats for sub in folders] == [*range(1, len(folders) + 1)]
 
 

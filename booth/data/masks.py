@@ -1,7 +1,7 @@
-"""Masks: where in a photo the subject is, so that the rest of it counts less, or nothing, in the loss.
+"""Masks: they say where in a photo the subject is, so that the rest of the photo counts less, or nothing, in the loss.
 
-White is the subject and black the rest. A mask is a photo's alpha channel, or a picture `X-mask.png` beside `X.jpg`, of
-any size with its photo's proportions.
+White is the subject and black is the rest. A mask is a photo's alpha channel, or a picture `X-mask.png` beside `X.jpg`
+of any size with the photo's proportions.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ _PROPORTIONS = 0.03  # difference of the logarithms of two aspect ratios; scaled
 
 
 def with_masks(examples: Sequence[Example], source: str) -> list[Example]:
-    """Return the same examples, each with the file that holds its mask; as they are for the source "none".
+    """Return the examples, each with the file that holds its mask; return them unchanged for the source "none".
 
-    UserError names photos without a mask, and masks that are empty or of other proportions.
+    Raise UserError for photos without a mask, and for masks that are all black or have other proportions.
     """
     if source == "none":
         return list(examples)
@@ -42,7 +42,7 @@ def with_masks(examples: Sequence[Example], source: str) -> list[Example]:
 
 
 def mask_hash(example: Example) -> str:
-    """sha256 of a mask's file, which a resumed run must find unchanged."""
+    """Return the sha256 of a mask's file, which a resumed run must find unchanged."""
     assert example.mask is not None
     return hashlib.sha256(example.mask.read_bytes()).hexdigest()
 
@@ -50,35 +50,34 @@ def mask_hash(example: Example) -> str:
 def loss_weights(view: View, latent_size: Size, background: float) -> np.ndarray:
     """Return how much each latent of a view counts, float32 [h, w, 1] with the mean 1.
 
-    Where the mask is black it is `background` of what it is where the mask is white. Raise UserError if that leaves
-    nothing."""
+    The weight at black places is `background` times the weight at white places. Raise UserError if all weights would be
+    0.
+    """
     image = shown(_mask(view.example), view).resize(latent_size, Image.Resampling.BOX)
     weights = background + (1 - background) * np.asarray(image, np.float64)[..., None] / 255
     if weights.mean() < 1e-3:
         raise UserError(
-            f"{_FIELD}: the crop of {printable(view.example.name)} shows nothing of what its mask leaves; raise"
+            f"{_FIELD}: the crop of {printable(view.example.name)} shows nothing that its mask keeps; raise"
             " instance.background_weight, use data.buckets, or correct the mask"
         )
     return (weights / weights.mean()).astype(np.float32)
 
 
 def _with_files(examples: Sequence[Example]) -> list[Example]:
-    """With X-mask.png beside X.jpg. Raise UserError for two masks of one photo."""
+    """Return the examples with the masks X-mask.png beside X.jpg. Raise UserError for two masks of one photo."""
     masks = {folder: masks_in(folder) for folder in {example.path.parent for example in examples}}
     masked = []
     for example in examples:
         found = masks[example.path.parent].find(example.path.stem)
         if len(found) > 1:
             which = listed([path.name for path in found])
-            raise UserError(
-                f"{_FIELD}='files': {printable(example.name)} has several masks: {which}; leave one of them"
-            )
+            raise UserError(f"{_FIELD}='files': {printable(example.name)} has several masks: {which}; keep one of them")
         masked.append(replace(example, mask=found[0] if found else None))
     return masked
 
 
 def _mask(example: Example) -> Image.Image:
-    """Grey, "L"."""
+    """Return the mask of an example in grey, "L"."""
     assert example.mask is not None
     if example.mask == example.path:
         alpha = load_alpha(example.path)

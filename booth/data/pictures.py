@@ -1,4 +1,4 @@
-"""Many images -> one picture with captions, for people to look at."""
+"""Many images -> one picture with captions, for the user to look at."""
 
 import io
 import textwrap
@@ -13,11 +13,12 @@ from booth.common.files import write_bytes
 from booth.data.image_file import load_image
 
 _GAP = 8
-_LINE = 20  # pixels, of text
+_LINE = 20  # the height of a line of text in pixels
 
 
 def grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Image.Image:
-    """uint8 images [h, w, 3] of one size, row by row, each with its caption below it; small images are enlarged."""
+    """Return a picture of uint8 images [h, w, 3] of one size, row by row, each with its caption below it. Small images
+    are enlarged."""
     shown = _enlarged(images, 192)
     width, height = shown[0].size
     wrapped = [_wrapped(caption, width) for caption in captions]
@@ -32,8 +33,8 @@ def grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) ->
 
 
 def labelled_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Image.Image:
-    """Rows of uint8 images [h, w, 3] of one size, any number in each, below their labels; small ones are enlarged,
-    less than in a grid, as it may be many rows."""
+    """Return a picture of rows of uint8 images [h, w, 3] of one size, any number in each row, with its label above it.
+    Small images are enlarged, but less than in a grid, since there may be many rows."""
     shown = [_enlarged(images, 128) for _, images in rows]
     width, height = shown[0][0].size
     total_width = max(map(len, shown)) * (width + _GAP) + _GAP
@@ -51,12 +52,12 @@ def labelled_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Image.Ima
 
 
 def thumbnail(path: Path, box: tuple[int, int], most: int) -> tuple[bytes, tuple[int, int]]:
-    """(JPEG, (width, height)) of an image file: no larger than the box, and `most` bytes at most.
+    """Return (JPEG, (width, height)) of an image file, no larger than the box and at most `most` bytes long.
 
-    Raise what `load_image` does.
+    Raise what `load_image` raises.
     """
     image = load_image(path, 2 * max(box))
-    image.info.clear()  # PIL would write a photo's comment again
+    image.info.clear()  # PIL would write the photo's comment into the JPEG
     image.thumbnail(box, Image.Resampling.LANCZOS, reducing_gap=2.0)
     while True:
         for quality in (88, 75, 55, 35):
@@ -68,8 +69,8 @@ def thumbnail(path: Path, box: tuple[int, int], most: int) -> tuple[bytes, tuple
 
 
 def xy_grid(images: Sequence[np.ndarray], across: Sequence[str], down: Sequence[str]) -> Image.Image:
-    """uint8 images [h, w, 3] of one size, row by row, with a label above each column and one left of each row; small
-    ones are enlarged."""
+    """Return a picture of uint8 images [h, w, 3] of one size, row by row, with a label above each column and one to the
+    left of each row. Small images are enlarged."""
     shown = _enlarged(images, 192)
     width, height = shown[0].size
     above = [_wrapped(label, width) for label in across]
@@ -90,17 +91,17 @@ def xy_grid(images: Sequence[np.ndarray], across: Sequence[str], down: Sequence[
 
 
 def save(picture: Image.Image, path: Path, parameters: str = "") -> None:
-    """As PNG, with the text `parameters` in it; it has its name only when it is complete. Raise UserError if the disk
-    is full."""
+    """Save a picture as PNG with the text `parameters` in it. The file gets its name only when it is complete. Raise
+    UserError if the disk is full."""
     buffer, info = io.BytesIO(), PngInfo()
     if parameters:
-        info.add_text("parameters", parameters)  # iTXt where it is not all Latin-1
+        info.add_text("parameters", parameters)  # this writes iTXt if the text is not all Latin-1
     picture.save(buffer, format="PNG", pnginfo=info)
     write_bytes(path, buffer.getvalue())
 
 
 def _enlarged(images: Sequence[np.ndarray], least_width: int) -> list[Image.Image]:
-    """By the smallest whole number that makes them this wide."""
+    """Return the images enlarged by the smallest whole number that makes them this wide."""
     height, width = images[0].shape[:2]
     scale = max(1, -(-least_width // width))
     size = (width * scale, height * scale)

@@ -1,4 +1,4 @@
-"""What the photos of a run are called."""
+"""The prompts of a run's photos."""
 
 from typing import Any
 
@@ -9,8 +9,7 @@ from booth.models.new_tokens import new_tokens, spoken
 
 
 def instance_prompts(config: Any) -> list[str]:
-    """Return what the photos of a run are called, each once: prompts without captions, and the words of kohya's
-    folders."""
+    """Return the prompts of a run's photos, each once: prompts without captions, and the words of kohya's folders."""
     prompts: list[str] = []
     for concept in concepts_of(config):
         settings = concept.config.instance
@@ -20,6 +19,6 @@ def instance_prompts(config: Any) -> list[str]:
 
 
 def spoken_prompt(config: Any, prefix: str = "") -> str:
-    """Return the prompts of a run as one says them to a WebUI: without captions, and with the names of new tokens'
-    files."""
+    """Return the prompts of a run for use in a WebUI: without captions, and with the names of the files of new tokens
+    in place of the tokens."""
     return spoken(", ".join(instance_prompts(config)), new_tokens(config), prefix).strip(" ,")

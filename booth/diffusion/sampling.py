@@ -1,7 +1,7 @@
 """Prompts and seeds -> images, in full batches of one size, on either backend.
 
-Image i always sits in slot i % batch_size of a full batch (the last one filled with copies), whatever else is left to
-do: a result then does not depend on which images were already there, and nothing is compiled twice.
+Image i always has slot i % batch_size of a full batch (copies fill the last batch), even if some images exist already.
+So a result does not depend on which images existed, and nothing is compiled twice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -20,7 +20,7 @@ from booth.models.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to make; its noise depends on the seed and the size alone."""
+    """One image to make; its noise depends only on the seed and the size."""
 
     prompt: str
     seed: int
@@ -78,11 +78,11 @@ class Sampler:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(h, w, c); UserError as `latent_shape` below."""
+        """(h, w, c) of the latents. Raises UserError as the function `latent_shape` does."""
         return latent_shape(self.pipeline, *self.size)
 
     def _step_noise(self, table: SamplingTable, rows: Sequence[ImageRequest]) -> np.ndarray | None:
-        """float32 [rows, steps, h, w, c]; None where no step adds any."""
+        """Return the noise that the steps add, float32 [rows, steps, h, w, c]; None if no step adds any."""
         if not needs_noise(table):
             return None
         return np.stack([step_noise(request.seed, len(table), self.latent_shape) for request in rows])
@@ -93,29 +93,33 @@ class Sampler:
 
 
 def sampling_table(pipeline: PipelineDir, solver: str, steps: int) -> SamplingTable:
-    """As diffusers' scheduler made `from_config` of this pipeline's; UserError as `solver_table`."""
+    """Return the table of the diffusers scheduler that is made `from_config` of this pipeline's scheduler.
+
+    Raise UserError as `solver_table` does.
+    """
     return solver_table(as_in_pipeline(pipeline.component_config("scheduler")), solver, steps)
 
 
 def context_of(backend: Backend, models: Any, tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    """float32 [tokens, width]. One prompt at a time: few are ever needed, and the result knows no neighbours."""
+    """Return a prompt's context, float32 [tokens, width]. Prompts are encoded one at a time: few are ever needed, and
+    the result must not depend on other prompts."""
     return backend.encode_prompts(models, tokenizer([prompt]))[0]
 
 
 def initial_noise(seed: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """float32 [h, w, c], standard normal."""
+    """Return standard normal noise, float32 [h, w, c]."""
     return randomness.normal(seed, "initial noise", 0, 0, shape)
 
 
 def step_noise(seed: int, steps: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """float32 [steps, h, w, c], standard normal: what an ancestral solver adds after each step."""
+    """Return the noise that an ancestral solver adds after each step, standard normal, float32 [steps, h, w, c]."""
     return np.stack([randomness.normal(seed, "step noise", step, 0, shape) for step in range(steps)])
 
 
 def latent_shape(pipeline: PipelineDir, width: int, height: int) -> tuple[int, int, int]:
-    """(h, w, c) of the latents of an image.
+    """Return (h, w, c) of the latents of an image.
 
-    Raise UserError for a size that is not made of whole latents: nothing is cropped.
+    Raise UserError for a size that is not a whole number of latents: nothing is cropped.
     """
     vae = pipeline.component_config("vae")
     factor = _halvings(vae)
@@ -125,16 +129,16 @@ def latent_shape(pipeline: PipelineDir, width: int, height: int) -> tuple[int, i
 
 
 def side_multiple(pipeline: PipelineDir) -> int:
-    """Return what image sides should be a multiple of, so that no level of the UNet halves an odd number: 64 pixels for
-    SD."""
+    """Return the number of pixels that image sides should be a multiple of, so that no level of the UNet halves an odd
+    number: 64 for Stable Diffusion."""
     return _halvings(pipeline.component_config("vae")) * _halvings(pipeline.component_config("unet"))
 
 
 def _halvings(config: Mapping[str, Any]) -> int:
-    """Return how many times fewer rows a network's lowest level has than its highest."""
+    """Return the factor by which a network's highest level has more rows than its lowest."""
     return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> 0 .. 255, rounded as diffusers' image processor does."""
+    """Map [-1, 1] to 0 .. 255, rounded as in diffusers' image processor."""
     return np.round((pixels / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""The methods behind `solvers.py`: schedule and timesteps -> the columns of the table, by their names there.
+"""The methods behind `solvers.py`: schedule and timesteps -> the columns of its table, by name.
 
-A column is an array of all steps, or one number for all. Sources: DDIM (arXiv 2010.02502, eq. 12), DPM-Solver++ (arXiv
+A column is an array for all steps, or one number for all. Sources: DDIM (arXiv 2010.02502, eq. 12), DPM-Solver++ (arXiv
 2211.01095, algorithm 2), Euler (arXiv 2206.00364, algorithm 1 without its correction), its ancestral form (k-diffusion,
 `sample_euler_ancestral`), PNDM (arXiv 2202.09778, eq. 9 and 12, begun as latent-diffusion's PLMS sampler does).
 """
@@ -16,23 +16,23 @@ from booth.diffusion.schedule import NoiseSchedule
 
 
 def _clean(schedule: NoiseSchedule, signal: np.ndarray, sigma: np.ndarray) -> dict[str, Any]:
-    """Return the coefficients of the clean latents as they are predicted at these noise levels."""
+    """Return the coefficients of the predicted clean latents at these noise levels."""
     if schedule.prediction_type == "epsilon":
         return {"estimate_x": 1 / signal, "estimate_p": -sigma / signal}
     return {"estimate_x": signal, "estimate_p": -sigma}
 
 
 def _noise(schedule: NoiseSchedule, signal: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the coefficients of x and of the prediction in the noise as it is predicted."""
+    """Return the coefficients of x and of the model's prediction in the predicted noise."""
     if schedule.prediction_type == "epsilon":
         return np.zeros_like(signal), np.ones_like(signal)
     return sigma, signal
 
 
 def _ddim(settings: Mapping[str, Any], schedule: NoiseSchedule, timestep: np.ndarray) -> dict[str, Any]:
-    """Return the noise is predicted too, and mixed in again at the next level.
+    """Return the columns of DDIM: the noise is predicted too, and mixed with the clean latents at the next level.
 
-    As in diffusers, the noise is the one that belongs to the clean latents before they are clipped.
+    As in diffusers, the predicted noise belongs to the clean latents from before they are clipped.
     """
     signal, sigma = schedule.signal(timestep), schedule.sigma(timestep)
     last = 1.0 if settings["set_alpha_to_one"] else schedule.alpha_bar[0]
@@ -48,10 +48,10 @@ def _ddim(settings: Mapping[str, Any], schedule: NoiseSchedule, timestep: np.nda
 
 
 def _dpm_plus_plus(settings: Mapping[str, Any], schedule: NoiseSchedule, timestep: np.ndarray) -> dict[str, Any]:
-    """DPM-Solver++ (2M): arXiv 2211.01095, algorithm 2.
+    """Return the columns of DPM-Solver++ (2M): arXiv 2211.01095, algorithm 2.
 
-    With h = lambda_next - lambda and lambda = log(signal / sigma), the paper's r is the previous h over this one, and
-    D = clean + (clean - previous_clean) / 2r. The first step has no previous one; the last has none to trust.
+    With h = lambda_next - lambda and lambda = log(signal / sigma), the paper's r is the previous h divided by this one,
+    and D = clean + (clean - previous_clean) / 2r. The first step has no previous one, and the last step uses none.
     """
     steps = len(timestep)
     least = np.log(schedule.alpha_bar[-1] / (1 - schedule.alpha_bar[-1])) / 2
@@ -80,9 +80,10 @@ def _dpm_plus_plus(settings: Mapping[str, Any], schedule: NoiseSchedule, timeste
 def _euler(
     settings: Mapping[str, Any], schedule: NoiseSchedule, timestep: np.ndarray, *, ancestral: bool = False
 ) -> dict[str, Any]:
-    """Euler's method from one noise over signal to the next, between timesteps too; DPM-Solver++ of first order.
+    """Return the columns of Euler's method, which steps along the ratio of noise to signal, also between timesteps. It
+    equals DPM-Solver++ of first order.
 
-    The ancestral one goes on to less noise than the next level has, and adds what is missing.
+    The ancestral method steps to less noise than the next level has, and adds the difference as fresh noise.
     """
     levels = np.sqrt(1 / schedule.alpha_bar - 1)
     level = np.interp(timestep, np.arange(schedule.timesteps), levels)
@@ -90,9 +91,9 @@ def _euler(
     following = np.append(level[1:], end)
     down = following**2 / level if ancestral else following
     signal = 1 / np.hypot(1, level)
-    next_signal = np.append(signal[1:], 1.0)  # what is decoded is clean + sigma * noise as it is, should noise be left
+    next_signal = np.append(signal[1:], 1.0)  # clean + sigma * noise is decoded, without scaling, if noise is left
     scale = np.ones(len(timestep))
-    if settings["timestep_spacing"] != "leading":  # then diffusers begins with the first level's noise and no image
+    if settings["timestep_spacing"] != "leading":  # then diffusers begins with noise of the first level and no signal
         scale[0] = level[0] * signal[0]
     return _clean(schedule, signal, level * signal) | {
         "scale": scale,
@@ -103,10 +104,11 @@ def _euler(
 
 
 def _pndm(settings: Mapping[str, Any], schedule: NoiseSchedule, timestep: np.ndarray) -> dict[str, Any]:
-    """PNDM's transfer (eq. 9) of a linear multistep's prediction (eq. 12), of lower order while there are fewer.
+    """Return the columns of PNDM: its transfer (eq. 9) of a linear multistep prediction (eq. 12), whose order is lower
+    while there are fewer earlier predictions.
 
-    The first step is made twice: once to see what is predicted at its end, and again from where it began, with the mean
-    of both predictions, the second of which later steps pass over.
+    The first step is made twice: once to get the prediction at its end, and again from its beginning with the mean of
+    both predictions. Later steps ignore the second of these predictions.
     """
     span = schedule.timesteps // len(timestep)
     timestep = np.insert(timestep, 1, timestep[1:2])
@@ -120,15 +122,16 @@ def _pndm(settings: Mapping[str, Any], schedule: NoiseSchedule, timestep: np.nda
     noise_x, noise_p = _noise(schedule, signal, sigma)
     next_x, next_p = ratio + of_noise * noise_x, of_noise * noise_p
     used = next_p[:, None] * _MULTISTEP[np.arange(len(timestep)).clip(max=len(_MULTISTEP) - 1)]
-    # Where the first step began follows from where it ended: latents = (x - next_p * prediction) / next_x.
+    # The beginning of the first step is computed from its end: latents = (x - next_p * prediction) / next_x.
     again = next_x[1:2] / next_x[:1]
     used[1:2, 1] -= again * next_p[:1]
     next_x[1:2] = again
     return {"timestep": timestep, "estimate_x": 0.0, "estimate_p": 1.0, "next_x": next_x, "next_estimates": used}
 
 
-# How the predictions of a step of PNDM and of those before it are combined, of the first steps and of all later ones;
-# Adams-Bashforth (eq. 12) but for the second. The second's own prediction is what later steps pass over.
+# The coefficients of a step's own prediction and of the predictions before it: one row for each of PNDM's first steps,
+# and the last row for all later ones. They are Adams-Bashforth's (eq. 12), except in the second step, whose own
+# prediction later steps ignore.
 _MULTISTEP = np.array(
     [
         [1, 0, 0, 0, 0],
@@ -142,7 +145,7 @@ _MULTISTEP = np.array(
 
 
 def _alpha_bar(schedule: NoiseSchedule, timestep: np.ndarray, last: float) -> np.ndarray:
-    """`last` beyond the schedule's end."""
+    """Return alpha_bar at the timesteps; `last` beyond the schedule's end."""
     return np.where(timestep >= 0, schedule.alpha_bar[timestep.clip(0)], last)
 
 

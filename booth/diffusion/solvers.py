@@ -1,17 +1,17 @@
 """Samplers as one linear table, from the pipeline's own scheduler_config.json.
 
-Whatever the solver and whatever the model predicts, a denoising step is
+With any solver and any prediction type, a denoising step is
 
-    x        = scale * latents                                   what the model sees
-    estimate = clip(estimate_x * x + estimate_p * prediction)    of the clean latents; of PNDM the prediction itself
+    x        = scale * latents                                   the model's input
+    estimate = clip(estimate_x * x + estimate_p * prediction)    the clean latents; for PNDM the prediction itself
     latents  = next_x * x + sum over k of next_estimates[k] * (the estimate of k steps ago)
                + next_p * prediction + next_noise * fresh noise
 
-with numbers that depend on the schedule alone. They are computed here, so that framework code knows neither solvers
-nor prediction types. Latents are always sqrt(alpha_bar) clean + sqrt(1 - alpha_bar) noise; those of k-diffusion's and
-diffusers' Euler samplers, clean + sigma * noise, are the same times sqrt(sigma^2 + 1), by which these divide what the
-model sees. The methods are in `solver_methods.py`. Sources: v-prediction (arXiv 2202.00512, appendix D), the spacings
-(arXiv 2305.08891, table 2).
+with numbers that depend only on the schedule. They are computed here, so that framework code knows neither solvers nor
+prediction types. Latents are always sqrt(alpha_bar) clean + sqrt(1 - alpha_bar) noise. The Euler samplers of
+k-diffusion and diffusers have clean + sigma * noise, which is the same multiplied by sqrt(sigma^2 + 1); they divide the
+model's input by this factor. The methods are in `solver_methods.py`. Sources: v-prediction (arXiv 2202.00512, appendix
+D), the spacings (arXiv 2305.08891, table 2).
 """
 
 import json
@@ -29,9 +29,9 @@ HISTORY = 4  # earlier estimates that a step may use
 _EULER = ("euler", "euler_a")
 _SPACINGS = ("leading", "trailing", "linspace")
 
-# What diffusers' DPMSolverMultistep-, DDIM-, EulerDiscrete-, EulerAncestralDiscrete- and PNDMScheduler take for keys
-# that a scheduler_config.json leaves out. Defaults of the class that the file names do not count: `from_config` passes
-# on only what the file itself says.
+# The defaults of diffusers' DPMSolverMultistep-, DDIM-, EulerDiscrete-, EulerAncestralDiscrete- and PNDMScheduler for
+# keys that a scheduler_config.json leaves out. The defaults of the class that the file names are not used:
+# `from_config` passes on only the keys in the file.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "dpm++": {
         "timestep_spacing": "linspace",
@@ -53,9 +53,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "pndm": {"timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": False},
 }
 
-# Keys that would make it another sampler, and the values with which it is ours. UniPC's and DEIS' solver types are
-# here because diffusers' class takes them for its own "midpoint". PNDM that begins with Runge-Kutta steps is one too; a
-# config that says nothing of it, as other classes' do, is taken for one without.
+# Keys that could ask for a different sampler, and the values that do not. The solver types of UniPC and DEIS are here
+# because diffusers' class takes them for its own "midpoint". PNDM that begins with Runge-Kutta steps would be a
+# different sampler; a config without that key, such as one of another class, is taken for PNDM without these steps.
 _OFF = (False, None)
 _SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "dpm++": {
@@ -86,10 +86,11 @@ _SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 class SamplingStep(NamedTuple):
-    """What one denoising step needs, named as in the formulas above; `clip` is infinite where nothing is clipped.
+    """The numbers of one denoising step, named as in the formulas above; `clip` is infinite if nothing is clipped.
 
-    Plain Python numbers: they take on the type and the device of the arrays that they meet. The timestep may lie
-    between two of the schedule's. `scale` is 1 but for Euler's first step, which may begin with less noise than given.
+    They are plain Python numbers, which adopt the type and the device of the arrays that they are combined with. The
+    timestep may lie between two of the schedule's. `scale` is 1 except in Euler's first step, which may begin with less
+    noise than the given latents have.
     """
 
     timestep: float
@@ -98,7 +99,7 @@ class SamplingStep(NamedTuple):
     estimate_p: float
     clip: float
     next_x: float
-    next_estimates: tuple[float, ...]  # HISTORY + 1 of them: this step's, then those before it
+    next_estimates: tuple[float, ...]  # HISTORY + 1 numbers: for this step's estimate, then for the earlier ones
     next_p: float
     next_noise: float
 
@@ -108,10 +109,10 @@ History = tuple[Any, ...]  # the estimates of the HISTORY steps before, the newe
 
 
 def solver_step(step: SamplingStep, x: Any, history: History, prediction: Any, noise: Any) -> tuple[Any, History]:
-    """(latents of the next, less noisy timestep; the next step's `history`).
+    """Return (the latents of the next, less noisy timestep; the next step's `history`).
 
-    `x` is what the model saw: the latents times `step.scale`. The first step's `history` may be anything finite, such
-    as zeros, and so may `noise` where the step adds none. Operators only, so that NumPy, JAX and torch arrays go
+    `x` was the model's input: the latents times `step.scale`. The first step's `history` may be anything finite, such
+    as zeros, and so may `noise` if the step adds none. Only operators are used, so that NumPy, JAX and torch arrays go
     through the same lines.
     """
     estimates = ((step.estimate_x * x + step.estimate_p * prediction).clip(-step.clip, step.clip), *history)
@@ -122,7 +123,7 @@ def solver_step(step: SamplingStep, x: Any, history: History, prediction: Any, n
 
 
 def needs_noise(table: SamplingTable) -> bool:
-    """Return whether steps add fresh noise."""
+    """Return whether any step adds fresh noise."""
     return any(step.next_noise for step in table)
 
 
@@ -133,22 +134,23 @@ def is_guided(guidance: float) -> bool:
 
 
 def solver_table(config: Mapping[str, Any], solver: str, steps: int) -> SamplingTable:
-    """As diffusers' scheduler of that name is made from this config (DDIM with eta 0, PNDM with `skip_prk_steps`).
+    """Return the table of diffusers' scheduler for this solver, made from this config (DDIM with eta 0, PNDM with
+    `skip_prk_steps`).
 
-    `config` is the content of scheduler_config.json, of whichever scheduler class. Raise UserError for more steps than
-    the schedule has room for, and for what a config may ask for that is not supported.
+    `config` is the content of scheduler_config.json, of any scheduler class. Raise UserError for more steps than the
+    schedule has room for, and for anything in the config that is not supported.
     """
     schedule = noise_schedule(config)
     if solver in ("dpm++", *_EULER) and schedule.alpha_bar[-1] == 0:
-        # A little signal, as diffusers' classes have it: without any, the last timestep's noise would be infinite.
+        # diffusers' classes keep a little signal: without any, the last timestep's ratio of noise would be infinite.
         schedule = replace(schedule, alpha_bar=np.append(schedule.alpha_bar[:-1], 2.0**-24))
     for key, allowed in _SUPPORTED[solver].items():
         if (value := config.get(key, allowed[0])) not in allowed:
             other = "" if solver == "ddim" or key in _SUPPORTED["ddim"] else "; or take the solver ddim"
-            said, wanted = json.dumps(value), json.dumps(allowed[0])  # as it stands in the file
+            said, wanted = json.dumps(value), json.dumps(allowed[0])  # as it is written in the file
             raise UserError(f"scheduler: {key}={said} must be {wanted} for the solver {solver}{other}")
     settings = _DEFAULTS[solver] | {key: config[key] for key in _DEFAULTS[solver] if key in config}
-    # DPM-Solver++ spreads one timestep more and leaves the last out: the step there is the one to the clean image.
+    # DPM-Solver++ spreads one timestep more and leaves the last one out: the step from there leads to the clean image.
     spread = steps + (solver == "dpm++")
     timestep = _timesteps(settings, schedule.timesteps, steps, spread)
     timestep = timestep.astype(np.float32) if solver in _EULER else np.round(timestep).astype(np.int32)
@@ -158,8 +160,8 @@ def solver_table(config: Mapping[str, Any], solver: str, steps: int) -> Sampling
 
 
 def _rows(columns: Mapping[str, Any]) -> SamplingTable:
-    """Return a step for each timestep; what is the same for all may be a single number, and the oldest estimates left
-    out."""
+    """Return a step for each timestep. A column may be a single number for all steps, and the columns of the oldest
+    estimates may be missing."""
     count = len(columns["timestep"])
     lists = {name: np.broadcast_to(column, [count, *np.shape(column)[1:]]).tolist() for name, column in columns.items()}
     lists["timestep"] = [float(timestep) for timestep in lists["timestep"]]
@@ -170,17 +172,17 @@ def _rows(columns: Mapping[str, Any]) -> SamplingTable:
 def as_in_pipeline(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scheduler config after diffusers' StableDiffusionPipeline loaded it.
 
-    The pipeline takes a file's own `steps_offset` other than 1 and `clip_sample` true for mistakes and mends them; keys
-    that the file leaves out stay left out.
+    If the file has a `steps_offset` other than 1 or a true `clip_sample`, the pipeline takes this for a mistake and
+    corrects it; keys that are not in the file are not added.
     """
     mended = {"steps_offset": 1, "clip_sample": False}
     return {**config, **{key: value for key, value in mended.items() if key in config}}
 
 
 def _timesteps(settings: Mapping[str, Any], total: int, steps: int, spread: int) -> np.ndarray:
-    """[steps], falling; only those of linspace may be no whole numbers.
+    """Return the timesteps, [steps], in falling order; only those of linspace need not be whole numbers.
 
-    `spread`: how many are spread over the schedule, of which the last are left out.
+    `spread` is how many timesteps are spread over the schedule; the last ones beyond `steps` are left out.
     """
     most = total - (spread - steps)
     if not 1 <= steps <= most:
@@ -189,7 +191,7 @@ def _timesteps(settings: Mapping[str, Any], total: int, steps: int, spread: int)
     if spacing == "leading":
         timestep = np.arange(spread)[::-1] * (total // spread) + offset
     elif spacing == "trailing":
-        timestep = np.round(np.arange(total, 0, -total / steps)) - 1  # may end with a -1 more, by rounding
+        timestep = np.round(np.arange(total, 0, -total / steps)) - 1  # rounding may add a -1 at the end
     elif spacing == "linspace":
         timestep = np.linspace(0, total - 1, spread)[::-1]
     else:

@@ -1,5 +1,5 @@
-"""Measures of what was trained: prompts, pictures, judges and scores.
+"""Measures of a trained model: prompts, pictures, judges and scores.
 
-What looks at pictures with a large network is passed in by a backend; the command lives in `commands`.
+The backend provides the large networks that look at pictures; the command is in `commands`.
 This room may import `common`, `config`, `models`, `diffusion`, `data` and `train`.
 """

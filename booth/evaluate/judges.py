@@ -1,4 +1,4 @@
-"""What looks at the pictures of an evaluation: the yardstick of the drawn world, or networks that the user has."""
+"""The judges that look at the pictures of an evaluation: the yardstick of the drawn world, or the user's networks."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,28 +13,31 @@ from booth.evaluate import yardstick
 from booth.evaluate.prompts import WORLD
 from booth.evaluate.scores import Seen
 
-DINO_ID, CLIP_ID = "facebook/dino-vits16", "openai/clip-vit-base-patch32"  # hub ids of what DreamBench measures with
+DINO_ID, CLIP_ID = (
+    "facebook/dino-vits16",
+    "openai/clip-vit-base-patch32",
+)  # hub ids of the networks that DreamBench measures with
 
 
 class Judge(Protocol):
-    """`prompt_measure` is what comparing with texts is called, empty for a judge that reads none; `recipe` says what
-    the numbers depend on."""
+    """Describes pictures and texts. `prompt_measure` is the name of the comparison with texts, "" for a judge that
+    reads none; `recipe` says what the numbers depend on."""
 
     prompt_measure: str
     recipe: dict[str, str]
 
     def look(self, pictures: Sequence[np.ndarray]) -> Seen:
-        """At uint8 pictures [h, w, 3] of any sizes, at least one."""
+        """Describe uint8 pictures [h, w, 3] of any sizes, at least one."""
         ...
 
     def read(self, texts: Sequence[str]) -> np.ndarray | None:
-        """Unit vectors [n, e] that a picture's `content` is compared with. Raise UserError for a text that says
-        nothing."""
+        """Return the unit vectors [n, e] that a picture's `content` is compared with. Raise UserError for a text that
+        the judge does not understand."""
         ...
 
 
 class Yardstick:
-    """Knows the drawn world and nothing else. A picture's content is its setting, as a one-hot vector: so the mean
+    """A judge that knows only the drawn world. A picture's content is its setting as a one-hot vector, so the mean
     cosine with texts is the share of pictures in the setting that was asked for."""
 
     prompt_measure = "setting"
@@ -58,7 +61,7 @@ class Yardstick:
 
 
 class Networks:
-    """DINO, CLIP, or both; DINO decides where it is."""
+    """A judge of DINO, CLIP, or both; if DINO is given, its measure decides."""
 
     def __init__(self, dino: Any, clip: Any) -> None:
         self._dino, self._clip = dino, clip
@@ -75,16 +78,16 @@ class Networks:
 
 
 def judge_of(package: str, dino: str, clip: str, source: str = "") -> Judge:
-    """Return the judge that --dino and --clip name; without them the yardstick, if `source` is the embedded base.
+    """Return the judge that --dino and --clip name; without them, the yardstick if `source` is the embedded base.
 
-    Raise UserError if there is none, and for networks that cannot be loaded.
+    Raise UserError if there is no judge, or if a network cannot be loaded.
     """
     if not dino and not clip:
         if source == EMBEDDED:
             return Yardstick()
         raise UserError(
             f"--dino or --clip is missing: give a folder or hub id of DINO weights ({DINO_ID}), of CLIP weights"
-            f" ({CLIP_ID}), or both; what comes with booth knows its drawn world only"
+            f" ({CLIP_ID}), or both; the measure that comes with booth knows its drawn world only"
         )
     vision = load_vision(package)
     return Networks(vision.Dino(dino) if dino else None, vision.Clip(clip) if clip else None)

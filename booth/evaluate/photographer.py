@@ -1,4 +1,4 @@
-"""The pictures that an evaluation makes of each model, and the one picture that shows them beside each other."""
+"""The pictures that an evaluation makes with each model, and the one picture that shows them side by side."""
 
 import hashlib
 import json
@@ -24,17 +24,18 @@ from booth.evaluate.results import Evaluation
 from booth.evaluate.scores import Seen, SeenModel
 from booth.train.trained_run import Trained
 
-FIRST_SEED = 1000  # others than those of previews and class images
-_SHOWN = (2, 4, 2)  # in a row of the picture: instance prompt, settings, class prompt
+FIRST_SEED = 1000  # not a seed of previews and class images
+_SHOWN = (2, 4, 2)  # how many are shown in a row: of the instance prompt, of settings, of the class prompt
 
 
 @dataclass(frozen=True)
 class Shots:
-    """The pictures that are made of each model, one seed each: by the instance prompt, in settings, of the class."""
+    """The pictures that are made with each model, each with its own seed: of the instance prompt, of the subject in
+    settings, of the class prompt."""
 
     prompts: EvaluationPrompts
     instance: int
-    setting: int  # of each
+    setting: int  # the number for each setting
     of_class: int
 
     @property
@@ -46,17 +47,17 @@ class Shots:
 
     @property
     def texts(self) -> list[str]:
-        """What each picture in a setting is compared with."""
+        """The text that each picture in a setting is compared with."""
         return [text for text in self.prompts.texts for _ in range(self.setting)]
 
     def by_prompt(self, seen: Seen) -> SeenModel:
-        """Return what is seen in the pictures, by what they were to show."""
+        """Return what the judge sees in the pictures, by kind of prompt."""
         end = len(self.requests) - self.of_class
         return SeenModel(seen[: self.instance], seen[self.instance : end], seen[end:])
 
     @property
     def shown(self) -> list[int]:
-        """The places of the pictures that people are shown: a few of each kind, of as many settings as go."""
+        """The indices of the pictures that the user is shown: a few of each kind, of as many settings as possible."""
         instance, settings, of_class = _SHOWN
         end = len(self.requests) - self.of_class
         step = max(1, (end - self.instance) // settings)
@@ -65,7 +66,7 @@ class Shots:
 
 
 class Photographer:
-    """Makes the pictures of one model after another, the base first; what is there is not made again."""
+    """Makes the pictures of one model after another, the base first; existing pictures are not made again."""
 
     def __init__(
         self, backend_class: type[Backend], trained: Trained, inputs: Inputs, shots: Shots, batch: int
@@ -77,7 +78,7 @@ class Photographer:
         for sampler in self._samplers.values():
             sampler.check()
         self._pipeline = inputs.pipeline
-        self._models: Any = None  # the base's, until a checkpoint takes them over
+        self._models: Any = None  # the base's networks, until a checkpoint takes them over
         self._state: Any = None
 
     @property
@@ -93,15 +94,16 @@ class Photographer:
         }
 
     def files(self, run_dir: Path, step: int | None, identity: str) -> list[Path]:
-        """Of a checkpoint, or of the base; in a folder whose name tells recipes and checkpoints apart."""
+        """Return the picture files of a checkpoint, or of the base, in a folder whose name distinguishes recipes and
+        checkpoints."""
         key = hashlib.sha256(json.dumps([self.recipe, identity]).encode()).hexdigest()[:12]
         name = "base" if step is None else f"step-{step:06d}"
         folder = run_dir / results.FOLDER / results.PICTURES / f"{name}-{key}"
         return [folder / f"{index:03d}.png" for index in range(len(self._requests))]
 
     def take(self, files: Sequence[Path], step: int | None) -> list[np.ndarray]:
-        """uint8 [h, w, 3] each. Raise UserError if the checkpoint is damaged, a picture not finite, or memory runs
-        out."""
+        """Return the pictures, uint8 [h, w, 3] each. Raise UserError if the checkpoint is damaged, if a picture is not
+        finite, or if memory runs out."""
         if missing := {index for index, file in enumerate(files) if not file.is_file()}:
             name = "base" if step is None else f"step {step}"
             models = self._base() if step is None else self._restored(step)
@@ -132,7 +134,7 @@ class Photographer:
 
 
 def write_sheet(run_dir: Path, found: Evaluation, inputs: Inputs, shots: Shots, photographer: Photographer) -> Path:
-    """Write scores.png: photos, then for base and checkpoints a row each of pictures at the same seeds."""
+    """Write scores.png: the photos, then a row of pictures at the same seeds for the base and for each checkpoint."""
     size = tuple(photographer.recipe["size"])
     photos = [ImageOps.fit(load_image(example.path), size) for example in inputs.instances[: sum(_SHOWN)]]
     rows: list[tuple[str, list[np.ndarray]]] = [("photos", [np.asarray(photo) for photo in photos])]
@@ -144,7 +146,7 @@ def write_sheet(run_dir: Path, found: Evaluation, inputs: Inputs, shots: Shots, 
             (f"{mark}step {scored.step}: {numbers}", photographer.files(run_dir, scored.step, scored.identity))
         )
     for label, files in models:
-        if all(files[place].is_file() for place in shots.shown):  # they may be deleted once they are scored
+        if all(files[place].is_file() for place in shots.shown):  # the user may delete pictures that are scored
             rows.append((label, [np.asarray(load_image(files[place])) for place in shots.shown]))
     path = run_dir / results.FOLDER / results.SHEET
     pictures.save(pictures.labelled_rows(rows), path)

@@ -1,7 +1,7 @@
-"""What an evaluation asks for: the subject in several settings, and the same texts about its class.
+"""The prompts of an evaluation: the subject in several settings, and the same texts about its class.
 
-`OBJECTS` and `LIVE_SUBJECTS` are the 25 prompts each of DreamBench (DreamBooth, arXiv 2208.12242, section 4; its
-`prompts_and_classes.txt`); `WORLD` are the settings of the drawn world, which `booth.evaluate.yardstick` tells apart.
+`OBJECTS` and `LIVE_SUBJECTS` have the 25 prompts each of DreamBench (DreamBooth, arXiv 2208.12242, section 4; its
+`prompts_and_classes.txt`); `WORLD` has the settings of the drawn world, which `booth.evaluate.yardstick` recognises.
 """
 
 import logging
@@ -76,7 +76,7 @@ painting origami lego wooden ceramic porcelain
 
 @dataclass(frozen=True)
 class EvaluationPrompts:
-    """The prompts of one model's pictures. `settings` go to the model, `texts` say the same about the class."""
+    """The prompts of one model's pictures. The model gets `settings`; `texts` say the same about the class."""
 
     instance: str
     of_class: str
@@ -85,10 +85,10 @@ class EvaluationPrompts:
 
 
 def evaluation_prompts(instance: str, of_class: str, templates: tuple[str, ...]) -> EvaluationPrompts:
-    """Return both prompts, and the templates with their subjects.
+    """Return the prompts, and the templates filled with their subjects.
 
-    "a photo of sks dog" and "a photo of dog" give "a sks dog in the jungle", and the text "a dog in the jungle", as
-    CLIP does not know what sks is.
+    "a photo of sks dog" and "a photo of dog" give "a sks dog in the jungle", and the text "a dog in the jungle", since
+    CLIP does not know sks.
     """
     settings, texts = ([template.replace("{}", subject_of(prompt)) for template in templates]
                        for prompt in (instance, of_class))  # fmt: skip
@@ -96,13 +96,12 @@ def evaluation_prompts(instance: str, of_class: str, templates: tuple[str, ...])
 
 
 def subject_of(prompt: str) -> str:
-    """Return what a prompt is a photo of: "sks dog" for "a photo of a sks dog"; all of it if it is no photo of
-    anything."""
+    """Return the subject of a prompt: "sks dog" for "a photo of a sks dog"; the whole prompt if it has another form."""
     return re.sub(r"(?i)^\s*((an?|the)\s+)?((photo(graph)?|picture|image) of\s+)?((an?|the)\s+)?", "", prompt).strip()
 
 
 def is_alive(of_class: str) -> bool:
-    """Return whether a class prompt names people or animals, by its head noun: the last word before one such as
+    """Return whether a class prompt names people or animals, by its head noun: the last word before a word such as
     "with"."""
     named = re.split(r"[^\w\s'-]|\s(?:with|without|in|on|at|by|of|from|wearing)\s", subject_of(of_class).lower())[0]
     words = re.findall(r"[\w'-]+", named)
@@ -114,8 +113,8 @@ def is_alive(of_class: str) -> bool:
 
 
 def templates_of(name: str, of_class: str) -> tuple[str, ...]:
-    """Return those of a list by its name, by what the class is (`auto`), or of a file that has one a line; UserError
-    for a file without any, or with a line that has no {}."""
+    """Return the templates of a list by its name, of the list that fits the class (`auto`), or of a file with one
+    template per line. Raise UserError for a file without any, or with a line that has no {}."""
     if name == "auto":
         name, shown, other = (
             ("live", "live subjects", "objects") if is_alive(of_class) else ("objects", "objects", "live")
@@ -130,5 +129,5 @@ def templates_of(name: str, of_class: str) -> tuple[str, ...]:
     found = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     if not found or (without := [line for line in found if "{}" not in line]):
         said = f"the line {without[0]!r}" if found else "no line"
-        raise UserError(f"--settings {name} has {said}: write one a line, with {{}} where the subject is")
+        raise UserError(f"--settings {name} has {said}: write one prompt per line, with {{}} in place of the subject")
     return found

@@ -1,8 +1,8 @@
-"""RUN/evaluation/: what was measured of a run's checkpoints, which is the best, and a picture of all at the same seeds.
+"""RUN/evaluation/: the measures of a run's checkpoints, which is the best, and a picture of all at the same seeds.
 
 scores.json     recipe, measures of photos, base and checkpoints, the best step
 scores.png      photos, then a row of pictures of the base and of each checkpoint
-pictures/       all that was measured, a folder for each model and way to sample it
+pictures/       all pictures that were measured, in a folder for each model and sampling recipe
 """
 
 import json
@@ -21,7 +21,8 @@ FOLDER, SCORES, SHEET, PICTURES = "evaluation", "scores.json", "scores.png", "pi
 
 @dataclass(frozen=True)
 class Scored:
-    """A checkpoint: `identity` tells it from another of the same step; `shares` as `scores.shares` gives them."""
+    """A checkpoint and its measures. `identity` distinguishes it from another checkpoint of the same step; `shares` are
+    those of `scores.shares`."""
 
     step: int
     identity: str
@@ -31,7 +32,7 @@ class Scored:
 
 @dataclass
 class Evaluation:
-    """The content of scores.json; `recipe` is all that the numbers depend on beside the checkpoint."""
+    """The content of scores.json; `recipe` is everything that the numbers depend on besides the checkpoint."""
 
     recipe: dict[str, Any]
     photos: Measures = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Evaluation:
         write_text(run_dir / FOLDER / SCORES, json.dumps(content, indent=1) + "\n")
 
     def table(self) -> str:
-        """Markdown: a line for the photos, the base and each checkpoint; the best is marked."""
+        """Return a Markdown table with a line for the photos, the base and each checkpoint; the best is marked."""
         columns = [*self.base, *SHARES, "score"]
         lines = {"photos": self.photos, "base": self.base}
         for scored in self.checkpoints:
@@ -60,14 +61,14 @@ class Evaluation:
 
 
 def markdown_table(first: str, columns: Sequence[str], lines: Mapping[str, Measures]) -> str:
-    """Return a cell is empty where a line has no such measure."""
+    """Return a Markdown table. A cell is empty if its line lacks the measure."""
     rows = [[first, *columns], ["---"] * (len(columns) + 1)]
     rows += [[name, *(f"{line[key]:.3f}" if key in line else "" for key in columns)] for name, line in lines.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def read(run_dir: Path) -> Evaluation | None:
-    """Return what was measured before; None if there is nothing, or it cannot be read."""
+    """Return the earlier evaluation of a run; None if there is none, or if it cannot be read."""
     try:
         content = json.loads((run_dir / FOLDER / SCORES).read_text(encoding="utf-8"))
         checkpoints = [Scored(**scored) for scored in content["checkpoints"]]
@@ -79,7 +80,8 @@ def read(run_dir: Path) -> Evaluation | None:
 
 
 def best_checkpoint(run_dir: str) -> tuple[int, str]:
-    """(step, identity) of the best one; UserError if nothing was measured, or no checkpoint is good."""
+    """Return (step, identity) of the best checkpoint. Raise UserError if nothing was measured, or none has a score
+    above 0."""
     found = read(Path(run_dir))
     if found is None:
         raise UserError(

@@ -1,10 +1,11 @@
-"""The measures of a model: is it the subject, as asked, and is the class still what it was? And which model is best?
+"""The measures of a model: does it show the subject, does it follow the prompt, and is the class unchanged? They decide
+which checkpoint is best.
 
 Subject fidelity, prompt fidelity and PRES are those of the DreamBooth paper (arXiv 2208.12242, section 4): mean cosines
-between the unit vectors in which a judge (`booth.evaluate.judges`) describes pictures and texts. Diversity is ours: how
-many different individuals the class prompt still gives (the paper's DIV compares pictures of one subject). What a mean
-cosine is worth depends on the judge, so the score is made of shares between two anchors that the base model and the
-subject's own photos give.
+between the unit vectors in which a judge (`booth.evaluate.judges`) describes pictures and texts. Diversity is our own
+measure: how many different individuals the class prompt still gives (the paper's DIV compares pictures of one subject).
+The meaning of a mean cosine depends on the judge, so the score is made of shares between two anchors, which the base
+model and the subject's own photos give.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,10 +18,10 @@ Measures = dict[str, float]
 
 @dataclass(frozen=True)
 class Seen:
-    """What a judge sees in n pictures, in unit vectors.
+    """A judge's description of n pictures, in unit vectors.
 
-    `identity` [n, d], by measure, says what is shown: the first measure decides, others are only reported. `content`
-    [n, e] is compared with texts; None for a judge that reads none.
+    `identity` [n, d], by measure, describes the subject: the first measure decides, the others are only reported.
+    `content` [n, e] is compared with texts; it is None for a judge that reads none.
     """
 
     identity: Mapping[str, np.ndarray]
@@ -37,7 +38,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class SeenModel:
-    """What a judge sees in one model's pictures: of the instance prompt, of the subject in settings, of the class."""
+    """A judge's description of a model's pictures: by the instance prompt, of the subject in settings, of the class."""
 
     instance: Seen
     settings: Seen
@@ -45,31 +46,31 @@ class SeenModel:
 
 
 def fidelity(generated: np.ndarray, real: np.ndarray) -> float:
-    """Return the mean cosine over all pairs of a generated and a real picture: DINO and CLIP-I of the paper, and its
-    PRES of class pictures. Unit vectors [n, d] and [m, d]."""
+    """Return the mean cosine over all pairs of a generated and a real picture, given as unit vectors [n, d] and [m, d]:
+    DINO and CLIP-I of the paper, and PRES for class pictures."""
     return float((generated @ real.T).mean())
 
 
 def likeness(vectors: np.ndarray) -> float:
-    """Return the mean cosine over all pairs of different pictures; of a single one 1. Unit vectors [n, d]."""
+    """Return the mean cosine over all pairs of different pictures, given as unit vectors [n, d]; 1 for one picture."""
     if len(vectors) < 2:
         return 1.0
     return float((vectors @ vectors.T)[np.triu_indices(len(vectors), k=1)].mean())
 
 
 def diversity(vectors: np.ndarray) -> float:
-    """1 - likeness: 0 where all pictures show one and the same. Unit vectors [n, d]."""
+    """Return 1 - likeness of unit vectors [n, d]: 0 if all pictures show the same individual."""
     return 1 - likeness(vectors)
 
 
 def prompt_fidelity(pictures: np.ndarray, texts: np.ndarray) -> float:
-    """Return the mean cosine between each picture and its own text: CLIP-T of the paper. Unit vectors [n, e] both."""
+    """Return the mean cosine between each picture and its own text, unit vectors [n, e] both: CLIP-T of the paper."""
     return float((pictures * texts).sum(axis=1).mean())
 
 
 def of_photos(photos: Seen, texts: np.ndarray | None, prompt_measure: str) -> Measures:
-    """Return the anchors that photos give: their likeness to each other, and how far they go with texts of which they
-    show nothing but the subject."""
+    """Return the anchors that photos give: their likeness to each other, and their prompt fidelity for texts of which
+    they show only the subject."""
     found = {name: likeness(vectors) for name, vectors in photos.identity.items()}
     if photos.content is not None and texts is not None:
         found[prompt_measure] = fidelity(photos.content, texts)
@@ -79,11 +80,11 @@ def of_photos(photos: Seen, texts: np.ndarray | None, prompt_measure: str) -> Me
 def of_model(
     model: SeenModel, photos: Seen, texts: np.ndarray | None, prompt_measure: str, base: SeenModel
 ) -> Measures:
-    """Return the measures of one model, `base` being the untouched one at the same seeds.
+    """Return the measures of one model; `base` is the untouched model at the same seeds.
 
-    Of the subject: the first of `photos.identity` and its like, over all pictures asked to show it; `prompt_measure`,
-    over those in settings. Of the class: `pres`, likeness to the photos (less is better); `like_base`, the mean cosine
-    with the base's picture of the same seed; `diversity`, 1 - likeness among themselves.
+    Of the subject: each measure of `photos.identity`, over all pictures that should show it, and `prompt_measure`, over
+    those in settings. Of the class: `pres`, the likeness to the photos (less is better); `like_base`, the mean cosine
+    with the base's picture of the same seed; `diversity`, 1 - likeness of the pictures to each other.
     """
     found = {}
     for name, real in photos.identity.items():
@@ -99,9 +100,9 @@ def of_model(
 
 
 def share(value: float, nothing: float, everything: float) -> float | None:
-    """Return how far a value is on the way from `nothing` to `everything`, cut to [0, 1].
+    """Return the position of a value between `nothing` (0) and `everything` (1), clipped to [0, 1].
 
-    None if `everything` is not above `nothing`: then the value says nothing.
+    Return None if `everything` is not above `nothing`: then the value has no meaning.
     """
     if everything - nothing < 1e-6:
         return None
@@ -112,12 +113,12 @@ SHARES = ("subject", "prompt", "prior")
 
 
 def shares(model: Measures, base: Measures, photos: Measures, subject_measure: str, prompt_measure: str) -> Measures:
-    """Return what of a model counts, each from 0 to 1, and their geometric mean, `score`.
+    """Return the shares of a model, each from 0 to 1, and their geometric mean, `score`.
 
-    `subject`: the way from the base's pictures (0) to photos of the subject (1).
+    `subject`: from the base's pictures (0) to photos of the subject (1).
     `prompt`: from pictures that show the subject and nothing of the setting, as the photos do (0), to the base's (1).
-    `prior`: the share of the base's diversity that is left, times the share of the way from the base's class pictures
-    to the subject that was not gone.
+    `prior`: the share of the base's diversity that is left, times 1 minus the share of the way that the class pictures
+    have moved from the base's towards the subject.
     A share without anchors (no texts are read, or the base is no better than the photos) is left out; without
     `subject` there is no score.
     """
@@ -138,7 +139,7 @@ def shares(model: Measures, base: Measures, photos: Measures, subject_measure: s
 
 
 def best(scored: Iterable[tuple[int, Measures]]) -> int | None:
-    """Return the step with the highest score, of equal ones the first; None if there is none above 0."""
+    """Return the step with the highest score, the first of equal ones; None if no score is above 0."""
     found = [(measures.get("score", 0.0), -step) for step, measures in scored]
     score, step = max(found, default=(0.0, 0))
     return -step if score > 0 else None

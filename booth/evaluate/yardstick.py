@@ -1,8 +1,8 @@
-"""The yardstick: a small convolutional network in NumPy that looks at pictures of the picture world.
+"""The yardstick: a small convolutional network in NumPy that describes pictures of the drawn world.
 
-It tells a picture's class and setting, and describes which individual it shows, by a vector that is the same for all
-pictures of one individual, whatever the setting, side and scale. Trained by `scripts/train_yardstick.py` on renderings
-whose truth is known; what the numbers are good for is measured in `tests/booth/test_yardstick.py`.
+It recognises a picture's class and setting, and describes the individual in it by a vector that is the same for all
+pictures of one individual, whatever the setting, side and scale. `scripts/train_yardstick.py` trains it on renderings
+whose content is known; `tests/booth/test_yardstick.py` measures how reliable it is.
 """
 
 import json
@@ -25,7 +25,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Looks:
-    """What the network sees in n pictures.
+    """The network's description of n pictures.
 
     `class_scores` [n, classes] and `setting_scores` [n, settings] are probabilities, `identity` [n, 64] unit vectors;
     float32. `classes` and `settings` name the columns.
@@ -49,7 +49,7 @@ class Looks:
 
 
 def look(pictures: Sequence[np.ndarray]) -> Looks:
-    """Look at uint8 pictures [h, w, 3] of any sizes, at least one. Raise UserError if the network's weights are
+    """Describe uint8 pictures [h, w, 3] of any sizes, at least one. Raise UserError if the network's weights are
     unusable."""
     weights, classes, settings = _load()
     pixels = np.stack([_pixels(picture) for picture in pictures])
@@ -60,7 +60,7 @@ def look(pictures: Sequence[np.ndarray]) -> Looks:
 
 @cache
 def _load() -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
-    """(weights float32 by name, classes, settings)."""
+    """Return (float32 weights by name, classes, settings)."""
     fix = "install this project again"
     with reading(f"{WEIGHTS} is broken", fix), opened(WEIGHTS, fix) as file:
         names = {key: tuple(json.loads(value)) for key, value in file.metadata.items() if key != "format"}
@@ -69,14 +69,14 @@ def _load() -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
 
 
 def _pixels(picture: np.ndarray) -> np.ndarray:
-    """float32 [SIDE, SIDE, 3] from -1 to 1."""
+    """Return a picture as float32 [SIDE, SIDE, 3] from -1 to 1."""
     if picture.shape != (SIDE, SIDE, 3):
         picture = np.asarray(Image.fromarray(picture).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
     return picture.astype(np.float32) / 127.5 - 1
 
 
 def _forward(weights: dict[str, np.ndarray], pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(class logits, setting logits, identity before it is made a unit vector) of float32 [n, SIDE, SIDE, 3]."""
+    """Return (class logits, setting logits, identity before normalisation) of float32 [n, SIDE, SIDE, 3]."""
     x = pixels
     layers = sum(name.startswith("conv") and name.endswith(".weight") for name in weights)
     for layer in range(layers):
@@ -89,7 +89,7 @@ def _forward(weights: dict[str, np.ndarray], pixels: np.ndarray) -> tuple[np.nda
 
 
 def _convolve(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
-    """[n, h, w, in] -> [n, h/stride, w/stride, out], 3x3 with a border of zeros."""
+    """Return the 3x3 convolution of [n, h, w, in], with a border of zeros: [n, h/stride, w/stride, out]."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::stride, ::stride]  # [n, h, w, in, 3, 3]
     n, h, w = windows.shape[:3]

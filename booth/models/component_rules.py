@@ -1,4 +1,4 @@
-"""The values of a pipeline's own configs that are computed with here: what each must be."""
+"""Rules for the values of a pipeline's own configs that this project computes with."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -24,8 +24,8 @@ def _are(holds: Callable[[Any], bool], values: Any) -> bool:
     return isinstance(values, list) and len(values) > 0 and all(map(holds, values))
 
 
-# What is computed with here: component and key -> (what it is where it is left out, what it must be). The rest is left
-# to diffusers and transformers.
+# The values that this project computes with: component and key -> (the default, the test of a value). All other values
+# are left to diffusers and transformers.
 _VALUES: Mapping[tuple[str, str], tuple[Any, Callable[[Any], bool]]] = {
     ("vae", "block_out_channels"): (None, partial(_are, _is_count)),
     ("vae", "latent_channels"): (None, _is_count),
@@ -41,7 +41,7 @@ _VALUES: Mapping[tuple[str, str], tuple[Any, Callable[[Any], bool]]] = {
 
 
 def check_values(where: str, component: str, config: Mapping[str, Any]) -> None:
-    """Raise UserError if a component's config, by `where` it is from, has a value that cannot be computed with."""
+    """Raise UserError if a component's config has a value that cannot be used; `where` says where the config is."""
     for (owner, key), (default, holds) in _VALUES.items():
         if owner == component and not holds(config.get(key, default)):
             raise UserError(

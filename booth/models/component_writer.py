@@ -1,4 +1,4 @@
-"""One component of an exported pipeline: its weights as they were trained, in the type that is asked for."""
+"""One component of an exported pipeline: its trained weights, in the type that the user chose."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,8 @@ class ComponentWriter:
         code: str | None,
         more_rows: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """`code` is the dtype to write; None keeps each tensor's own. `more_rows`: than in the source, by name."""
+        """Open the files. `code` is the dtype to write; None keeps each tensor's own. `more_rows` says by name how many
+        more rows a tensor has than in the source."""
         self._component = component
         self._weights = source.weights[component]
         self._index = out / component / plain_name(self._weights.index, source) if self._weights.index else None
@@ -40,7 +41,7 @@ class ComponentWriter:
                 wanted[keys[key]] = TensorSpec(code, shape) if code and names[key] else spec
             file = self._files[path] = SafetensorsFile(out / component / plain_name(path, source), wanted)
             for key, name in names.items():
-                if name is None:  # a buffer, in no backend's hands
+                if name is None:  # a buffer, which no backend has
                     file.write(keys[key], self._weights.tensor(path, key))
                 else:
                     self._places[name] = file, keys[key]

@@ -1,7 +1,7 @@
-"""Export: a diffusers pipeline folder with what was trained; all else is the source's, byte for byte.
+"""Export: a diffusers pipeline folder with the trained weights; everything else is the source's, byte for byte.
 
-Keys, shapes and file names of the weights are the source's too. Where a file must differ from the source's (trained,
-converted, renamed, made anew), export.json says so and why. The folder appears under its name only when complete.
+Keys, shapes and file names of the weights are the source's too. If a file must differ from the source's (trained,
+converted, renamed, newly made), export.json says so and why. The folder gets its name only when it is complete.
 """
 
 import json
@@ -39,17 +39,18 @@ def export(
     added: Sequence[str] = (),
     merged: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write the pipeline with its trained weights to `out`; an earlier export there is replaced when all is done.
+    """Write the pipeline with its trained weights to `out`; an earlier export there is replaced at the very end.
 
-    `trained` yields (component, canonical name, float32 array), components whole, in any order; one array is held at
-    a time. Precision "source": trained weights are float32 and the rest stays as it is; else all weights get that type.
-    `step`, the training step, is only recorded. `added`: new tokens, for which the trained text encoder's table has
-    rows at its end; the tokenizer learns them. `merged`: LoRA files that are in the weights, which is recorded.
+    `trained` yields (component, canonical name, float32 array) for every weight of a trained component, in any order;
+    one array is held at a time. With the precision "source", trained weights are float32 and the rest stays as it is;
+    otherwise all weights get that type. `step`, the training step, and `merged`, the LoRA files merged into the
+    weights, are only recorded. `added` are new tokens, whose rows are at the end of the trained text encoder's table;
+    they are added to the tokenizer.
 
-    Raise UserError if `out` holds something else or cannot be written, or if fp16 cannot hold a weight; RuntimeError
-    if a trained component's tensors are not exactly the source's.
+    Raise UserError if `out` holds something else or cannot be written, or if fp16 cannot hold a weight. Raise
+    RuntimeError if the tensors of a trained component differ from the source's in name or shape.
     """
-    out = Path(out).resolve()  # "." has no name to stage beside
+    out = Path(out).resolve()  # the staging folder is named after `out`, and "." is no name
     check_target(source, out)
     fresh, aside = _beside(out)
     try:
@@ -65,17 +66,18 @@ def export(
         raise UserError(
             f"export to {out} failed ({' '.join(str(error).split())}):"
             f" {readable(export_size(source, precision, source.family.trainable))} are needed and"
-            f" {readable(disk_space.free(out.parent))} are free; mend that, export again"
+            f" {readable(disk_space.free(out.parent))} are free; fix that, export again"
         ) from error
 
 
 def _beside(out: Path) -> tuple[Path, Path]:
-    """Return where an export is before it gets its name, and where the one is that it replaces."""
+    """Return the folder that an export is written to before it gets its name, and the folder that the export which it
+    replaces is moved to."""
     return out.with_name(f".new-{out.name}"), out.with_name(f".old-{out.name}")
 
 
 def finish_interrupted(out: Path) -> None:
-    """Remove what a crash in the middle of an export left; an earlier export is back under its name."""
+    """Remove what a crash in the middle of an export left behind, and give an earlier export its name back."""
     fresh, aside = _beside(out)
     if aside.exists() and not out.exists():  # between the two renames
         rename(aside, out)
@@ -85,7 +87,7 @@ def finish_interrupted(out: Path) -> None:
 
 
 def export_size(source: PipelineDir, precision: Precision, trained: Collection[str]) -> int:
-    """Bytes of an export, at most; `trained` are the components that get new weights."""
+    """Return the largest size of an export in bytes; `trained` are the components that get new weights."""
     size = 0
     for component, files in source.component_files().items():
         if component not in source.family.networks:
@@ -100,15 +102,14 @@ def export_size(source: PipelineDir, precision: Precision, trained: Collection[s
 
 
 def exported_step(folder: Path, precision: Precision | None = None) -> int | None:
-    """Return the step an exported pipeline was recorded with; None if there is no export (in `precision`) or no
-    step."""
+    """Return the step that an export's record names; None if there is no export (in `precision`) or no step in it."""
     if not (folder / RECORD).is_file():
         return None
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         step = record["step"] if precision in (None, record["precision"]) else None
         return None if step is None else int(step)
-    except (KeyError, RecursionError, TypeError, ValueError):  # damaged: it is exported again
+    except (KeyError, RecursionError, TypeError, ValueError):  # a damaged record: the pipeline is exported again
         return None
 
 
@@ -131,9 +132,9 @@ def _write_pipeline(
     added: Sequence[str],
     merged: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Fill a new folder; return what there is to say about it."""
+    """Fill a new folder with the export. Return its record, which becomes export.json."""
     out.mkdir()
-    changes: dict[str, str] = {}  # file -> why it is no copy of the source's file of that name
+    changes: dict[str, str] = {}  # file -> why it differs from the source's file of that name
     present = source.component_files()
     for component in present:
         (out / component).mkdir()
@@ -179,7 +180,7 @@ def _write_pipeline(
         "trained": [] if merged else sorted(writers),
         **({"merged": list(merged)} if merged else {}),
         "precision": precision,
-        "weights_sha256": _hashes(open_pipeline(out)),  # which also shows that the folder can be read
+        "weights_sha256": _hashes(open_pipeline(out)),  # this also shows that the folder can be read
         "changed_files": changes,
     }
 
@@ -202,7 +203,7 @@ def _complete_tokenizer(source: PipelineDir, folder: Path, changes: dict[str, st
 
 
 def _add_tokens(source: PipelineDir, out: Path, added: Sequence[str], changes: dict[str, str]) -> None:
-    """Teaches an export's tokenizer new tokens, and its text encoder's config the size of the table."""
+    """Add new tokens to an export's tokenizer, and put the new size of the table into its text encoder's config."""
     config = source.component_config("text_encoder")
     first = config.get("vocab_size", 49408)
     write_json(out / "text_encoder" / "config.json", {**config, "vocab_size": first + len(added)})

@@ -20,7 +20,7 @@ _TEXT_NORM = ("text_encoder", "text_model.final_layer_norm.weight")
 
 
 def check_target(source: PipelineDir, out: Path) -> None:
-    """Raise UserError unless `source` has a single-file form, and `out` is a free name for it."""
+    """Raise UserError unless `source` has a single-file form and `out` is a free name for the file."""
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out} must end with {SUFFIX} for --format single-file")
     if out.exists():
@@ -34,7 +34,7 @@ def check_target(source: PipelineDir, out: Path) -> None:
 
 
 def file_size(source: PipelineDir, precision: Precision, trains: Collection[str]) -> int:
-    """Bytes of the file, at most; `trains` are the components that get new weights."""
+    """Return the largest size of the file in bytes; `trains` are the components that get new weights."""
     return sum(spec.nbytes + 200 for spec in _file_specs(source, precision, trains).values())  # 200: in the header
 
 
@@ -49,12 +49,12 @@ def write(
     resolution: int | None = None,
     trigger_phrase: str = "",
 ) -> None:
-    """Write `source` with its trained weights into one file, and the .yaml beside it that some models need.
+    """Write `source` with its trained weights into one file, and beside it the .yaml that some models need.
 
-    `trained` yields (component, canonical name, float32 array), the components `trains` whole, in any order; one array
-    is held at a time. Precision "source": trained weights are float32 and the rest stays as it is; else all weights get
-    that type. Raise UserError if `out` cannot be written, or if fp16 cannot hold a weight; RuntimeError if a trained
-    component's tensors are not exactly the source's.
+    `trained` yields (component, canonical name, float32 array) for every weight of the components `trains`, in any
+    order; one array is held at a time. With the precision "source", trained weights are float32 and the rest stays as
+    it is; otherwise all weights get that type. Raise UserError if `out` cannot be written, or if fp16 cannot hold a
+    weight. Raise RuntimeError if the tensors of a trained component differ from the source's in name or shape.
     """
     check_target(source, out)
     configs = configs_of(source)
@@ -68,12 +68,12 @@ def write(
                 file.write(key, array)
             file.seal()
             if text := modelspec.original_config(configs, resolution):
-                write_text(modelspec.config_path(out), text)  # now, so that the checkpoint appears last
+                write_text(modelspec.config_path(out), text)  # before the checkpoint, which is to appear last
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"export to {out} failed ({' '.join(str(error).split())}):"
             f" {disk_space.readable(file_size(source, precision, trains))} are needed and"
-            f" {disk_space.readable(disk_space.free(out.parent))} are free; mend that, export again"
+            f" {disk_space.readable(disk_space.free(out.parent))} are free; fix that, export again"
         ) from error
 
 
@@ -84,7 +84,7 @@ def _write_weights(
     trained: Iterable[tuple[str, str, np.ndarray]],
     trains: Collection[str],
 ) -> None:
-    parts = {key: 1 + part for key, part in places.values()}  # the last one counts
+    parts = {key: 1 + part for key, part in places.values()}  # the last part's number gives the count
     missing, unexpected = set(places), []
     for component, name, array in _all_weights(source, trained, trains):
         if (component, name) not in missing:  # unknown, or given twice
@@ -113,7 +113,7 @@ def _all_weights(
 
 
 def _source_specs(source: PipelineDir) -> dict[tuple[str, str], TensorSpec]:
-    """By component and canonical name, of every weight."""
+    """Return the dtype and shape of every weight, by component and canonical name."""
     return {
         (component, name): spec
         for component in source.family.networks
@@ -124,7 +124,7 @@ def _source_specs(source: PipelineDir) -> dict[tuple[str, str], TensorSpec]:
 
 
 def _file_specs(source: PipelineDir, precision: Precision, trains: Collection[str]) -> dict[str, TensorSpec]:
-    """Key in the file -> dtype and shape."""
+    """Return the dtype and shape of every tensor, by its key in the file."""
     configs, there = configs_of(source), _source_specs(source)
     wanted = {}
     for key, piece in ldm_layout.table(configs).items():
@@ -139,7 +139,7 @@ def _file_specs(source: PipelineDir, precision: Precision, trains: Collection[st
 
 
 def _check_weights(source: PipelineDir) -> None:
-    """Raise UserError unless the weights are those of the layout; a weight that has no key is spelled
+    """Raise UserError unless the weights are those of the layout. The message names a weight without a key
     COMPONENT/NAME."""
     pieces = ldm_layout.table(configs_of(source))
     places, found = ldm_layout.inverse(pieces), _source_specs(source)
@@ -149,7 +149,7 @@ def _check_weights(source: PipelineDir) -> None:
 
 
 def _check_vocabulary(source: PipelineDir) -> None:
-    """Raise UserError if a tokenizer was taught words: WebUIs have CLIP's own vocabulary, and read no other."""
+    """Raise UserError if words were added to the tokenizer: WebUIs use CLIP's own vocabulary and read no other."""
     rows = source.component_config("text_encoder").get("vocab_size", 49408)
     folder = source.tokenizer_path
     if (folder / "vocab.json").is_file():
@@ -165,5 +165,5 @@ def _check_vocabulary(source: PipelineDir) -> None:
 
 
 def _is_our_config(path: Path) -> bool:
-    """Return whether a .yaml is a config of the original code, and not, say, one of a run."""
+    """Return whether a .yaml is a config of the original code, and not, for example, that of a run."""
     return path.read_bytes().lstrip().startswith(b"model:") and b"ldm.models.diffusion.ddpm" in path.read_bytes()

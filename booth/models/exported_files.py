@@ -24,7 +24,7 @@ def copy_weights(source: PipelineDir, component: str, out: Path, changes: dict[s
 
 
 def copy_files(source: PipelineDir, files: Sequence[Path], out: Path, changes: dict[str, str]) -> None:
-    """A component that is not ours to read (tokenizer, scheduler, safety checker, ...), with all its files."""
+    """Copy all files of a component that this project does not write (tokenizer, scheduler, safety checker, ...)."""
     for path in files:
         if not path.name.startswith("."):
             plain = path.with_name(plain_name(path, source))
@@ -37,7 +37,7 @@ def plain_name(path: Path, source: PipelineDir) -> str:
 
 
 def copy_file(path: Path, target: Path, changes: dict[str, str]) -> None:
-    shutil.copyfile(path, target)  # its content only: file modes are the umask's
+    shutil.copyfile(path, target)  # the content only: the umask decides about file modes
     if target.name != path.name:
         changes[relative(target)] = f"named {path.name} in the source"
 

@@ -1,6 +1,6 @@
-"""Model families: what a pipeline of each is made of, and how one is recognised.
+"""Model families: the parts of a pipeline of each family, and how a family is recognised.
 
-Stable Diffusion 1.x and 2.x. Another family of this architecture is one more `Family` here.
+Stable Diffusion 1.x and 2.x are supported. Another family of their architecture is one more `Family` here.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +17,8 @@ class Family:
     pipeline_class: str
     classes: Mapping[str, tuple[str, ...]]  # component -> the classes it may have in model_index.json
     networks: tuple[str, ...]  # the components with weights that training and sampling use
-    trainable: tuple[str, ...]  # those of them that can train
-    features: Mapping[tuple[str, str], Any]  # (component, config key) -> the value that tells the family from others
+    trainable: tuple[str, ...]  # the networks that can be trained
+    features: Mapping[tuple[str, str], Any]  # (component, config key) -> the value that distinguishes the family
 
 
 SD1 = Family(
@@ -34,10 +34,10 @@ SD1 = Family(
     networks=("unet", "vae", "text_encoder"),
     trainable=("unet", "text_encoder"),
     features={
-        # 1.x and 2.x have the same pipeline class but differ in these. Widths say nothing: small models count too.
+        # 1.x and 2.x have the same pipeline class but differ in these values. Widths do not tell: a model may be small.
         ("unet", "use_linear_projection"): False,
         ("text_encoder", "hidden_act"): "quick_gelu",
-        # What the UNet is called with: latents, timestep and context, nothing else.
+        # The UNet's inputs are latents, timestep and context, nothing else.
         ("unet", "in_channels"): 4,
         ("unet", "addition_embed_type"): None,
         ("unet", "class_embed_type"): None,
@@ -46,13 +46,13 @@ SD1 = Family(
         # Dropout would draw from a framework's own generator, outside the run's randomness.
         ("unet", "dropout"): 0.0,
         ("text_encoder", "attention_dropout"): 0.0,
-        # How it is computed is not the model's to say: transformers takes a hub id there, and runs what it downloads.
+        # A model must not choose the implementation: transformers takes a hub id here and runs the code it downloads.
         ("text_encoder", "attn_implementation"): None,
         ("text_encoder", "_attn_implementation"): None,
     },
 )
 
-# The same parts, with OpenCLIP's text encoder. 512 and 768 pixels, noise and velocity: all of it is in the configs.
+# The same parts, with OpenCLIP's text encoder. The configs tell 512 from 768 pixels, and noise from velocity.
 SD2 = replace(
     SD1,
     name="sd2",
@@ -66,10 +66,10 @@ SD2 = replace(
 
 FAMILIES = (SD1, SD2)
 
-# Where the classes of a pipeline come from: the third is a folder of diffusers, with the safety checker.
+# The libraries that a pipeline's classes come from. The third is a folder of diffusers that has the safety checker.
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 
-# What diffusers and transformers assume where a config leaves the key out, as older ones do: just what 1.x has.
+# diffusers and transformers assume these values if a config lacks the key, as older ones do. 1.x has the same values.
 _DEFAULTS = SD1.features
 
 
@@ -78,8 +78,8 @@ def detect_family(
 ) -> Family:
     """Return the family of a pipeline folder, from model_index.json and the components' configs.
 
-    Raise UserError, beginning with `source`, if no supported family fits; it names how the pipeline differs from the
-    nearest one.
+    Raise UserError if no supported family fits. Its message begins with `source` and says how the pipeline differs from
+    the nearest family.
     """
     _refuse_code(source, model_index)
     supported = f"supported: {', '.join(f'{family.title} ({family.pipeline_class})' for family in FAMILIES)}"
@@ -95,8 +95,8 @@ def detect_family(
 
 
 def _refuse_code(source: str, model_index: Mapping[str, Any]) -> None:
-    """Raise UserError for a class that is none of the libraries': diffusers would import it from the pipeline's own
-    files."""
+    """Raise UserError for a class that comes from none of the libraries: diffusers would import it from the pipeline's
+    own files."""
     for name, entry in model_index.items():
         if isinstance(entry, list) and len(entry) == 2 and entry[1] and entry[0] not in _LIBRARIES:
             raise UserError(
@@ -108,7 +108,7 @@ def _refuse_code(source: str, model_index: Mapping[str, Any]) -> None:
 def _differences(
     family: Family, model_index: Mapping[str, Any], component_config: Callable[[str], Mapping[str, Any]]
 ) -> list[str]:
-    """In what a pipeline is not of the family. The config of a component of another class is not looked at."""
+    """Return how a pipeline differs from the family. Of a component of another class, the config is not read."""
     differences, others = [], set()
     for component, classes in family.classes.items():
         entry = model_index.get(component)

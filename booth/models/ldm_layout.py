@@ -1,11 +1,11 @@
 """The layout of single-file checkpoints: latent diffusion's (LDM's) keys <-> our weights, total and invertible.
 
 The keys are the module paths of the original code (github.com/CompVis/stable-diffusion and
-github.com/Stability-AI/stablediffusion), which numbers blocks through where diffusers nests them. Three things are more
-than names: an attention of the VAE is made of 1x1 convolutions there and of linear layers here; OpenCLIP keeps query,
-key and value of a layer in one tensor; and a file has tensors that nothing here computes with (`unused`).
+github.com/Stability-AI/stablediffusion), which numbers all blocks in one sequence, while diffusers nests them. Three
+differences are more than names: the VAE's attention consists of 1x1 convolutions there and of linear layers here;
+OpenCLIP keeps query, key and value of a layer in one tensor; and a file has tensors that nothing here uses (`unused`).
 
-A table is made from the components' configs, down to every weight, so what is missing or left over is known by name.
+A table of every weight is made from the components' configs, so missing and extra tensors are known by name.
 """
 
 import math
@@ -27,7 +27,7 @@ UNET, VAE, CLIP, OPEN_CLIP = (
 )
 POSITION_IDS = f"{CLIP}text_model.embeddings.position_ids"
 
-# What else files of the family may hold: averaged weights beside the trained ones, the noise schedule, counters, masks.
+# Other tensors that files of the family may hold: averaged weights, the noise schedule, counters, masks.
 _BESIDE = re.compile(
     r"model_ema\.|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?(alphas|betas)|posterior_|logvar$|lvlb_"
     r"|global_step$|scale_factor$|first_stage_model\.loss\.|.*\.position_ids$|cond_stage_model\.model\.attn_mask$"
@@ -37,20 +37,20 @@ _BESIDE = re.compile(
 
 @dataclass(frozen=True)
 class Piece:
-    """What a tensor of the file is here."""
+    """The weights of this project that a tensor of the file holds."""
 
     component: str
-    names: tuple[str, ...]  # canonical names; several lie one after another along its first axis
-    pointwise: bool = False  # a linear layer [out, in], in the file a 1x1 convolution [out, in, 1, 1]
+    names: tuple[str, ...]  # canonical names; several weights lie one after another along the tensor's first axis
+    pointwise: bool = False  # whether a linear layer [out, in] is a 1x1 convolution [out, in, 1, 1] in the file
 
 
 Configs = Mapping[str, Mapping[str, Any]]
 
 
 def table(configs: Configs) -> dict[str, Piece]:
-    """Key in the file -> what it is, of every weight of a pipeline with these configs (unet, vae, text_encoder).
+    """Return, by key in the file, what each tensor of a pipeline with these configs is (unet, vae, text_encoder).
 
-    Raise UserError for a config that the original code has no form for.
+    Raise UserError for a config that the original code cannot express.
     """
     try:
         return {
@@ -65,18 +65,18 @@ def table(configs: Configs) -> dict[str, Piece]:
 
 
 def inverse(pieces: Mapping[str, Piece]) -> dict[tuple[str, str], tuple[str, int]]:
-    """(component, canonical name) -> key in the file, and which part of that tensor."""
+    """Return, by (component, canonical name), the key in the file and which part of that tensor the weight is."""
     return {
         (piece.component, name): (key, part) for key, piece in pieces.items() for part, name in enumerate(piece.names)
     }
 
 
 def unused(text_encoder: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the tensors that the originals have beside the weights, so that a file has each key of theirs.
+    """Return the tensors that original files have besides the weights, so that a file has every key of an original.
 
-    Stable Diffusion 1: the positions 0 to 76. Stable Diffusion 2 takes the last but one layer of OpenCLIP, and a
-    diffusers folder has no more than that: the last layer is made of zeros here, a residual block that adds nothing,
-    so that a program that takes all layers has the same result; the projection is the identity; the scale ln 100 is
+    Stable Diffusion 1 has the positions 0 to 76. Stable Diffusion 2 uses OpenCLIP up to the last layer but one, and a
+    diffusers folder has no further layer. So the last layer is made of zeros here, a residual block that adds nothing:
+    a program that computes all layers gets the same result. The projection is the identity, and the scale ln 100 is
     CLIP's upper bound (Radford et al. 2021, section 2.5).
     """
     if not is_open_clip(text_encoder):
@@ -103,18 +103,20 @@ def unused(text_encoder: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def is_open_clip(text_encoder: Mapping[str, Any]) -> bool:
-    """Return whether a text encoder is OpenCLIP's, Stable Diffusion 2's: as `booth.models.family` tells them apart."""
+    """Return whether a text encoder is OpenCLIP's, as in Stable Diffusion 2, by the rule of `booth.models.family`."""
     return text_encoder.get("hidden_act") == "gelu"
 
 
 def plain_key(key: str) -> str:
-    """Return the key as the table has it: files made with early versions of transformers leave `text_model.` out."""
+    """Return the key as it is in the table: files made with early versions of transformers leave `text_model.` out."""
     return CLIP + written_key("text_encoder", key.removeprefix(CLIP)) if key.startswith(CLIP) else key
 
 
 def check_complete(where: str, found: Collection[str], pieces: Mapping[str, Piece], also: Collection[str] = ()) -> None:
-    """Raise UserError, beginning with `where`, unless `found` are all keys of the table, with those of `also` or
-    without; it lists what is missing and what is left over."""
+    """Raise UserError unless `found` are all keys of the table, with or without the keys in `also`.
+
+    The message begins with `where` and lists the missing and the extra keys.
+    """
     missing = pieces.keys() - set(found)
     left_over = [key for key in set(found) - pieces.keys() - set(also) if not _BESIDE.match(key)]
     if missing or left_over:
@@ -140,14 +142,14 @@ Names = Iterator[tuple[str, str]]  # (name here, key in the file)
 
 
 def _module(name: str, key: str, inside: Mapping[str, str] | None = None) -> Names:
-    """Weight and bias of a module, or of those inside it."""
+    """Yield weight and bias of a module, or of the modules inside it."""
     for inner, other in (inside or {"": ""}).items():
         for leaf in _BOTH:
             yield ".".join(filter(None, (name, inner, leaf))), ".".join(filter(None, (key, other, leaf)))
 
 
 def _transformer(name: str, key: str) -> Names:
-    """Return the attention of a UNet, whose parts have one name here and there."""
+    """Yield the weights of a UNet's attention, whose parts have the same names in both layouts."""
     block = "transformer_blocks.0"
     both = [f"{block}.{part}" for part in ("norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2")]
     both += [f"{block}.{attention}.to_out.0" for attention in ("attn1", "attn2")]
@@ -183,7 +185,9 @@ def _unet(config: Mapping[str, Any]) -> Names:
         for layer in range(layers + 1):
             resnet, key = f"up_blocks.{block}.resnets.{layer}", f"output_blocks.{block * (layers + 1) + layer}"
             yield from _module(resnet, f"{key}.0", _UNET_RESNET)
-            yield from _module(f"{resnet}.conv_shortcut", f"{key}.0.skip_connection")  # it takes a skip along: wider
+            yield from _module(
+                f"{resnet}.conv_shortcut", f"{key}.0.skip_connection"
+            )  # it also takes a skip connection, so its input is wider
             if "CrossAttn" in kind:
                 yield from _transformer(f"up_blocks.{block}.attentions.{layer}", f"{key}.1")
         if block < len(widths) - 1:

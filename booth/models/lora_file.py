@@ -1,10 +1,10 @@
 """LoRA files, read in any layout (`booth.models.lora_layouts`) and written in two.
 
-PEFT's is what diffusers reads with `pipe.load_lora_weights(folder)`. Layers of the text encoder keep `text_model.`,
-which current libraries leave out on saving and older ones and WebUIs need. Rank and alpha are in the file's metadata,
-as current diffusers writes them; but older versions and other programs read no alpha there and take the rank for it. So
-it is: alpha / rank is put into B, and the metadata say what alpha was. kohya's, for WebUIs, has the alpha of each layer
-in a tensor.
+diffusers reads PEFT's layout with `pipe.load_lora_weights(folder)`. Layers of the text encoder keep `text_model.`:
+current libraries leave it out when they save, but older libraries and WebUIs need it. Rank and alpha are in the file's
+metadata, as current diffusers writes them; but older versions and other programs do not read alpha there and take the
+rank for it. So alpha is made equal to the rank: B is multiplied by alpha / rank, and the metadata also say what alpha
+was. kohya's layout, for WebUIs, has the alpha of each layer in a tensor.
 """
 
 import json
@@ -31,7 +31,7 @@ FILE = "pytorch_lora_weights.safetensors"
 FORMATS = ("peft", "kohya")
 ZERO_SNR = "it goes with a scheduler that has rescale_betas_zero_snr=true, timestep_spacing='trailing'"
 
-_CONFIG = "adapter_config.json"  # which PEFT alone writes beside its files
+_CONFIG = "adapter_config.json"  # a file that only PEFT writes, beside its weights
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class LoraFile:
 
 
 def read_lora(path: Path) -> LoraFile:
-    """Return a LoRA file, or that in a folder as diffusers writes it. Raise UserError for anything that is no plain
-    LoRA."""
+    """Read a LoRA file, or the one in a folder that diffusers wrote. Raise UserError for anything but a plain LoRA."""
     path = path / FILE if path.is_dir() else path
     if path.suffix.lower() in PICKLES:
         raise UserError(
@@ -83,7 +82,7 @@ def read_lora(path: Path) -> LoraFile:
 def write(
     path: Path, layers: Mapping[str, LowRank], layout: str, precision: Precision, about: lora_metadata.About
 ) -> None:
-    """In one of FORMATS. Raise UserError if the disk is full, or if fp16 cannot hold a number."""
+    """Write a LoRA file in one of FORMATS. Raise UserError if the disk is full, or if fp16 cannot hold a number."""
     if layout == "kohya":
         write_kohya(path, layers, precision, about)
     else:

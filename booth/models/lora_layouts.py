@@ -1,4 +1,4 @@
-"""The layouts of LoRA files: their keys <-> layers by `component.layer`, as diffusers names them, and parts.
+"""The layouts of LoRA files: their keys <-> a layer, as `component.layer` in diffusers' names, and a part of its LoRA.
 
     PEFT's, which diffusers writes     unet.mid_block.attentions.0.proj_in.lora_A.weight
     kohya's, which WebUIs read         lora_unet_mid_block_attentions_0_proj_in.lora_down.weight
@@ -6,9 +6,9 @@
                                        unet.[...].attn1.processor.to_q_lora.down.weight           (before)
                                        base_model.model.mid_block.attentions.0.proj_in.lora_A.weight   (PEFT alone)
 
-kohya's (github.com/kohya-ss/sd-scripts, networks/lora.py) takes diffusers' module path with underscores for dots, and
-has the alpha of each layer in a tensor beside; the first text encoder is `te`. The underscores can be undone, as the
-words of these networks that have one of their own are known.
+kohya's (github.com/kohya-ss/sd-scripts, networks/lora.py) is diffusers' module path with underscores in place of dots,
+and has the alpha of each layer in a further tensor; the first text encoder is `te`. The underscores can be turned back
+into dots, since the words of these networks that contain an underscore are known.
 """
 
 import re
@@ -24,7 +24,7 @@ _KOHYA_NAME = re.compile(r"lora_(unet|te1?)_(.*)")
 _COMPONENTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder"}
 _DOTTED_NAME = re.compile(r"(?:(unet|text_encoder)\.)?(?:base_model\.model\.)?(.*)")
 
-# Of the linear and convolutional layers of UNets and CLIP's text encoders: the words with an underscore.
+# The words with an underscore in the names of linear and convolutional layers of UNets and CLIP's text encoders.
 _WORDS = (
     "down_blocks", "mid_block", "up_blocks", "transformer_blocks", "conv_in", "conv_out", "conv_shortcut", "proj_in",
     "proj_out", "to_q", "to_k", "to_v", "to_out", "time_emb_proj", "time_embedding", "linear_1", "linear_2",
@@ -38,7 +38,7 @@ _PART = re.compile(
 )
 _OLD_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # of text encoders
 
-# What is in files of other kinds: (what of a key shows it, what that is).
+# Files of other kinds: (the part of a key that shows the kind, what it is).
 _OTHERS = (
     (r"dora_scale|lora_magnitude_vector", "DoRA, which rescales the weights"),
     (r"\.lora_mid\.", "LoCon with a third, middle matrix"),
@@ -57,9 +57,9 @@ _OTHERS = (
 
 
 def parsed(key: str) -> tuple[str, Part]:
-    """(`component.layer`, part) of a key in any of the layouts; down is A, up is B.
+    """Return (`component.layer`, part) of a key in any of the layouts; down is A, up is B.
 
-    UserError, without the file's name, for a key that has no part of a LoRA.
+    Raise UserError, without the file's name, for a key that is no part of a LoRA.
     """
     for pattern, what in _OTHERS:
         if re.search(pattern, key):
@@ -76,7 +76,7 @@ def parsed(key: str) -> tuple[str, Part]:
 
 
 def peft_key(layer: str, part: Part) -> str:
-    """Key of an A or B in diffusers' layout."""
+    """Return the key of an A or B in diffusers' layout."""
     return f"{layer}.lora_{'A' if part == 'down' else 'B'}.weight"
 
 

@@ -1,4 +1,4 @@
-"""LoRA files merged into a pipeline: its weights with what the files add."""
+"""LoRA files merged into a pipeline: the pipeline's weights plus the updates of the files."""
 
 import hashlib
 import math
@@ -16,7 +16,8 @@ from booth.models.weight_names import few
 
 
 def weights_of(files: Sequence[Path], weights: Sequence[float]) -> list[float]:
-    """One for each file, 1 where none is given. Raise UserError for other numbers of them, or what is no number."""
+    """Return one weight for each file, 1 if none is given. Raise UserError if their count differs, or if one is not
+    finite."""
     if weights and len(weights) != len(files):
         raise UserError(f"--weight is given {len(weights)} times and --lora {len(files)}; give one for each, in order")
     for weight in weights:
@@ -26,7 +27,7 @@ def weights_of(files: Sequence[Path], weights: Sequence[float]) -> list[float]:
 
 
 def check_fits(pipeline: PipelineDir, lora: LoraFile) -> None:
-    """Raise UserError names layers that the pipeline does not have, or that have other shapes there."""
+    """Raise UserError with the names of layers that the pipeline does not have, or has in other shapes."""
     components = sorted({layer.partition(".")[0] for layer in lora.layers})
     known = {
         f"{component}.{name}": shape
@@ -48,7 +49,7 @@ def check_fits(pipeline: PipelineDir, lora: LoraFile) -> None:
 def merged(
     pipeline: PipelineDir, loras: Sequence[LoraFile], weights: Sequence[float]
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(component, name, float32 array) of all weights of the components that the files have layers of."""
+    """Yield (component, name, float32 array) of all weights of the components that the files change."""
     updates: dict[str, list[tuple[LowRank, float]]] = {}
     for lora, weight in zip(loras, weights, strict=True):
         for layer, update in lora.layers.items():
@@ -57,7 +58,7 @@ def merged(
 
 
 def record(loras: Sequence[LoraFile], weights: Sequence[float]) -> list[dict[str, Any]]:
-    """Return what an export says of them."""
+    """Return what an export records about the merged files."""
     return [
         {"file": lora.path.name, "sha256": hashlib.sha256(lora.path.read_bytes()).hexdigest(), "weight": weight}
         for lora, weight in zip(loras, weights, strict=True)
@@ -65,5 +66,5 @@ def record(loras: Sequence[LoraFile], weights: Sequence[float]) -> list[dict[str
 
 
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a 1x1 convolution is a linear layer, and some trainers write it so."""
+    """Return the shape of a 1x1 convolution as that of a linear layer, since some trainers write it so."""
     return shape[:2] if shape[2:] == (1, 1) else shape

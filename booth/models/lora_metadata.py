@@ -1,12 +1,12 @@
-"""What a LoRA file says of itself.
+"""The metadata of a LoRA file.
 
     lora_adapter_metadata   JSON of `peft.LoraConfig`s, as diffusers writes and reads it
-    booth_before_folding    the same as it was before alphas were put into B: so nothing is lost on the way back
+    booth_before_folding    the same JSON from before B was multiplied by alpha / rank, so that this can be undone
     ss_*                    as kohya's trainer writes them (github.com/kohya-ss/sd-scripts, library/train_util.py and
-                            train_network.py); those of them that WebUIs show, or sort files by
+                            train_network.py): those that WebUIs show, or sort files by
     modelspec.*             the Stability.AI Model Metadata Standard, version 1.0.1 (github.com/Stability-AI/ModelSpec)
 
-What is not known is not said.
+An entry whose value is not known is left out.
 """
 
 import hashlib
@@ -35,21 +35,20 @@ _CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2"}  # of the published models
 
 @dataclass(frozen=True)
 class About:
-    """What is said beside rank and alpha. Empty, None: not known, so not said."""
+    """The metadata besides rank and alpha. Empty or None means that a value is not known and is left out."""
 
-    name: str  # WebUIs call it so in prompts
+    name: str  # the name that WebUIs use in prompts
     title: str
-    family: str = ""  # of `booth.models.family`
+    family: str = ""  # the name of a family of `booth.models.family`
     prediction: str = ""  # epsilon or v, ModelSpec's words
     side: int | None = None  # pixels that it was trained with
     base: str = ""  # the model it was trained from
     trigger_phrase: str = ""
-    kept: Mapping[str, str] | None = None  # what a file said that this one is made of
+    kept: Mapping[str, str] | None = None  # the metadata of the file that this one is converted from
 
 
 def about_file(metadata: Mapping[str, str], layers: Mapping[str, LowRank], name: str, title: str, phrase: str) -> About:
-    """Return what is known of a file that is converted: what it says, and the family by the width of its
-    cross-attention."""
+    """Return what is known about a file to convert: its metadata, and the family by the cross-attention's width."""
     widths = {
         update.down.shape[1] for layer, update in layers.items() if layer.endswith((".attn2.to_k", ".attn2.to_v"))
     }
@@ -63,7 +62,7 @@ def about_file(metadata: Mapping[str, str], layers: Mapping[str, LowRank], name:
 
 
 def about_run(config: Any, pipeline: PipelineDir, name: str, title: str, phrase: str) -> About:
-    """Return what is known of a run."""
+    """Return what is known about the LoRA of a run."""
     prediction = pipeline.component_config("scheduler").get("prediction_type", "epsilon")
     return About(
         name,
@@ -77,7 +76,7 @@ def about_run(config: Any, pipeline: PipelineDir, name: str, title: str, phrase:
 
 
 def kohya(layers: Mapping[str, LowRank], about: About) -> dict[str, str]:
-    """Return the entries of a file in kohya's layout, but for the hash."""
+    """Return the metadata of a file in kohya's layout, without the hash."""
     convs = [update for update in layers.values() if update.shape[2:] not in ((), (1, 1))]
     others = [update for update in layers.values() if update.shape[2:] in ((), (1, 1))]
     sizes = {f"conv_{name}": value for name, value in _sizes(convs).items()} if convs else {}
@@ -112,15 +111,17 @@ def modelspec(about: About) -> dict[str, str]:
 
 
 def sealed(content: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """Return a safetensors file that has ModelSpec's hash, 0x and the sha256 of all that follows the header."""
+    """Return a safetensors file with ModelSpec's hash: 0x and the sha256 of everything after the header."""
     plain = save(dict(content))
     tensors = plain[8 + int.from_bytes(plain[:8], "little") :]
     return packed(content, {**metadata, HASH: f"0x{hashlib.sha256(tensors).hexdigest()}"})
 
 
 def peft(layers: Mapping[str, LowRank], before: Mapping[str, LowRank]) -> dict[str, str]:
-    """Return the entries of a file in PEFT's layout; `before`: the layers with the alphas that they had before it was
-    put into B, which are said too if they were others."""
+    """Return the metadata of a file in PEFT's layout.
+
+    `before` are the layers from before B was multiplied by alpha / rank; their alphas are written too if they differ.
+    """
     said = {_PEFT: _settings(layers)}
     if any(update.alpha != before[layer].alpha for layer, update in layers.items()):
         said[_BEFORE] = _settings(before)
@@ -128,13 +129,13 @@ def peft(layers: Mapping[str, LowRank], before: Mapping[str, LowRank]) -> dict[s
 
 
 def _settings(layers: Mapping[str, LowRank]) -> str:
-    """JSON of the settings of a `peft.LoraConfig` of each component, with the component before their names.
+    """Return, as JSON, the settings of a `peft.LoraConfig` of each component, prefixed with the component's name.
 
-    Rank and alpha that most layers have, and the others by name.
+    They give the most common rank and alpha, and those of all other layers by name.
     """
     settings: dict[str, Any] = {}
     for component in sorted({layer.partition(".")[0] for layer in layers}):
-        # Names to match the ends of: some versions of transformers have the text encoder's layers without text_model.
+        # These match the ends of names: in some versions of transformers the text encoder's layers lack text_model.
         own = {
             layer.removeprefix(f"{component}.").removeprefix("text_model."): update
             for layer, update in layers.items()
@@ -146,7 +147,7 @@ def _settings(layers: Mapping[str, LowRank]) -> str:
             f"{component}.r": rank,
             f"{component}.lora_alpha": alpha,
             f"{component}.target_modules": list(own),
-            # Also where they are empty: diffusers before 0.40 looks for the first.
+            # They are written even if they are empty: diffusers before 0.40 requires the first.
             f"{component}.rank_pattern": {name: update.rank for name, update in own.items() if update.rank != rank},
             f"{component}.alpha_pattern": {name: update.alpha for name, update in own.items() if update.alpha != alpha},
         }
@@ -154,12 +155,12 @@ def _settings(layers: Mapping[str, LowRank]) -> str:
 
 
 def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return those of a file in PEFT's layout, {} if it has none; UserError if they are broken."""
+    """Return the settings in a file in PEFT's layout, {} if it has none. Raise UserError if they are broken."""
     return _read_settings(path, metadata, _PEFT)
 
 
 def settings_before(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return those before alphas were put into B; {} if they were not, or by another program."""
+    """Return the settings from before B was multiplied by alpha / rank; {} if it was not, or another program did it."""
     return _read_settings(path, metadata, _BEFORE)
 
 
@@ -171,8 +172,11 @@ def _read_settings(path: Path, metadata: Mapping[str, str], key: str) -> dict[st
 
 
 def peft_alpha(settings: Mapping[str, Any], layer: str, rank: int) -> float:
-    """Return the alpha of a layer by settings of `peft.LoraConfig`s, with the component before their names or not; the
-    rank where they say nothing, as diffusers takes it. AttributeError, TypeError or ValueError if they are broken."""
+    """Return the alpha of a layer by the settings of `peft.LoraConfig`s, prefixed with the component's name or not.
+
+    It is the rank if they do not give it, as in diffusers. Raise AttributeError, TypeError or ValueError if the
+    settings are broken.
+    """
     component, _, name = layer.partition(".")
     own = {key.removeprefix(f"{component}."): value for key, value in settings.items()}
     if own.get("use_dora"):
@@ -184,7 +188,7 @@ def peft_alpha(settings: Mapping[str, Any], layer: str, rank: int) -> float:
 
 
 def _sizes(updates: list[LowRank]) -> dict[str, str]:
-    """Rank and alpha, as kohya's trainer writes them."""
+    """Return rank and alpha as kohya's trainer writes them."""
     ranks, alphas = {update.rank for update in updates}, {update.alpha for update in updates}
     return {
         "dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
@@ -193,7 +197,7 @@ def _sizes(updates: list[LowRank]) -> dict[str, str]:
 
 
 def _arguments(kept: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a converted file says of its network; {} if that is broken."""
+    """Return the network's arguments from the metadata of a converted file; {} if they are broken."""
     try:
         return dict(json.loads(kept.get(_ARGUMENTS, "{}")))
     except (RecursionError, TypeError, ValueError):
@@ -211,6 +215,6 @@ def _version(about: About) -> dict[str, str]:
 
 
 def _tags(phrase: str) -> str:
-    """WebUIs offer these for prompts: folder -> tag -> how often."""
+    """Return the tags that WebUIs offer for prompts: folder -> tag -> how often it occurs."""
     tags = [tag.strip() for tag in phrase.split(",") if tag.strip()]
     return json.dumps({"instance": Counter(tags)}) if tags else ""

@@ -1,8 +1,8 @@
-"""What a single-file checkpoint says of itself: ModelSpec metadata, and the .yaml that WebUIs look for beside it.
+"""The description of a single-file checkpoint: ModelSpec metadata, and the .yaml that WebUIs look for beside it.
 
 The metadata are those of the Stability.AI Model Metadata Standard, version 1.0.1 (github.com/Stability-AI/ModelSpec):
-strings under `modelspec.` in the header. The .yaml is a config of the original code, in which WebUIs read that a model
-predicts the velocity; it is named as the file is, and is not needed for a model that predicts the noise.
+strings under `modelspec.` in the header. The .yaml is a config of the original code. It tells WebUIs that a model
+predicts the velocity, and a model that predicts the noise does not need it; its name is the checkpoint's.
 """
 
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' word -> 
 
 
 def metadata(configs: Configs, title: str, resolution: int | None, trigger_phrase: str = "") -> dict[str, str]:
-    """Return the entries of a file's header; the hash is a placeholder until the file is sealed.
+    """Return the metadata for a file's header; the hash is a placeholder until the file is sealed.
 
-    `configs` are those of unet, vae, text_encoder and scheduler; without a `resolution` it is the UNet's own.
+    `configs` are those of unet, vae, text_encoder and scheduler. Without a `resolution` the UNet's own is written.
     """
     side = resolution or native_resolution(configs)
     prediction = prediction_of(configs["scheduler"])
@@ -49,7 +49,7 @@ def metadata(configs: Configs, title: str, resolution: int | None, trigger_phras
 
 
 def native_resolution(configs: Configs) -> int | None:
-    """Pixels of the side of a picture that the UNet was made for, if its config says so."""
+    """Return the side, in pixels, of the pictures that the UNet was made for; None if its config does not say it."""
     size = configs["unet"].get("sample_size")
     return size * 2 ** (len(configs["vae"]["block_out_channels"]) - 1) if isinstance(size, int) else None
 
@@ -63,8 +63,7 @@ def prediction_of(scheduler: Mapping[str, Any]) -> str:
 
 
 def said_prediction(file: Path, said: Mapping[str, str]) -> str | None:
-    """Return what a file says that its UNet predicts, in its metadata or in the .yaml beside it; None if it says
-    nothing."""
+    """Return what a file's UNet predicts by its metadata or by the .yaml beside it; None if neither says it."""
     if said.get(PREDICTION) in PREDICTIONS.values():
         return said[PREDICTION]
     if said.get(ARCHITECTURE, "").startswith("stable-diffusion-v2"):
@@ -77,15 +76,15 @@ def said_prediction(file: Path, said: Mapping[str, str]) -> str | None:
 
 
 def config_path(file: Path) -> Path:
-    """Return where WebUIs look for the config of a file."""
+    """Return the path where WebUIs look for the config of a file."""
     return file.with_suffix(".yaml")
 
 
 def original_config(configs: Configs, resolution: int | None) -> str | None:
-    """Return the text of that config; None for a model that predicts the noise with the usual schedule, as WebUIs
+    """Return the text of the .yaml; None for a model that predicts the noise with the usual schedule, which WebUIs
     assume.
 
-    Raise UserError where the original code has no form for it.
+    Raise UserError if the original code cannot express the model.
     """
     unet, vae, text, scheduler = (configs[name] for name in ("unet", "vae", "text_encoder", "scheduler"))
     betas = tuple(scheduler.get(name) for name in ("beta_schedule", "beta_start", "beta_end", "trained_betas"))
@@ -123,7 +122,7 @@ def original_config(configs: Configs, resolution: int | None) -> str | None:
         "unet_config": {
             "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
             "params": {
-                "image_size": 32,  # read by nobody
+                "image_size": 32,  # nothing reads it
                 "in_channels": unet["in_channels"],
                 "out_channels": unet["out_channels"],
                 "model_channels": unet["block_out_channels"][0],
@@ -167,8 +166,11 @@ def original_config(configs: Configs, resolution: int | None) -> str | None:
 
 
 def _heads(unet: Mapping[str, Any]) -> dict[str, int]:
-    """`attention_head_dim` is a number of heads, one for all levels or one each; the original has one number for all:
-    of heads, or of channels a head."""
+    """Return the setting of the attention heads in the original code.
+
+    diffusers' `attention_head_dim` is a number of heads, one for all levels or one for each; the original has one
+    number for all levels, either of heads or of channels per head.
+    """
     heads, widths = unet.get("attention_head_dim", 8), unet["block_out_channels"]
     if isinstance(heads, int):
         return {"num_heads": heads}

@@ -1,4 +1,4 @@
-"""Opening a model, whatever names it: a folder, the embedded base, an id on the hub, or a single-file checkpoint."""
+"""Opening a model of any kind: a folder, the embedded base, an id on the hub, or a single-file checkpoint."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ def open_pipeline(
 ) -> PipelineDir:
     """Open a pipeline and check that it is complete, readable and of a supported family.
 
-    `source` is a folder, "embedded" (the base that comes with booth), the id of a model on the hub, whose configs are
-    downloaded here and whose weights later, or a single-file checkpoint, which has configs and tokenizer from `config`.
-    `variant` is the middle part of the weight files' names, such as `fp16`; `revision` a branch, tag or commit of a hub
-    model. Without `weights` only the configs need be there. Raise UserError.
+    `source` is a folder; "embedded", the base that comes with booth; the id of a model on the hub, whose configs are
+    downloaded now and whose weights later; or a single-file checkpoint, whose configs and tokenizer come from `config`.
+    `variant` is the middle part of the weight files' names, such as `fp16`; `revision` is a branch, tag or commit of a
+    hub model. Without `weights` only the configs must exist. Raise UserError if it cannot be opened.
     """
     if isinstance(source, str):
         source, revision = of_page(source, MODEL, revision)

@@ -4,8 +4,8 @@
     unet/ vae/ text_encoder/                config.json and weights, in one file or in shards with an index
     tokenizer/ scheduler/                   vocabulary, noise schedule
 
-Weights are named here as current diffusers and transformers 4 name them, whatever spelling the files have. A model from
-the hub is such a folder too, whose weights are downloaded when they are first needed.
+Weights have the names here that current diffusers and transformers 4 give them, whatever the files call them. A model
+from the hub is such a folder too; its weights are downloaded when they are first needed.
 """
 
 import copy
@@ -32,21 +32,21 @@ log = logging.getLogger("booth")
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # never read
 
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names, configs'
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name -> configs'
 _INTEGERS = ("I64", "I32")
 _MAX_DIMENSIONS = 8  # more than any layer has, fewer than NumPy's limit
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A component's weight files, and the keys in each as the file spells them."""
+    """A component's weight files, and the keys in each as the file has them."""
 
-    index: Path | None  # of shards
+    index: Path | None  # the index file of shards
     specs: Mapping[Path, Mapping[str, TensorSpec]]
-    whole_files: ClassVar[bool] = True  # whether they are all that is in the files
+    whole_files: ClassVar[bool] = True  # whether the files hold nothing else
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(key as in the file, array) of all files, one at a time."""
+        """Yield (key as in the file, array) of all files, one at a time."""
         for path, specs in self.specs.items():
             with opened(path) as file:
                 for key in specs:
@@ -64,37 +64,38 @@ class PipelineDir:
         self, path: Path, variant: str, model_index: Mapping[str, Any], family: Family, model: HubModel | None = None
     ) -> None:
         self.path = path
-        self.where = path  # what the user gave, and its weights are in
+        self.where = path  # the folder that the user gave, which holds the weights
         self.variant = variant
         self.model_index = model_index
         self.family = family
-        self.model = model  # None: a local folder
-        self.changed_scheduler: dict[str, Any] | None = None  # the config that there is in place of the folder's
+        self.model = model  # None for a local folder
+        self.changed_scheduler: dict[str, Any] | None = None  # the config that replaces the folder's
         self._hashes: dict[str, str] = {}
 
     @cached_property
     def weight_files(self) -> dict[str, Path]:
-        """Where each network's weights are, or the index of their shards; UserError if they are missing."""
+        """Each network's weight file, or the index of its shards. Raise UserError if it is missing."""
         return {component: self._weight_file(component) for component in self.family.networks}
 
     @cached_property
     def weights(self) -> dict[str, Weights]:
-        """The networks' weights by component; those of a hub model are downloaded first. Raise UserError."""
+        """The networks' weights by component; those of a hub model are downloaded first. Raise UserError if they cannot
+        be read."""
         if self.model:
             self.model.fetch(self.to_download)
         return {component: self._read_weights(component) for component in self.family.networks}
 
     @property
     def to_download(self) -> list[str]:
-        """Weight files that are still on the hub alone."""
+        """Return the weight files that are not downloaded from the hub yet."""
         if not self.model:
             return []
         _, weights = self.model.files(components(self.model_index), self.variant)
         return self.model.missing(weights)
 
     def verify(self) -> None:
-        """Recomputes the hashes of the files in the cache of a hub model; UserError names those that were damaged since
-        they were downloaded. For a local folder there is nothing to compare with, which is logged."""
+        """Compare the files of a hub model in the cache with their hashes. Raise UserError with the names of those that
+        were damaged after the download. For a local folder, log that there is nothing to compare with."""
         if not self.model:
             log.info("%s is a local folder: only the manifest of a run knows what was in its files", self.path)
             return
@@ -102,8 +103,8 @@ class PipelineDir:
         self.model.verify(["model_index.json", *configs, *weights])
 
     def component_files(self) -> dict[str, list[Path]]:
-        """Return the files of each component that is there; of a hub model its own alone, whatever else is in the
-        cache."""
+        """Return the files of each component that exists; of a hub model only those that belong to the pipeline,
+        whatever else is in the cache."""
         named = [name for name in components(self.model_index) if name.isidentifier()]
         if self.model:
             wanted = {name for names in self.model.files(named, self.variant) for name in names}
@@ -118,13 +119,13 @@ class PipelineDir:
         return self.path / "tokenizer"
 
     def component_config(self, component: str) -> dict[str, Any]:
-        """config.json of a component (scheduler_config.json of the scheduler). Raise UserError if broken."""
+        """Return a component's config.json (the scheduler's scheduler_config.json). Raise UserError if it is broken."""
         if component == "scheduler" and self.changed_scheduler is not None:
             return dict(self.changed_scheduler)
         return _component_config(self.path, component)
 
     def with_scheduler(self, config: Mapping[str, Any]) -> "PipelineDir":
-        """Return the same pipeline with another scheduler config, which is exported in place of the folder's."""
+        """Return a copy of the pipeline with another scheduler config, which is exported in place of the folder's."""
         pipeline = copy.copy(self)
         pipeline.changed_scheduler = dict(config)
         pipeline.model_index = {**self.model_index, "scheduler": ["diffusers", config["_class_name"]]}
@@ -132,9 +133,9 @@ class PipelineDir:
 
     @property
     def latent_scaling(self) -> tuple[float, float]:
-        """(scale, shift) of the VAE: latents = (posterior sample - shift) * scale."""
+        """Return (scale, shift) of the VAE: latents = (posterior sample - shift) * scale."""
         config = self.component_config("vae")
-        # Configs older than the key are those of Stable Diffusion 1.
+        # Configs without the key are older than it and belong to Stable Diffusion 1.
         return config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0
 
     def tensors(self, component: str) -> dict[str, np.ndarray]:
@@ -149,7 +150,7 @@ class PipelineDir:
         return {name: array for name, array in named if name is not None}
 
     def weights_hash(self, component: str) -> str:
-        """sha256 over the content of a network's weight files, in the order of their names; computed once."""
+        """Return the sha256 of the content of a network's weight files, in the order of their names; computed once."""
         if component not in self._hashes:
             digest = hashlib.sha256()
             for path in self.weights[component].specs:
@@ -160,10 +161,10 @@ class PipelineDir:
         return self._hashes[component]
 
     def config_hashes(self) -> dict[str, str]:
-        """sha256 of the config of each network and of the scheduler.
+        """Return the sha256 of the config of each network and of the scheduler.
 
-        As if a config that names a type named that of the weights, as libraries write it: in which type others are to
-        open them, `booth.models.plain_opening`, changes nothing that is computed here.
+        A config that names a type is hashed as if it named the type of the weights, as libraries write it.
+        `booth.models.plain_opening` changes the named type, which has no effect on what is computed here.
         """
         configs = {name: self.component_config(name) for name in (*self.family.networks, "scheduler")}
         for name, weights in self.weights.items():
@@ -174,12 +175,12 @@ class PipelineDir:
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
     def hashes(self) -> dict[str, str]:
-        """Of all that is computed with: weights and configs, by what they are of."""
+        """Return the hashes of all weights and configs that are used, by a description of each."""
         weights = {f"weights of {name}": self.weights_hash(name) for name in self.family.networks}
         return weights | {f"config of {name}": sha256 for name, sha256 in self.config_hashes().items()}
 
     def _weight_file(self, component: str) -> Path:
-        """Return where a network's weights are, or the index of their shards; UserError if there is neither."""
+        """Return a network's weight file, or the index of its shards. Raise UserError if there is neither."""
         stem = "model" if self.model_index[component][0] == "transformers" else "diffusion_pytorch_model"
         suffix = f".{self.variant}" if self.variant else ""
         wanted = f"{stem}{suffix}.safetensors"
@@ -193,7 +194,7 @@ class PipelineDir:
         if self.model and not self.model.listed:
             raise UserError(
                 f"model.source={self.model.source}: {component}/{wanted} is not in the cache and the hub cannot be"
-                " asked; unset HF_HUB_OFFLINE or mend the network"
+                " asked; unset HF_HUB_OFFLINE or fix the network"
             )
         where = self.model.source if self.model else self.path
         raise UserError(f"model.source={where}: {_why_no_weights(component, names, wanted)}")
@@ -215,7 +216,7 @@ def open_folder(
     """Open a pipeline folder and check that it is complete, readable and of a supported family.
 
     `where` names the folder in messages; `model` is the commit on the hub that it belongs to. Without `weights` only
-    the configs need be there. Raise UserError.
+    the configs must exist. Raise UserError if a check fails.
     """
     if not (path / "model_index.json").is_file():
         raise UserError(f"{where}: no model_index.json in it; give the top folder of a diffusers pipeline")
@@ -248,7 +249,7 @@ def has_vocabulary(tokenizer: Path) -> bool:
 
 
 def _is_shard_name(name: Any) -> bool:
-    """Of a file beside the index, nowhere else."""
+    """Return whether this is the name of a file beside the index, with no folder in it."""
     return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name and name.isprintable()
 
 
@@ -269,8 +270,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_specs(path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
-    """Keys, dtypes and shapes of a safetensors file, whose size is checked against them. Raise UserError if it is
-    broken, or if a file that is `whole` a network's has anything but floats."""
+    """Return keys, dtypes and shapes of a safetensors file, and check its size against them. Raise UserError if it is
+    broken, or if a file that belongs to a network as a `whole` has anything but floats."""
     with opened(path) as file:
         specs = file.specs()
     for key, spec in specs.items():

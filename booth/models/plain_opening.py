@@ -1,8 +1,9 @@
 """Folders in half precision that `DiffusionPipeline.from_pretrained(folder)` opens without being told a type.
 
-diffusers opens its networks in float32 then, and transformers 4 the text encoder; but transformers 5 opens that in the
-type that its config names, or else in that of its weights, and the two do not fit together. So a config names float32.
-With `torch_dtype=torch.float16` all are float16 all the same.
+Without a type, diffusers opens its networks in float32, and transformers 4 does the same with the text encoder. But
+transformers 5 opens the text encoder in the type that its config names, or else in the type of its weights, and then
+the networks do not fit together. So the config is made to name float32. With `torch_dtype=torch.float16` all networks
+are still opened in float16.
 """
 
 import json
@@ -13,14 +14,14 @@ from booth.models.pipeline import FLOATS, read_json, read_specs
 
 
 def name_float32(folder: Path) -> bool:
-    """Has the config in a transformers network's folder name float32; whether that was needed.
+    """Make the config in the folder of a transformers network name float32. Return whether that was needed.
 
-    Not in a folder without a network, nor in one whose files cannot be read.
+    A folder without a network, or with files that cannot be read, stays as it is.
     """
     try:
         config = read_json(folder / "config.json")
         specs = [read_specs(path, whole=False) for path in folder.glob("*.safetensors")]
-    except UserError:  # what only decorates a pipeline, a safety checker, is copied whatever is in it
+    except UserError:  # a safety checker, which the pipeline can do without, is copied even if it is broken
         return False
     named = config.get("dtype", config.get("torch_dtype"))
     types = {spec.dtype for each in specs for spec in each.values() if spec.dtype in FLOATS}

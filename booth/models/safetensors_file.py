@@ -1,4 +1,4 @@
-"""A safetensors file written tensor by tensor, in any order: what a checkpoint weighs need not fit into memory."""
+"""A safetensors file written tensor by tensor, in any order: a checkpoint need not fit into memory."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ Precision = Literal["source", "fp32", "fp16", "bf16"]
 CODES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}  # as safetensors writes them
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
-HASH = "modelspec.hash_sha256"  # the one entry of the metadata that is known last
+HASH = "modelspec.hash_sha256"  # the only entry of the metadata that is known after the tensors are written
 _NO_HASH = "0x" + 64 * "0"
 
 
@@ -30,10 +30,12 @@ class SafetensorsFile:
         self, path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] = MappingProxyType({})
     ) -> None:
         self.path, self.specs = path, specs
-        header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}  # transformers insists on the format
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}  # transformers requires the format
         self._start: dict[str, int] = {}
         self.data_bytes = 0
-        for key in sorted(specs, key=lambda key: (-specs[key].itemsize, key)):  # big items first: all are aligned
+        for key in sorted(
+            specs, key=lambda key: (-specs[key].itemsize, key)
+        ):  # large items first, so that all are aligned
             self._start[key] = self.data_bytes
             self.data_bytes += specs[key].nbytes
             header[key] = {
@@ -50,7 +52,7 @@ class SafetensorsFile:
             file.truncate(file.tell() + self.data_bytes)
 
     def write(self, key: str, array: np.ndarray, part: int = 0, parts: int = 1) -> None:
-        """Write a tensor, or one of several equal parts along its first axis; UserError if fp16 cannot hold it."""
+        """Write a tensor, or one of its equal parts along the first axis. Raise UserError if fp16 cannot hold it."""
         spec = self.specs[key]
         shape = (spec.shape[0] // parts, *spec.shape[1:]) if parts > 1 else spec.shape
         if array.shape != shape:
@@ -61,7 +63,7 @@ class SafetensorsFile:
             file.write(converted.reshape(-1).view(np.uint8).data)
 
     def seal(self) -> None:
-        """Put the sha256 of all tensors, as they are in the file, where `metadata` has `UNKNOWN_HASH`."""
+        """Replace `UNKNOWN_HASH` in the metadata by the sha256 of all tensors as they are in the file."""
         found = hash_of_tensors(self.path)
         with self.path.open("r+b") as file:
             file.seek(8)
@@ -72,7 +74,7 @@ UNKNOWN_HASH = {HASH: _NO_HASH}
 
 
 def packed(content: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """Return a small file's bytes, the same each time: the library leaves the order of the metadata to chance."""
+    """Return a small file's bytes, always the same: the library itself writes the metadata in random order."""
     plain = save(dict(content), dict(metadata))
     end = 8 + int.from_bytes(plain[:8], "little")
     header = json.loads(plain[8:end])
@@ -83,7 +85,7 @@ def packed(content: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
 
 
 def hash_of_tensors(path: Path) -> str:
-    """ModelSpec's `hash_sha256`: 0x and the sha256 of all that follows the header."""
+    """Return ModelSpec's `hash_sha256`: 0x and the sha256 of everything after the header."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
@@ -93,7 +95,7 @@ def hash_of_tensors(path: Path) -> str:
 
 
 def as_type(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
-    """Return the array in another type; UserError if float16 cannot hold it."""
+    """Return the array in another type. Raise UserError if float16 cannot hold it."""
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(array, dtype)
     if converted.dtype == np.float16 and np.isinf(converted).any() and not np.isinf(array).any():

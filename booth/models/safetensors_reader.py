@@ -1,7 +1,7 @@
-"""The reader of safetensors files: one tensor at a time as NumPy arrays, and one line for whatever cannot be read.
+"""The reader of safetensors files: tensors as NumPy arrays, one at a time, and a UserError for what cannot be read.
 
-The library compares the header with the size of the file. A file may still be larger than the memory: so that is asked
-before a tensor is read.
+The library compares the header with the size of the file. A file may still be larger than the memory, so the available
+memory is checked before a tensor is read.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 (with it NumPy knows bfloat16)
+import ml_dtypes  # noqa: F401 (this import makes bfloat16 known to NumPy)
 import numpy as np
 from safetensors import safe_open
 
@@ -48,13 +48,13 @@ class TensorFile:
             return dict(self._file.metadata() or {})
 
     def specs(self) -> dict[str, TensorSpec]:
-        """Dtypes and shapes of all tensors by key."""
+        """Return the dtypes and shapes of all tensors by key."""
         with self._reading():
             slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 (it is no dict)
             return {key: TensorSpec(part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
 
     def tensor(self, key: str) -> np.ndarray:
-        """Raise UserError also where there is too little memory for it."""
+        """Return a tensor. Raise UserError also if there is too little memory for it."""
         with self._reading():
             part = self._file.get_slice(key)
             size = TensorSpec(part.get_dtype(), tuple(part.get_shape())).nbytes
@@ -85,8 +85,10 @@ def opened(path: Path, fix: str = "") -> Iterator[TensorFile]:
 
 
 def again(path: Path) -> str:
-    """Return what to do about a broken file. The hub's cache links to it; without its link alone it would be linked
-    again."""
+    """Return what to do about a broken file.
+
+    In the hub's cache the path is a link: if the user deleted only the link, it would lead to the broken file again.
+    """
     if path.is_symlink() and path.readlink().parent.name == "blobs":
         return f"delete {path.resolve()}, then it is downloaded again"
     return "download it again"

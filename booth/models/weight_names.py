@@ -1,4 +1,4 @@
-"""Names of weights: those of diffusers, in which the project speaks, and those in which files are written."""
+"""Names of weights: diffusers' names, which this project uses, and the names in files."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -26,7 +26,7 @@ def canonical_name(component: str, key: str) -> str | None:
 def written_key(component: str, key: str) -> str:
     """Return the key an export uses: the source's own, but text encoders always have the `text_model.` prefix.
 
-    transformers 5 leaves it out; transformers 4 takes weights without it for missing and makes up random ones.
+    transformers 5 leaves it out; transformers 4 does not find weights without it and uses random ones in their place.
     """
     bare = component == "text_encoder" and key.startswith(("embeddings.", "encoder.", "final_layer_norm."))
     return f"text_model.{key}" if bare else key
@@ -35,8 +35,10 @@ def written_key(component: str, key: str) -> str:
 def fit_weights(
     component: str, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Return the tensors as float32 in the shapes that a network has; the attention of older VAEs, linear layers kept
-    as 1x1 convolutions, loses its two last axes. UserError lists the names missing and left over, or the wrong shapes.
+    """Return the tensors as float32 in the shapes that a network has.
+
+    The attention of older VAEs has linear layers in the form of 1x1 convolutions; these lose their last two axes. Raise
+    UserError with the missing and the extra names, or with the wrong shapes.
     """
     missing, left_over = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
     if missing or left_over:
@@ -48,7 +50,7 @@ def fit_weights(
         tensor = tensors[name]
         if tensor.shape == (*shape, 1, 1):
             tensor = tensor.reshape(shape)
-        if tensor.shape != shape or tensor.dtype.kind not in "fV":  # V: bfloat16 and its like
+        if tensor.shape != shape or tensor.dtype.kind not in "fV":  # V: bfloat16 and similar types
             wrong.append(f"{name} is {tensor.dtype}{list(tensor.shape)} instead of float{list(shape)}")
         else:
             fitted[name] = tensor.astype(np.float32, copy=False)

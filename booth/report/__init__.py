@@ -1,5 +1,5 @@
-"""A run shown to people: the page of a run, the model card, and a repository on the hub.
+"""Showing a run: the page of a run, the model card, and a repository on the hub.
 
-Nothing is trained or sampled here; all is read from the run folder.
+Nothing is trained or sampled here; everything is read from the run folder.
 This room may import all rooms but `commands`.
 """

@@ -1,4 +1,4 @@
-"""Curves over the steps of a run as inline SVG, whose scales are HTML: readable at any width."""
+"""Curves over the steps of a run as inline SVG, with scales in HTML, so that they are readable at any width."""
 
 import math
 import xml.etree.ElementTree as ET
@@ -9,13 +9,13 @@ import numpy as np
 
 from booth.report.markup import element
 
-_WIDTH, _HEIGHT = 1000, 300  # of the coordinates; the page stretches them
-_POINTS = 400  # of one curve
+_WIDTH, _HEIGHT = 1000, 300  # the range of the coordinates; the page stretches them
+_POINTS = 400  # the largest number of points of one curve
 
 
 @dataclass(frozen=True)
 class Curve:
-    """`kind` is its class in the page's styles: total, instance, prior or other."""
+    """A curve; `kind` is its class in the page's styles: total, instance, prior or other."""
 
     label: str
     steps: np.ndarray
@@ -24,7 +24,7 @@ class Curve:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Exponential moving average over about a twentieth of the values, without bias towards 0 at the start
+    """Return the exponential moving average over about a twentieth of the values, without bias towards 0 at the start
     (Adam, arXiv 1412.6980, section 3)."""
     decay = 1 - 1 / max(1.0, len(values) / 20)
     average, weight, result = 0.0, 0.0, np.empty(len(values))
@@ -36,10 +36,10 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def chart(title: str, curves: Sequence[Curve], behind: Curve | None = None, *, from_zero: bool = True) -> ET.Element:
-    """Return a figure of the curves on one scale, which `behind`, drawn pale below them, may leave. Each has a point or
-    more.
+    """Return a figure of the curves on one scale, with `behind` drawn pale below them. `behind` may exceed the scale.
+    Each curve has at least one point.
 
-    `from_zero`: the scale begins at 0; else where the curves do.
+    With `from_zero` the scale begins at 0, otherwise at the lowest point of the curves.
     """
     every = np.concatenate([curve.values for curve in curves])
     ticks = _ticks(min(0.0, every.min()) if from_zero else every.min(), every.max())
@@ -74,7 +74,7 @@ def _said(curve: Curve) -> str:
 
 
 def _ticks(low: float, high: float) -> np.ndarray:
-    """Three to six round numbers, the first not above `low` and the last not below `high`."""
+    """Return three to six round numbers, the first not above `low` and the last not below `high`."""
     if not high > low:
         high = low + (abs(low) or 1.0)
     exact = (high - low) / 4
@@ -97,13 +97,13 @@ def _path(steps: np.ndarray, values: np.ndarray, across: tuple[float, ...]) -> s
 
 
 def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many of its points, the first and the last among them."""
+    """Return at most `_POINTS` points of a curve, including the first and the last."""
     places = np.unique(np.linspace(0, len(curve.steps) - 1, _POINTS).round().astype(int))
     return curve.steps[places], curve.values[places]
 
 
 def _extremes(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """Of each stretch its lowest and its highest point: what thinning would hide."""
+    """Return the lowest and the highest point of each stretch, which thinning would hide."""
     if len(curve.steps) <= _POINTS:
         return curve.steps, curve.values
     stretches = np.array_split(np.arange(len(curve.steps)), _POINTS // 2)

@@ -1,6 +1,6 @@
-"""What is on the page of `booth.report.write`.
+"""The content of the page of `booth.report.write`.
 
-All is read from the run folder, so that a running job, a run of last year and a copied one are shown in the same way.
+Everything is read from the run folder, so that a running job, an old run and a copied run are shown in the same way.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ log = logging.getLogger("booth")
 
 _PREVIEW = re.compile(r"step-(\d{6,})\.png")
 _LEFT = {
-    "pipeline": "the tuned pipeline, as diffusers reads it", "lora": "the LoRA file", "tokens": "files of new tokens",
-    "samples": "previews in full size", "checkpoints": "what a resumed run goes on from",
-    "class_images": "class images", "metrics.jsonl": "every figure of every step",
-    "tensorboard": "the same for tensorboard", "config.json": "settings", "manifest.json": "the run's record",
+    "pipeline": "the tuned pipeline, for diffusers", "lora": "the LoRA file", "tokens": "files of new tokens",
+    "samples": "previews in full size", "checkpoints": "checkpoints to continue from",
+    "class_images": "class images", "metrics.jsonl": "the metrics of every step",
+    "tensorboard": "the same metrics for tensorboard", "config.json": "settings", "manifest.json": "the run's record",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Album:
-    """Pictures of one concept that were in `folder` when the run began; {name: what is said of it, or ""}."""
+    """Pictures of one concept that were in `folder` when the run began; `captions` is {name: its caption or ""}."""
 
     kind: Literal["instance", "prior"]
     title: str
@@ -53,10 +53,10 @@ class Album:
 
 @dataclass(frozen=True)
 class Report:
-    """One run, as far as it is."""
+    """The data of one run, which need not be finished."""
 
     path: Path
-    package: str  # that trained it
+    package: str  # the package that trained it
     config: Any
     manifest: dict[str, dict[str, str]]
     metrics: list[dict[str, Any]]
@@ -68,20 +68,20 @@ class Report:
 
     @property
     def step(self) -> int:
-        """Finished updates, as far as metrics or checkpoints tell."""
+        """The number of finished updates, by metrics or checkpoints."""
         return max([0, *(line["step"] for line in self.metrics[-1:]), *self.checkpoints[-1:]])
 
     @property
     def rows(self) -> int:
-        """Of an update, instance and class rows alike."""
+        """The number of rows of an update, instance and class rows together."""
         return (1 + has_prior(self.config)) * self.config.train.batch_size
 
     def pictures(self, kind: Literal["instance", "prior"]) -> int:
-        """Return how many there are of all concepts."""
+        """Return how many pictures of this kind all concepts have."""
         return sum(len(album.captions) for album in self.albums if album.kind == kind)
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, values) of a metric, at the steps that have a finite one."""
+        """Return (steps, values) of a metric, for the steps that have a finite value."""
         found = [(line["step"], line[name]) for line in self.metrics if _is_number(line.get(name))]
         return np.array([step for step, _ in found], int), np.array([value for _, value in found], float)
 
@@ -91,17 +91,17 @@ class Report:
 
     @property
     def changed(self) -> dict[str, tuple[Any, Any]]:
-        """{name: (default, value)} of the settings that are not as they come."""
+        """{name: (default, value)} of the settings that differ from their defaults."""
         return changes(settings.flatten(settings.default_config()), self.fields)
 
     @property
     def origins(self) -> dict[str, dict[str, str]]:
-        """{"model": ..., "dataset": ...}: where on the hub they came from; without what came from elsewhere."""
+        """{"model": ..., "dataset": ...}: where on the hub they came from; local ones are left out."""
         return {kind.type: self.manifest[name] for kind, name in ORIGINS.items() if self.manifest.get(name)}
 
     @property
     def files(self) -> dict[str, tuple[str, int]]:
-        """{name: (what it is, bytes)} of what the run has left in its folder."""
+        """{name: (what it is, bytes)} of the files in the run's folder."""
         found = {}
         for name, meaning in _LEFT.items():
             path = self.path / name
@@ -114,7 +114,7 @@ class Report:
 
     @property
     def commands(self) -> dict[str, str]:
-        """{what for: command, as a POSIX shell takes it}."""
+        """{purpose: command for a POSIX shell}."""
         run = self.path.absolute()
         again = [self.package, "train", "--config", run / "config.json", "--workdir", run]
         steps = self.config.train.steps
@@ -130,7 +130,7 @@ class Report:
             **self._evaluate,
             "Export a checkpoint": [*export, "--out", "exported"],
             "Export for WebUIs": [*export, "--format", form, "--out", f"{run.name}.safetensors"],
-            "Write this page anew": [self.package, "report", run],
+            "Write this page again": [self.package, "report", run],
         }
         if self.step >= steps:
             del commands["Resume"]
@@ -138,17 +138,17 @@ class Report:
 
     @property
     def _evaluate(self) -> dict[str, list[str | Path]]:
-        """The command that finds the best checkpoint, where the run itself says all that it needs."""
+        """Return the command that finds the best checkpoint, if the run has all that it needs."""
         prompt = self.config.instance.prompt
         if self.config.concepts or not prompt or PLACE in prompt or not self.config.prior.prompt:
             return {}
-        own = self.config.model.source == EMBEDDED  # is judged by the yardstick
+        own = self.config.model.source == EMBEDDED  # the yardstick judges it
         networks = [] if own else ["--dino", DINO_ID, "--clip", CLIP_ID]
         return {"Find the best checkpoint": [self.package, "evaluate", "--run", self.path.absolute(), *networks]}
 
 
 def gather(run: Path) -> Report:
-    """Read a run folder. Raise UserError if it is none, or its config.json or manifest.json are damaged."""
+    """Read a run folder. Raise UserError if it is not one, or if its config.json or manifest.json is damaged."""
     record = read_record(run)
     config = _config(record)
     manifest = read_manifest(run / MANIFEST) if (run / MANIFEST).is_file() else {}
@@ -170,20 +170,20 @@ def gather(run: Path) -> Report:
 
 
 def _config(record: Record) -> Any:
-    """Return the run's config; what another version recorded and this one does not know is passed over."""
+    """Return the run's config; ignore settings of another version that this version does not know."""
     config = settings.default_config()
     for name, value in record.config.items():
         try:
             settings.set_field(config, name, value)
         except UserError as error:
-            log.warning("passed over in its settings: %s", str(error).partition(";")[0])
+            log.warning("ignored in its settings: %s", str(error).partition(";")[0])
     return config
 
 
 def _albums(
     concepts: tuple[Concept, ...], manifest: Mapping[str, Mapping[str, str]], class_images: Path
 ) -> Iterator[Album]:
-    """Photos, then class images, of each concept: those that the manifest has."""
+    """Yield, for each concept, its photos and then its class images, as far as the manifest has them."""
     captions = manifest.get("captions", {})
     for place, concept in enumerate(concepts):
         within = f"{place}/" if concept.name else ""
@@ -199,14 +199,15 @@ def _albums(
 
 
 def _named(names: Mapping[str, str], within: str) -> dict[str, str]:
-    """{name: sha256} of a concept's images; a stranger's manifest leads nowhere but into their folder."""
+    """Return {name: sha256} of a concept's images. Names that lead out of their folder are left out, since the manifest
+    may come from a stranger."""
     found = {Path(name.removeprefix(within)): sha256 for name, sha256 in names.items() if name.startswith(within)}
     return {path.as_posix(): sha256 for path, sha256 in found.items()
             if not path.is_absolute() and ".." not in path.parts}  # fmt: skip
 
 
 def _photo_folder(source: Path, photos: Mapping[str, str]) -> Path:
-    """Return where photos are: `instance.images`, or if that is a dataset where this machine has unpacked it."""
+    """Return the folder of the photos: `instance.images`, or the folder where this machine has unpacked a dataset."""
     name, sha256 = next(iter(photos.items()), ("", ""))
     for folder in () if not name or (source / name).is_file() else cache_folder().glob("*"):
         file = folder / name

@@ -1,7 +1,7 @@
-"""A model's repository on the Hugging Face hub, written to: who may, what is there, one commit with what is new.
+"""Writing to a model's repository on the Hugging Face hub: check access and content, then push one commit.
 
-A commit is made when everything in it is uploaded, so nobody ever sees half a model; and the hub keeps what was
-uploaded before an interruption, so the same push again sends what is missing.
+The commit is made after all its files are uploaded, so nobody ever sees half a model. The hub keeps the files that were
+uploaded before an interruption, so the same push again sends only what is missing.
 """
 
 import re
@@ -14,7 +14,7 @@ from booth.common.errors import UserError
 from booth.models.hub import first_line
 
 CARD = "README.md"
-_EMPTY = frozenset([".gitattributes", CARD])  # what a repository may have that was only just made
+_EMPTY = frozenset([".gitattributes", CARD])  # the files that a new repository may have
 _TOKEN = "HF_TOKEN or `hf auth login`"
 _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
@@ -29,11 +29,11 @@ def check_name(name: str) -> None:
     except HFValidationError as error:
         raise UserError(f"{name!r} is no name on the hub ({first_line(error)}); give owner/name") from error
     if "/" not in name:
-        raise UserError(f"{name!r} is no name on the hub: it does not say whose it is; give owner/name")
+        raise UserError(f"{name!r} is no name on the hub: it has no owner; give owner/name")
 
 
 def check_access(name: str) -> None:
-    """Ask the hub once whose the token is. Raise UserError if there is none, or it may not write to this owner's
+    """Ask the hub once whose token it is. Raise UserError if there is no token, or if it may not write to this owner's
     models."""
     from huggingface_hub import HfApi
 
@@ -47,13 +47,13 @@ def check_access(name: str) -> None:
     owners = [account["name"], *(organisation["name"] for organisation in account.get("orgs", []))]
     if name.partition("/")[0].lower() not in [owner.lower() for owner in owners]:
         raise UserError(
-            f"{name}: your token is of {account['name']}, which may write to {', '.join(owners)} only; correct the"
+            f"{name}: your token belongs to {account['name']}, who may write to {', '.join(owners)} only; correct the"
             f" owner, or give another token with {_TOKEN}"
         )
 
 
 def _may_write(token: Mapping[str, Any]) -> bool:
-    """Return a fine-grained token may write somewhere; whether it may here, the hub knows."""
+    """Return whether a fine-grained token may write anywhere; only the hub knows whether it may write here."""
     role = token.get("role")
     scopes = token.get("fineGrained", {}).get("scoped", [])
     return role != "read" and (role != "fineGrained" or any("repo.write" in scope["permissions"] for scope in scopes))
@@ -69,10 +69,11 @@ def push(
     public: bool,
     replace: bool,
 ) -> str:
-    """Make the repository unless it is there, and one commit with these files; return the address of its page.
+    """Make the repository unless it exists, and one commit with these files. Return the address of its page.
 
-    A repository with other content has to have the text `mark` in its card, or `replace` deletes what else is in it. Of
-    the same mark, what is in `own_folders` and not among the files is deleted. Raise UserError for whatever goes wrong.
+    If a repository has other content, either its card must have the text `mark`, or `replace` deletes the other
+    content. In a repository with the mark, files in `own_folders` that are not among these files are deleted. Raise
+    UserError if anything goes wrong.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -84,7 +85,7 @@ def push(
         marked = CARD in there and _card_has(api, name, info.sha, mark)
     if not info.private and not public:
         raise UserError(
-            f"{name} is there and public; give --public if that is meant, or make it private in its settings"
+            f"{name} exists and is public; give --public if that is meant, or make it private in its settings"
         )
     if not (marked or replace or there <= _EMPTY):
         raise UserError(
@@ -109,17 +110,17 @@ def _card_has(api: Any, name: str, commit: str | None, mark: str) -> bool:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turn what huggingface_hub and its transports raise while it pushes into one line that says what to do."""
+    """Turn the exceptions of huggingface_hub and its transports during a push into one line that says what to do."""
     try:
         yield
-    except Exception as error:  # every transport has its own kinds
+    except Exception as error:  # every transport has its own exceptions
         raise UserError(f"{name}: {_explanation(error)}") from error
 
 
 def _explanation(error: BaseException) -> str:
     from huggingface_hub import errors
 
-    while isinstance(error, RuntimeError) and error.__cause__:  # which file it was
+    while isinstance(error, RuntimeError) and error.__cause__:  # the outer error only says which file it was
         error = error.__cause__
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     match error:
@@ -141,15 +142,15 @@ def _explanation(error: BaseException) -> str:
             return f"the hub does not take it ({_reason(error)}); correct that"
         case _ if status or isinstance(error, errors.HTTPError):
             return (
-                f"the hub cannot be reached or is busy ({_reason(error)}); mend that or wait, then the same command"
+                f"the hub cannot be reached or is busy ({_reason(error)}); fix that or wait, then the same command"
                 " sends what is missing"
             )
-        case _:  # a file that went away, no permission, broken transfer
-            return f"it cannot be pushed ({_reason(error)}); mend that, then the same command sends what is missing"
+        case _:  # a file that disappeared, no permission, broken transfer
+            return f"it cannot be pushed ({_reason(error)}); fix that, then the same command sends what is missing"
 
 
 def _reason(error: BaseException) -> str:
-    """Return what the hub said, or else the first line; a validator's says what is wrong in the lines after it."""
+    """Return the hub's message, or else the first line of the error; a validator's reason is in the lines after it."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError) and error.server_message:

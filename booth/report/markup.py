@@ -1,4 +1,4 @@
-"""HTML made of elements: `xml.etree` escapes what is written into them and closes every tag."""
+"""HTML made of elements: `xml.etree` escapes their text and closes every tag."""
 
 import xml.etree.ElementTree as ET
 
@@ -9,9 +9,10 @@ Content = ET.Element | str | None
 
 
 def element(tag: str, *content: Content, **attributes: object) -> ET.Element:
-    """<tag attributes>content</tag>; text is shown as it is, whatever it holds, and None is left out.
+    """Return <tag attributes>content</tag>. Text is escaped, and a content of None is left out.
 
-    `class_="x"` is class="x" and `aria_label` is aria-label; True is an attribute without a value, None and False none.
+    `class_="x"` is class="x" and `aria_label` is aria-label. True is an attribute without a value; None and False are
+    left out.
     """
     node = ET.Element(tag)
     for name, value in attributes.items():
@@ -26,7 +27,7 @@ def element(tag: str, *content: Content, **attributes: object) -> ET.Element:
 
 
 def shortened(text: str) -> str:
-    """Return the beginning of what nobody will read to its end."""
+    """Return the beginning of a long text."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

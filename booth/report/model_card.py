@@ -1,6 +1,6 @@
 """The README.md of a pushed model, which its page on the hub shows: https://huggingface.co/docs/hub/model-cards.
 
-It says what the model is, how to use it and how it was made; nothing of the machine it was made on.
+It says what the model is, how to use it and how it was made, but nothing about the machine it was made on.
 """
 
 import json
@@ -19,16 +19,16 @@ from booth.models import lora_file
 from booth.report.data import Report
 
 _ALWAYS = ("train.steps", "train.batch_size", "train.learning_rate", "data.resolution")
-# Folders and files of a machine; of a concept too.
+# Settings that are folders and files of a machine, also in a concept.
 _NEVER = {"concepts", *(field.name for field in FIELDS if field.is_path)}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What else is pushed, by its name in the repository; empty: it is not."""
+    """The further files that are pushed, by their names in the repository; empty for a file that is not pushed."""
 
     repository: str
-    step: int  # finished updates of the weights that are pushed
+    step: int  # the number of updates of the pushed weights
     license: str = ""
     preview: str = ""
     before_after: str = ""
@@ -37,12 +37,12 @@ class Shown:
 
 
 def mark(run_id: str) -> str:
-    """By what a card says of which run it is."""
+    """Return the text by which a card says which run it belongs to."""
     return f"<!-- booth run {run_id} -->"
 
 
 def card(report: Report, shown: Shown, run_id: str) -> str:
-    """README.md in Markdown, with the hub's metadata in YAML before it."""
+    """Return README.md in Markdown, after the hub's metadata in YAML."""
     metadata = yaml.safe_dump(
         {key: value for key, value in _metadata(report, shown).items() if value},
         sort_keys=False, allow_unicode=True, width=float("inf"),
@@ -52,7 +52,7 @@ def card(report: Report, shown: Shown, run_id: str) -> str:
 
 
 def prompts_of(report: Report) -> list[str]:
-    """Return those of previews and of this card, the subject's first."""
+    """Return the prompts of previews and of this card, first that of the subject."""
     config = report.config
     captions = report.manifest.get("captions", {})
     taught = instance_prompts(config) or [str(caption) for caption in list(captions.values())[:1]]
@@ -70,7 +70,7 @@ def _metadata(report: Report, shown: Shown) -> dict[str, Any]:
     kinds = [*(["lora"] if _is_lora(report) else []), *(["textual_inversion"] if shown.tokens else [])]
     prompts = prompts_of(report)
     with_picture = {"output": {"url": shown.preview}} if shown.preview else {}
-    # A dataset leads to the photos, so it is named where they are shown.
+    # A dataset leads to the photos, so it is named only if they are shown.
     dataset = report.origins.get("dataset", {}).get("id", "") if shown.photos else ""
     return {
         "license": shown.license,
@@ -86,7 +86,7 @@ def _metadata(report: Report, shown: Shown) -> dict[str, Any]:
 
 
 def _body(report: Report, shown: Shown) -> Iterator[str]:
-    """Blocks of Markdown."""
+    """Yield blocks of Markdown."""
     what = "LoRA weights for" if _is_lora(report) else "A text-to-image pipeline, fine-tuned from"
     yield f"# {shown.repository.partition('/')[2]}"
     yield (
@@ -106,7 +106,7 @@ def _body(report: Report, shown: Shown) -> Iterator[str]:
         yield "\n".join(f"![Photo {number}]({name})" for number, name in enumerate(shown.photos, start=1))
     if not shown.license:
         yield "## Licence"
-        yield "Its author has not named one. Whatever it may be, the base model's licence says what it must keep to."
+        yield "Its author has not named one. In any case it must comply with the base model's licence."
 
 
 def _base(report: Report) -> str:
@@ -118,7 +118,7 @@ def _base(report: Report) -> str:
 
 
 def _example(report: Report, shown: Shown) -> str:
-    """Python with diffusers, from loading to a picture."""
+    """Return a Python example with diffusers, from loading to a picture."""
     prompt = next(iter(instance_prompts(report.config) or prompts_of(report)), "a photo")
     name = shown.repository
     classes, lines = "StableDiffusionPipeline", []
@@ -145,12 +145,12 @@ def _prior(report: Report) -> str:
     named = " and ".join(map(_code, dict.fromkeys(classes)))
     return (
         f"With prior preservation, of weight {report.config.prior.weight:g}: {report.pictures('prior')} class images"
-        f" for {named}, so that the rest of the class stays what it was."
+        f" for {named}, so that the rest of the class stays as it was."
     )
 
 
 def _settings(report: Report, shown: Shown) -> dict[str, str]:
-    """{name: what is said of it} of what one may want to know, and of all that is not as it comes."""
+    """Return {name: text} of the settings that readers may want to know, and of all that differ from the defaults."""
     changed = {name: pair for name, pair in report.changed.items() if name not in _NEVER}
     said = {name: _code(report.fields[name]) for name in _ALWAYS}
     said |= {name: f"{_code(value)} (default {_code(default)})" for name, (default, value) in changed.items()}
@@ -167,7 +167,7 @@ def _made_with(report: Report) -> str:
 
 
 def _code(value: Any) -> str:
-    """One line that Markdown shows as it is."""
+    """Return a value as one line that Markdown shows unchanged."""
     text = " ".join(str(list(value) if isinstance(value, tuple) else value).split())
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     if not text:
@@ -176,5 +176,5 @@ def _code(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a string of Python."""
+    """Return the text as a Python string."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,6 +1,6 @@
-"""The page of `booth.report.write` as HTML that needs no other file: pictures within it, curves as SVG.
+"""The page of `booth.report.write` as HTML that needs no other file: pictures are embedded, and curves are SVG.
 
-Without JavaScript all previews are there one below the other; with it a slider shows one at a time.
+Without JavaScript all previews are shown one below the other; with it a slider shows one at a time.
 """
 
 import base64
@@ -77,7 +77,7 @@ def _head(report: Report) -> Iterator[ET.Element]:
         "Loss, smoothed": f"{smoothed(losses)[-1]:.4g}" if len(losses) else None,
         "Speed, median": f"{statistics.median(speeds):.3g} samples/s" if len(speeds) else None,
         "Time in training": _duration(seconds) if len(speeds) else None,
-        "Rows an update": str(report.rows),
+        "Rows per update": str(report.rows),
         "Skipped updates": str(skipped) if skipped else None,
         "Checkpoints": ", ".join(map(str, report.checkpoints[-3:])) or None,
     }
@@ -88,7 +88,7 @@ def _head(report: Report) -> Iterator[ET.Element]:
 def _before_after(report: Report) -> Iterator[ET.Element]:
     if report.before_after:
         yield element("h2", "Before and after")
-        said = "The instance pictures, then for each prompt the base's pictures and the tuned model's of the same seeds"
+        said = "The instance pictures, then for each prompt pictures of the base and of the tuned model, at equal seeds"
         yield linked(report, report.before_after, LARGE, said)
 
 
@@ -123,7 +123,7 @@ def _curves(report: Report) -> Iterator[ET.Element]:
             of_part, values = report.values(name)
             if len(values) and any(report.values("prior_loss")[1]):
                 parts.append(Curve(kind, of_part, smoothed(values), kind))
-        title = "Loss, smoothed; pale: each step's total"
+        title = "Loss, smoothed (pale line = total of each step)"
         charts.append(chart(title, parts, Curve("", steps, losses), from_zero=False))
     names = sorted({name for line in report.metrics[-1:] for name in line if name.endswith("learning_rate")})
     kinds = ("other", "instance", "prior")  # colours and dashes
@@ -152,9 +152,10 @@ def _evaluation(report: Report) -> Iterator[ET.Element]:
             steps, values = map(np.array, zip(*points, strict=True))
             curves.append(Curve(name, steps, values, kind))
     yield element("h2", "Which checkpoint?")
-    yield element("p", f"The best is step {found.best}." if found.best is not None else "None has a score above 0.")
+    best = f"The best is step {found.best}." if found.best is not None else "No checkpoint has a score above 0."
+    yield element("p", best)
     if curves:
-        yield element("div", chart("Measured by evaluate: 0 is nothing of it, 1 all", curves), class_="charts")
+        yield element("div", chart("Measured by evaluate, from 0 (worst) to 1 (best)", curves), class_="charts")
 
 
 def _albums(report: Report) -> Iterator[ET.Element]:
@@ -171,8 +172,8 @@ def _albums(report: Report) -> Iterator[ET.Element]:
         if found := [figure for figure in figures if figure is not None]:
             yield element("div", *found, class_="album")
         if len(found) < len(shown):
-            gone = "They are" if not found else "The others are"
-            yield element("p", f"{gone} not to be read in {album.folder}.", class_="quiet")
+            gone = "They" if not found else "The others"
+            yield element("p", f"{gone} cannot be read in {album.folder}.", class_="quiet")
         elif len(shown) < len(album.captions):
             yield element("p", f"{len(shown)} of them are shown.", class_="quiet")
     if more := len(report.albums) - len(albums):
@@ -182,7 +183,7 @@ def _albums(report: Report) -> Iterator[ET.Element]:
 def _settings(report: Report) -> Iterator[ET.Element]:
     yield element("h2", "Settings")
     rows = [(name, value, f"default: {_text(default)}") for name, (default, value) in report.changed.items()]
-    yield element("p", f"{len(rows)} that differ from the defaults:")
+    yield element("p", f"Settings that differ from the defaults: {len(rows)}")
     yield _table(("setting", "value"), rows)
     every = [(field.name, report.fields[field.name], field.meaning) for field in FIELDS]
     yield element("details", element("summary", f"All {len(every)} settings"), _table(("setting", "value"), every))
@@ -217,7 +218,7 @@ def _commands(report: Report) -> Iterator[ET.Element]:
 
 
 def _table(heads: Sequence[str], rows: Sequence[tuple[str, Any, str]]) -> ET.Element:
-    """Of (name, value, note) with the note below the value."""
+    """Return a table of (name, value, note) with the note below the value."""
     head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
     lines = [
         element(

@@ -1,7 +1,7 @@
 """step -> Batch, without state: which images, which views, which noise, which timesteps.
 
-A batch is a pure function of the run's inputs and the step, so a resumed run goes on where it stopped, also in the
-middle of an epoch, and batches can be made ahead on a thread.
+A batch is a pure function of the run's inputs and the step. So a resumed run continues where it stopped, even in the
+middle of an epoch, and batches can be made ahead of time on a thread.
 """
 
 from collections import deque
@@ -23,11 +23,11 @@ RowKind = str  # "instance" or "prior"
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One image as batches show it.
+    """One image for batches.
 
-    `views`: all of one size. `prompts`: what it may be trained with, places in the prompts of `Batches`. `weight`: of
-    its rows in the loss (lambda for a class image). `repeats`: how often it comes while others come once.
-    `caption_dropout`: how often nothing is said instead.
+    `views` all have one size. `prompts` are the prompts it may be trained with, as indices into the prompts of
+    `Batches`. `weight` is the weight of its rows in the loss (lambda for a class image). `repeats` is how often it is
+    shown in an epoch. `caption_dropout` is the probability of the empty prompt in place of its own.
     """
 
     views: Sequence[View]
@@ -39,7 +39,7 @@ class TrainingImage:
 
 @dataclass(frozen=True)
 class Bucket:
-    """The images of one size. `order`: for each kind their places, one as often as it is repeated."""
+    """The images of one size. `order` has, for each kind, the images' indices, each as often as it is repeated."""
 
     size: Size
     order: Mapping[RowKind, Sequence[int]]
@@ -47,10 +47,11 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Batches:
-    """What batches are made of.
+    """The data that batches are made from.
 
-    images: of each kind, instance images first. moments: [2, h, w, c] of each view. prompts: of all captions, as in
-    Batch; no_prompt: the place of the empty one. masks: [h, w, 1] of views that have one, as in Batch.
+    `images` has those of each kind, instance images first. `moments` are [2, h, w, c] for each view. `prompts` are
+    those of all captions, as in Batch; `no_prompt` is the index of the empty prompt. `masks` are [h, w, 1] for the
+    views that have one, as in Batch.
     """
 
     images: Mapping[RowKind, Sequence[TrainingImage]]
@@ -72,12 +73,12 @@ class Batches:
 
     @property
     def rows(self) -> int:
-        """Rows of a batch, instance and class rows alike."""
+        """The number of rows of a batch, instance and class rows together."""
         return len(self.images) * self.batch_size
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """In the order in which their sizes are met among the instance images; all of them have images of each kind."""
+        """The buckets, in the order of the first instance image of each size. Every bucket has images of each kind."""
         places: dict[Size, dict[RowKind, list[int]]] = {}
         for image in self.images["instance"]:
             places.setdefault(image.views[0].size, {kind: [] for kind in self.images})
@@ -89,7 +90,8 @@ class Batches:
     def __call__(self, step: int, learning_rate: Mapping[str, float], wanted: Set[int] | None = None) -> Batch:
         """Return the batch of update number `step` (0 for the first): batch_size rows of each kind, instances first.
 
-        Latents and noise, which take the time, are made of the `wanted` rows only (None: all); the others' are 0.
+        Latents and noise, which take most of the time, are made only for the `wanted` rows (None: all); those of other
+        rows are 0.
         """
         number, turn = self._bucket(step)
         kinds = [kind for kind in self.images for _ in range(self.batch_size)]
@@ -110,12 +112,12 @@ class Batches:
                 noise[row] = self._noise(step, row, shape)
         timestep = np.array([self._timestep(step, row) for row in range(len(rows))], np.int32)
         target_latent, target_noise = self.schedule.target(timestep)
-        # Each row has its own timestep and so its own weight, instance and class rows alike.
+        # Each row has its own timestep, and so its own weight, whether it is an instance or a class row.
         row_weight = self._timestep_weight(timestep) / self.batch_size
         is_prior = np.array([kind == "prior" for kind in kinds])
         prompts = self.prompts
         prompt_index = np.array([self._prompt(step, row, image) for row, image in enumerate(rows)])
-        if len(prompts) > len(rows):  # no more are sent than there are rows, and always as many
+        if len(prompts) > len(rows):  # at most as many prompts as rows are sent, and always the same number
             prompts, prompt_index = prompts[prompt_index], np.arange(len(rows))
         return Batch(
             latents=latents,
@@ -138,13 +140,14 @@ class Batches:
         )
 
     def _timestep_weight(self, timestep: np.ndarray) -> np.ndarray:
-        """Return what a timestep counts, [rows]: all 1 by default."""
+        """Return the loss weight of each timestep, [rows]: all 1 by default."""
         if self.debiased_estimation:
             return self.schedule.debiased_weight(timestep)
         return self.schedule.min_snr_weight(timestep, self.min_snr_gamma)
 
     def _noise(self, step: int, row: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Diffusion noise, float32 [h, w, c]; an offset moves whole channels, so that light and dark can be learned."""
+        """Return diffusion noise, float32 [h, w, c]. An offset shifts whole channels, so that overall brightness can be
+        learned."""
         noise = randomness.normal(self.seed, "noise", step, row, shape)
         if self.noise_offset:
             offset = randomness.normal(self.seed, "noise offset", step, row, shape[-1:])
@@ -158,15 +161,15 @@ class Batches:
     def _latents(self, step: int, row: int, view: View) -> np.ndarray:
         """Return a sample of the VAE posterior, shifted and scaled: float32 [h, w, c]."""
         mean, std = self.moments[view]
-        # A stream of its own: the posterior sample and the diffusion noise must not be the same numbers.
+        # This stream is separate: the posterior sample and the diffusion noise must not be the same numbers.
         sample = mean + std * randomness.normal(self.seed, "posterior", step, row, mean.shape)
         return (sample - np.float32(self.latent_shift)) * np.float32(self.latent_scale)
 
     def _bucket(self, step: int) -> tuple[int, int]:
-        """(which bucket a batch is of, how many batches were of it before).
+        """Return (the bucket of a batch, how many batches it had before).
 
-        In as many steps as there are instance images each bucket has as many as it has images, so that all images are
-        shown equally often, whatever their size.
+        In a cycle of as many steps as there are instance images, each bucket gets as many steps as it has images. So
+        all images are shown equally often, whatever their size.
         """
         counts = tuple(len(bucket.order["instance"]) for bucket in self.buckets)
         cycle, position = divmod(step, sum(counts))
@@ -175,7 +178,7 @@ class Batches:
         return number, cycle * counts[number] + int(np.count_nonzero(order[:position] == number))
 
     def _place(self, bucket: int, kind: RowKind, position: int) -> int:
-        """Return which image of its kind is at a position of the endless row of a bucket's epochs."""
+        """Return which image of its kind is at a position in the endless sequence of a bucket's epochs."""
         order = self.buckets[bucket].order[kind]
         epoch, rest = divmod(position, len(order))
         return order[int(_order(self.seed, kind, bucket, len(order), epoch)[rest])]
@@ -193,13 +196,13 @@ class Batches:
 
 @lru_cache(maxsize=256)
 def _order(seed: int, kind: RowKind, bucket: int, count: int, epoch: int) -> np.ndarray:
-    """Return the order of a bucket's images in an epoch; kinds of different sizes have epochs of different lengths."""
+    """Return the order of a bucket's images in an epoch. Each kind has epochs as long as its number of images."""
     return randomness.generator(seed, f"{kind} order", epoch, bucket).permutation(count)
 
 
 @lru_cache(maxsize=8)
 def _bucket_order(seed: int, counts: tuple[int, ...], cycle: int) -> np.ndarray:
-    """Return which bucket each step of a cycle is of."""
+    """Return the bucket of each step of a cycle."""
     return randomness.generator(seed, "bucket order", cycle).permutation(np.repeat(np.arange(len(counts)), counts))
 
 

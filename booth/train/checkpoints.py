@@ -1,4 +1,4 @@
-"""Checkpoints on disk or in a bucket: found, written whole, rotated only after the next one is complete."""
+"""Checkpoints on disk or in a bucket: they are written as a whole, and old ones are deleted only after that."""
 
 import hashlib
 import json
@@ -29,11 +29,11 @@ _STEP = re.compile(r"step-(\d{6,})$")
 _RECORD = "checkpoint.json"
 
 
-_HEADER = 600  # bytes for a tensor's name and those of its states
+_HEADER = 600  # bytes for the names of a tensor and of its states
 
 
 def checkpoint_size(config: Any, pipeline: PipelineDir) -> int:
-    """Bytes of a checkpoint, at most: trained weights, optimizer states and their average."""
+    """Return the largest size of a checkpoint in bytes: trained weights, optimizer states and the average."""
     size = 0
     if adapter := adapter_of(config, pipeline):
         size = sum(_tensor_size(config, shape, 4) for shape in adapter.tensor_shapes().values())
@@ -49,21 +49,21 @@ def checkpoint_size(config: Any, pipeline: PipelineDir) -> int:
 
 
 def _tensor_size(config: Any, shape: tuple[int, ...], width: int) -> int:
-    """Return the bytes of one trained tensor, kept in `width` bytes a number, with its states and its average."""
+    """Return the bytes of one trained tensor, kept in `width` bytes per number, with its states and its average."""
     count = math.prod(shape)
     average = 4 * count + _HEADER if config.ema.decay > 0 else 0
     return width * count + state_bytes(config.train.optimizer, shape) + _HEADER + average
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`; `run_id` tells them from another run's in a shared folder.
+    """The checkpoints of one run in `folder`; `run_id` distinguishes them from another run's in the same folder.
 
-    On a disk a checkpoint gets its name once it is whole. A bucket renames nothing: there one is whole once it has its
-    record, which is written last and deleted first.
+    On a disk a checkpoint gets its name when it is complete. A bucket cannot rename: there a checkpoint is complete if
+    it has its record, which is written last and deleted first.
     """
 
     def __init__(self, folder: Path, run_id: str, size: int = 0) -> None:
-        """`size` is that of one checkpoint in bytes, if new ones are to be written."""
+        """Take the folder. `size` is the size of one checkpoint in bytes, if new ones will be written."""
         self.folder, self.size = folder, size
         self._run_id = run_id
         self._in_bucket = is_remote(str(folder))
@@ -78,8 +78,8 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
     def find(self, step: int | None = None) -> int | None:
-        """Return the step asked for, else the newest, else None. Raise UserError if it is not there or of another
-        run."""
+        """Return `step` if it is given, else the newest step, or None if there is none. Raise UserError if the
+        checkpoint does not exist or belongs to another run."""
         steps = self.steps()
         if step is None and not steps:
             return None
@@ -99,18 +99,19 @@ class Checkpoints:
         return step
 
     def identity(self, step: int) -> str:
-        """Return what tells this checkpoint from another that the same run has, or had, at this step.
+        """Return a text that distinguishes this checkpoint from any other that the same run has, or had, at this step.
 
-        By its record, which has the hashes of its files; in a bucket, where it has none, by the time of that too.
+        It is made from the record, which has the hashes of the files. In a bucket the record has no hashes, so the time
+        of the record is used too.
         """
         record = self.path(step) / _RECORD
         written = str(record.stat().mtime).encode() if self._in_bucket else b""  # type: ignore[attr-defined]  # epath's
         return hashlib.sha256(record.read_bytes() + written).hexdigest()
 
     def save(self, backend: Backend, state: Any, step: int, keep: int) -> None:
-        """Write the checkpoint of a step, then deletes all but the newest `keep`: never the other way round.
+        """Write the checkpoint of a step, and only then delete all but the newest `keep`.
 
-        Raise UserError if it cannot be written, before anything is if the disk has too little space.
+        Raise UserError if it cannot be written; if the disk has too little space, before anything is written.
         """
         if not self._in_bucket:
             disk_space.require(
@@ -122,7 +123,7 @@ class Checkpoints:
                 backend.save(state, folder)
                 record = {"step": step, "run_id": self._run_id, "sha256": self._hashes(folder)}
                 (folder / _RECORD).write_bytes(json.dumps(record).encode())
-        except UserError:  # another host's reason
+        except UserError:  # another host's message
             raise
         except (OSError, SafetensorError, ValueError) as error:  # what the libraries raise for a full disk
             raise UserError(
@@ -139,7 +140,7 @@ class Checkpoints:
 
     @contextmanager
     def _new(self, path: Path) -> Iterator[Path]:
-        """An empty folder that becomes a checkpoint if the block succeeds."""
+        """Yield an empty folder that becomes a checkpoint if the block succeeds."""
         if self._in_bucket:
             path.rmtree(missing_ok=True)  # type: ignore[attr-defined]  # what a crash left
             yield path
@@ -149,7 +150,7 @@ class Checkpoints:
                 yield staging
 
     def _delete(self, step: int) -> None:
-        """Half a deleted folder must not count as a checkpoint."""
+        """Delete a checkpoint so that a folder which is deleted only in part never counts as a checkpoint."""
         path = self.path(step)
         if self._in_bucket:
             (path / _RECORD).unlink()
@@ -161,36 +162,36 @@ class Checkpoints:
             remove(doomed)
 
     def restore(self, backend: Backend, state: Any, step: int) -> Any:
-        """Return the state saved at a step, as `Backend.restore` has it. Raise UserError if its files are damaged or
-        unfit."""
+        """Return the state saved at a step, as `Backend.restore` does. Raise UserError if its files are damaged or do
+        not fit."""
         wanted = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8")).get("sha256") or {}
         here = self._hashes(self.path(step)) if wanted else {}
         if changed := sorted(name for name, sha256 in wanted.items() if here.get(name) != sha256):
             raise self._damaged(step, ValueError(f"{', '.join(changed[:3])}: not what was saved"))
         try:
             return backend.restore(state, self.path(step))
-        except (AssertionError, MemoryError, RuntimeError, UserError) as error:  # a full device is a RuntimeError
+        except (AssertionError, MemoryError, RuntimeError, UserError) as error:  # a full device raises RuntimeError
             if not isinstance(error, RecursionError):
                 raise
             raise self._unfit(step, error, whole=bool(wanted)) from error
-        except Exception as error:  # safetensors, Orbax and JSON raise what they like, Orbax Exception itself
+        except Exception as error:  # safetensors, Orbax and JSON raise many types, Orbax even Exception itself
             raise self._unfit(step, error, whole=bool(wanted)) from error
         except ENDS:
             raise
-        except BaseException as error:  # a panic, such as for want of memory
+        except BaseException as error:  # a panic, for example when memory runs out
             raise UserError(
-                f"checkpoint {self.path(step)} cannot be read ({said_by(error)}); if there is memory enough for it, go"
-                " on from an older one with --from-step"
+                f"checkpoint {self.path(step)} cannot be read ({said_by(error)}); if there is memory enough for it,"
+                " continue from an older one with --from-step"
             ) from error
 
     def names(self, backend_class: type[Backend], step: int) -> Collection[str]:
-        """Of the trainable tensors that are saved at a step. Raise UserError if they cannot be read."""
+        """Return the names of the trainable tensors saved at a step. Raise UserError if they cannot be read."""
         path = self.path(step)
         with reading(f"checkpoint {path} cannot be read", "put it back from a copy, or take an older one"):
             return backend_class.saved_names(path)
 
     def _hashes(self, folder: Path) -> dict[str, str]:
-        """sha256 of each file of a checkpoint; of one in a bucket none, which has checksums of its own."""
+        """Return the sha256 of each file of a checkpoint; none in a bucket, which has checksums of its own."""
         hashes: dict[str, str] = {}
         for path in sorted(folder.rglob("*")) if not self._in_bucket else ():
             if path.is_file() and path.name != _RECORD:
@@ -200,19 +201,21 @@ class Checkpoints:
 
     def _damaged(self, step: int, error: Exception) -> UserError:
         older = [found for found in self.steps() if found < step]
-        way = f"go on from an older one with --from-step {older[-1]}" if older else "begin anew in another --workdir"
+        way = (
+            f"continue from an older one with --from-step {older[-1]}" if older else "start again in another --workdir"
+        )
         return UserError(f"checkpoint {self.path(step)} is damaged ({_line(error)}); put it back from a copy, or {way}")
 
     def _unfit(self, step: int, error: Exception, whole: bool) -> UserError:
-        """`whole`: its files are known to be what was saved."""
+        """Return the error for a checkpoint that does not fit; `whole`: its files are known to be those saved."""
         what = "is whole, but was saved" if whole else "cannot be read: it is damaged, or was saved"
         return UserError(
             f"checkpoint {self.path(step)} {what} with other settings, another model or other versions of the libraries"
-            f" ({_line(error)}); go on with those"
+            f" ({_line(error)}); continue with those"
         )
 
     def set_aside_after(self, step: int) -> None:
-        """Move newer checkpoints out of the way, so that the run goes on from `step`; deletes nothing."""
+        """Rename newer checkpoints, so that the run continues from `step`; delete nothing."""
         for newer in (found for found in self.steps() if found > step):
             target, number = self.folder / f"superseded-{newer:06d}", 1
             while target.exists():

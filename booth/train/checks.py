@@ -1,4 +1,4 @@
-"""What is checked before a run does any work: settings, inputs, and the room on its disks."""
+"""The checks before a run does any work: settings, inputs, and the space on its disks."""
 
 import math
 from dataclasses import replace
@@ -25,9 +25,9 @@ from booth.train.run_record import pinned_revision, recorded_config
 
 
 def checked(backend_class: type[Backend], config: Any, workdir: str | Path | None) -> tuple[Any, Inputs]:
-    """Return the resolved config with all that is chosen for the run in `workdir`, and what that is made from.
+    """Return the complete config of the run in `workdir`, with all automatic choices made, and the run's inputs.
 
-    Start no device and write nothing. Raise UserError for all that can be refused by then.
+    Start no device and write nothing. Raise UserError for anything that can be refused by then.
     """
     validate(config, backend_class.name)
     backend_class.check(config)
@@ -36,7 +36,7 @@ def checked(backend_class: type[Backend], config: Any, workdir: str | Path | Non
     config = with_numbers(config, len(inputs.instances))
     validate_updates(config)
     config = backend_class.fit(config, inputs.pipeline, recorded_config(workdir) if workdir else None)
-    inputs = replace(inputs, concepts=concepts_of(config))  # with what was chosen
+    inputs = replace(inputs, concepts=concepts_of(config))  # with the choices made
     check_class_images(inputs)
     return config, inputs
 
@@ -44,7 +44,7 @@ def checked(backend_class: type[Backend], config: Any, workdir: str | Path | Non
 def require_space(
     config: Any, inputs: Inputs, run: RunDir, checkpoints: Checkpoints, start: int, adapter: Adapter | None
 ) -> None:
-    """Raise UserError if what the run has yet to write does not fit on its disks."""
+    """Raise UserError if the files that the run will still write do not fit on its disks."""
     exported = export_size(inputs.pipeline, config.export.precision, trained_networks(config))
     if adapter:
         exported = 4 * sum(map(math.prod, adapter.tensor_shapes().values()))
@@ -53,7 +53,7 @@ def require_space(
         every = config.checkpoint.every_steps
         more = 1 + ((config.train.steps - start - 1) // every if every else 0)
         there = len(checkpoints.steps())
-        # One more than are kept: the oldest is deleted when the newest is complete.
+        # One more checkpoint than is kept: the oldest is deleted only when the newest is complete.
         most = max(1, min(there + more, config.checkpoint.keep + 1) - there)
         needs.append(Need(f"{most} checkpoints", run.checkpoints, most * checkpoints.size))
     disk_space.require(needs, "make room, lower checkpoint.keep, or choose another --workdir or checkpoint.dir")

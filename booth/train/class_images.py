@@ -1,7 +1,7 @@
-"""Class images: counts what is there, has the frozen base model make what is missing, keeps a manifest.
+"""Class images: count the existing ones, let the frozen base model make the missing ones, keep a manifest.
 
-Image i has its own seed, derived from prior.seed, and its own slot in a batch: it is the same image whether 10 or 200
-are asked for, and making it takes nothing from training's randomness.
+Image i has its own seed, derived from prior.seed, and its own slot in a batch. So it is the same image whether 10 or
+200 are asked for, and it uses none of training's random numbers.
 """
 
 import hashlib
@@ -43,13 +43,15 @@ def class_images(
     weights: Mapping[str, str],
     recorded: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Path]:
-    """Return the `prior.count` images to train on, generated as far as they are missing: existing ones are used first.
+    """Return the `prior.count` images to train on. Existing images are used first, and the missing ones are generated.
 
-    `shares`: how many instance images there are of each size; class images come in the same proportions, at least one
-    of each size. `models` must be the untouched base, `weights` has the sha256 of each of its networks. `recorded`: the
-    sha256 of those that the run has trained with, by the names of the files, wherever the folder is now. Raise
-    UserError if the folder's images were made for another prompt, base or size, or are too few for all sizes; also if
-    one of the user's own, which cannot be made again, is not there any more."""
+    `shares` says how many instance images each size has; class images get the same proportions, at least one of each
+    size. `models` must be the untouched base, and `weights` are the sha256 of its networks. `recorded` are the sha256
+    of the images that the run has trained with, by file name, wherever the folder is now.
+
+    Raise UserError if the folder's images were made for another prompt, base or size, or are too few for all sizes.
+    Raise it also if one of the user's own images, which cannot be made again, is missing.
+    """
     recipe = {
         "resolution": config.data.resolution,
         **{name.partition(".")[2]: get(config, name) for name in RECIPE},
@@ -59,8 +61,8 @@ def class_images(
     names = {path.name for path in own}
     if gone := sorted(name for name in recorded if name not in names and not _OURS.match(name)):
         raise UserError(
-            f"prior.images={str(folder)!r} does not have all class images any more that this run has trained with"
-            f" ({', '.join(gone[:3])}); put them back, or start a new run in another --workdir"
+            f"prior.images={str(folder)!r} lacks class images that this run has trained with ({', '.join(gone[:3])});"
+            " put them back, or start a new run in another --workdir"
         )
     existing = own[: config.prior.count]
     counts = to_make(config.prior.count, shares, [load_image(path).size for path in own])
@@ -97,13 +99,13 @@ def _requests(config: Any, files: Sequence[Path]) -> list[ImageRequest]:
 
 
 def _missing(files: Sequence[Path]) -> set[int]:
-    """Looked for once no other run makes any."""
+    """Return the indices of missing files. Call it only while no other run makes any."""
     return {index for index, file in enumerate(files) if not file.exists()}
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which runs that share it wait for; then remove what a crash left there."""
+    """Hold the folder's lock, so that other runs wait; first remove the files that a crash left in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock")
     try:
@@ -120,10 +122,11 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _check_recipe(folder: Path, recipe: Mapping[str, Any], made: Sequence[Path], recorded: Mapping[str, str]) -> bool:
-    """Return whether the folder's manifest says that images we made are of this recipe; UserError if they are of
-    another.
+    """Return whether the folder's manifest says that the generated images were made by this recipe. Raise UserError if
+    they were made by another.
 
-    Where it is lost, they are still known if a run has recorded their hashes: then it is to be written again.
+    If the manifest is lost, images are still known if a run has recorded their hashes. Then the result is False, and
+    the manifest must be written again.
     """
     manifest = folder / RECIPE_FILE
     try:

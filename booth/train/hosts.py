@@ -1,9 +1,9 @@
-"""Several hosts, one run: one leads, the others follow.
+"""Several hosts in one run: one host leads, the others follow.
 
-The leader runs the loop as if it were alone: it alone reads photos, decides, and writes. Each call of its backend is
-announced to the others, who make the same call on their own devices, so that all take part in every collective in the
-same order, whatever the leader decides and when. Batches are not sent: each host is given what they are made of and
-makes the rows of its own devices.
+The leader runs the loop as if it were alone: only the leader reads photos, decides, and writes. It announces each call
+of its backend to the other hosts, which make the same call on their own devices. So all hosts take part in every
+collective in the same order, whatever the leader decides. Batches are not sent: each host gets the data that they are
+made from, and makes the rows of its own devices.
 """
 
 import logging
@@ -31,7 +31,8 @@ log = logging.getLogger("booth")
 
 
 def feed(backend: Backend, config: Any, batches: Batches, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) of the updates from `start` to `stop`, made ahead; with the rows that this process computes on."""
+    """Yield (step, batch) of the updates from `start` to `stop`, made ahead of time, with the rows that this process
+    computes on."""
     if isinstance(backend, Leader):
         backend.announce("feed", config, batches, start, stop)
     rows = backend.own_rows(batches.rows)
@@ -40,13 +41,13 @@ def feed(backend: Backend, config: Any, batches: Batches, start: int, stop: int)
 
 @contextmanager
 def leading(hosts: Hosts | None) -> Iterator[None]:
-    """Tell the others how the block ended, so that they end too."""
+    """Tell the other hosts how the block ended, so that they end too."""
     try:
         yield
     except BaseException as error:
         if hosts:
             hosts.fail(_reason(error), _exit_code(error))
-            with suppress(Exception):  # the error that began it is what matters
+            with suppress(Exception):  # the first error is the one that matters
                 hosts.send(("end", _reason(error)))
                 hosts.end()
         raise
@@ -61,23 +62,23 @@ def _reason(error: BaseException) -> str:
 
 
 def _exit_code(error: BaseException) -> int:
-    """As the command line has it."""
+    """Return the exit code that the command line gives this error."""
     if isinstance(error, KeyboardInterrupt):
         return error.code if isinstance(error, Stopped) else 130
     return 2 if isinstance(error, UserError | OSError) else 1
 
 
 class Leader:
-    """The backend of the leader: what it does, all do."""
+    """The backend of the leader: every host makes the calls that it makes."""
 
     def __init__(self, backend: Backend, hosts: Hosts, config: Any, checkpoints: Path) -> None:
-        """Raise UserError if the others do not see the checkpoint folder, which all write to."""
+        """Raise UserError if the other hosts do not see the checkpoint folder, which all hosts write to."""
         self._backend, self._hosts = backend, hosts
         self.name, self.survives_out_of_memory = backend.name, backend.survives_out_of_memory
         checkpoints.mkdir(parents=True, exist_ok=True)
         probe = checkpoints / f"{STAGING_PREFIX}{uuid.uuid4().hex}"
         if not is_remote(str(probe)):
-            probe = probe.absolute()  # the others may be in another folder
+            probe = probe.absolute()  # the working folder of another host may differ
         probe.write_bytes(b"")
         try:
             self._all("start", config, probe)
@@ -85,11 +86,12 @@ class Leader:
             probe.unlink()
 
     def announce(self, call: str, *arguments: Any) -> None:
-        """All others make this call of `_Follower`."""
+        """Make all other hosts call this method of `_Follower`."""
         self._hosts.send((call, *arguments))
 
     def _all(self, call: str, *arguments: Any, here: Callable[[], Any] = lambda: None) -> Any:
-        """Return the call on every host: `here` on this one. Raise UserError if it failed on another."""
+        """Make the call on all other hosts, and return the result of `here` on this one. Raise UserError if the call
+        failed on another host."""
         self.announce(call, *arguments)
         result = here()
         failures = [(index, failure) for index, failure in enumerate(self._hosts.confirmed(), start=1) if failure]
@@ -99,7 +101,7 @@ class Leader:
 
     @staticmethod
     def check(config: Any) -> None:
-        """Asked of the backend's class, before there is a leader."""
+        """Do nothing: this is called on the backend's own class, before there is a leader."""
 
     @staticmethod
     def fit(config: Any, pipeline: PipelineDir, recorded: Mapping[str, Any] | None) -> Any:
@@ -112,7 +114,7 @@ class Leader:
 
     @staticmethod
     def hosts() -> None:
-        """They are met."""
+        """Do nothing: the hosts are joined already."""
 
     def load(self, pipeline: PipelineDir) -> Any:
         commit = pipeline.model.commit if pipeline.model else ""
@@ -151,14 +153,14 @@ class Leader:
         return self._backend.models(state)
 
     def with_lora_weight(self, state: Any, weight: float) -> Any:
-        """Asked by the `sample` command, which runs on one host."""
+        """Not used: only the `sample` command calls it, which runs on one host."""
         return self._backend.with_lora_weight(state, weight)
 
     def own_rows(self, rows: int) -> Set[int] | None:
         return self._backend.own_rows(rows)
 
     def train_step(self, state: Any, batch: Batch) -> tuple[Any, Metrics]:
-        self.announce("train_step")  # and on to the next: nobody waits for an update to be done
+        self.announce("train_step")  # no confirmation: nobody waits for an update to finish
         return self._backend.train_step(state, batch)
 
     def save(self, state: Any, folder: Path) -> None:
@@ -171,14 +173,14 @@ class Leader:
         self.announce("tensors")
         tensors = self._backend.tensors(state)
         while True:
-            # One at a time: the others wait for word, not for each other, should this host stop here.
+            # One tensor at a time: if this host stops here, the others wait for a message and not in a collective.
             if (tensor := self._all("next_tensor", here=lambda: next(tensors, None))) is None:
                 return
             yield tensor
 
 
 class _Follower:
-    """Makes the calls that the leader announces; has models and state of its own."""
+    """Makes the calls that the leader announces, with its own models and state."""
 
     def __init__(self, backend_class: type[Backend], hosts: Hosts, request: StopRequest) -> None:
         self._backend_class, self._hosts, self._request = backend_class, hosts, request
@@ -201,7 +203,7 @@ class _Follower:
         pipeline = open_pipeline(source.source, source.variant, commit or source.revision, config=source.config)
         here = pipeline.hashes()
         if changed := [name for name, sha256 in hashes.items() if here.get(name) != sha256]:
-            raise UserError(f"model.source={source.source!r} is another model here ({', '.join(changed)})")
+            raise UserError(f"model.source={source.source!r} is a different model here ({', '.join(changed)})")
         self._models = self._backend.load(pipeline)
 
     def encode_images(self, pixels: np.ndarray) -> None:
@@ -217,7 +219,7 @@ class _Follower:
         return self._models if self._state is None else self._backend.models(self._state)
 
     def init(self, training: bool) -> None:
-        # The state owns the weights from here on.
+        # From here on the state owns the weights.
         self._state, self._models = self._backend.init(self._models, training=training), None
 
     def restore(self, folder: Path) -> None:
@@ -231,7 +233,7 @@ class _Follower:
         self._state, _ = self._backend.train_step(self._state, batch)
         self._steps += 1
         if self._steps == 1:
-            # The leader decides: whichever host is asked to stop, all do after the same update.
+            # The leader decides: if any host is asked to stop, all stop after the same update.
             self._request.arm()
             self._hosts.pass_on(self._request)
 
@@ -249,7 +251,7 @@ _UNCONFIRMED = ("feed", "train_step", "tensors")
 
 
 def follow(backend_class: type[Backend], hosts: Hosts) -> None:
-    """Does what the leader says until it ends. Raise UserError with the leader's word if it ended for an error."""
+    """Make the calls that the leader announces until it ends. Raise UserError with the leader's reason if it failed."""
     log.info("host %d of %d: follows host 0", hosts.index, hosts.count)
     with StopRequest() as request:
         message = _obey(_Follower(backend_class, hosts, request), hosts)
@@ -258,7 +260,7 @@ def follow(backend_class: type[Backend], hosts: Hosts) -> None:
 
 
 def _obey(follower: _Follower, hosts: Hosts) -> Any:
-    """Until the leader's last message, which it returns."""
+    """Make the calls of the leader's messages until its last one. Return that message."""
     try:
         while (message := hosts.receive())[0] != "end":
             call, *arguments = message

@@ -1,6 +1,6 @@
-"""Computed once: the VAE moments of every view of every image, kept in the run folder by content.
+"""The VAE moments of every view of every image, computed once and kept in the run folder by content.
 
-Moments (mean and standard deviation) are kept, not one sample of them: each step draws its own latents.
+Moments (mean and standard deviation) are kept instead of samples: each step draws its own latents.
 """
 
 import hashlib
@@ -22,12 +22,13 @@ from booth.diffusion.backend import Backend
 def moments(
     folder: Path, backend: Backend, models: Any, views: Sequence[View], vae_hash: str, batch_size: int
 ) -> dict[View, np.ndarray]:
-    """{view: float32 [2, h, w, c], mean and standard deviation}; encodes what the folder does not hold yet.
+    """Return {view: mean and standard deviation, float32 [2, h, w, c]}. Encode only what the folder does not hold yet.
 
-    Views of one size are encoded together. View i of a size always sits in slot i % batch_size of a full batch, so an
-    interrupted run continues to the same bits. Raise UserError if the VAE gives something that is not finite, or if the
-    disk is full."""
-    views = sorted(views, key=lambda view: view.size)  # which leaves those of one size in their order
+    Views of one size are encoded together. View i of a size always has slot i % batch_size of a full batch, so an
+    interrupted run gets the same bits when it continues. Raise UserError if the VAE gives a number that is not finite,
+    or if the disk is full.
+    """
+    views = sorted(views, key=lambda view: view.size)  # views of one size keep their order
     files = [folder / f"{_key(view, vae_hash)}.npz" for view in views]
     groups = _groups(views, batch_size)
     held = [_read(file) for file in files]
@@ -41,14 +42,14 @@ def moments(
             if not np.isfinite(array).all():
                 raise UserError(
                     f"{views[place].example.path}: this model's VAE makes no finite latents of it; take another"
-                    " image in its place, or a model whose VAE is sound"
+                    " image in its place, or another model"
                 )
             write_bytes(files[place], _packed(array))
     return {view: array for view, array in zip(views, held, strict=True) if array is not None}
 
 
 def _groups(views: Sequence[View], batch_size: int) -> list[range]:
-    """Place of views that follow each other and have one size, in batches."""
+    """Return the positions of views in batches; those of a batch are consecutive and have one size."""
     groups, first = [], 0
     for _, same in groupby(views, key=lambda view: view.size):
         stop = first + len(list(same))
@@ -58,19 +59,19 @@ def _groups(views: Sequence[View], batch_size: int) -> list[range]:
 
 
 def _packed(array: np.ndarray) -> bytes:
-    """As .npz, which unlike .npy has a checksum."""
+    """Return the array as .npz, which has a checksum, unlike .npy."""
     buffer = io.BytesIO()
     np.savez(buffer, moments=array)
     return buffer.getvalue()
 
 
 def _read(file: Path) -> np.ndarray | None:
-    """Return a file's moments; None if it is not there, or damaged."""
+    """Return a file's moments, or None if it is missing or damaged."""
     try:
         with np.load(file) as content:
             moments: np.ndarray = content["moments"]
             return moments
-    except Exception:  # NumPy and zipfile raise what they like
+    except Exception:  # NumPy and zipfile raise many types
         return None
 
 

@@ -1,4 +1,4 @@
-"""Step -> learning rates, in plain Python: the backends' own schedulers would each need the other framework's absence.
+"""Step -> learning rates, in plain Python, so that both backends use the same code.
 
 The shapes and their end points are those of `get_scheduler` in diffusers and transformers.
 """
@@ -11,7 +11,7 @@ from booth.config.trained import rate_groups
 
 
 def learning_rates(config: Any, step: int) -> dict[str, float]:
-    """Return the rate of each trained component, and of new tokens, in update number `step` (0 for the first)."""
+    """Return the learning rate of each trained component, and of new tokens, in update `step` (0 for the first)."""
     train = config.train
     factor = schedule_factor(config, step)
     own = train.text_encoder_learning_rate
@@ -24,8 +24,7 @@ def learning_rates(config: Any, step: int) -> dict[str, float]:
 
 
 def schedule_factor(config: Any, step: int) -> float:
-    """Return what the peak learning rates are multiplied with: up from 0 during warmup, then down to the last
-    update."""
+    """Return the factor of the peak learning rates: it rises from 0 during warmup, then falls until the last update."""
     train = config.train
     warmup, rest = train.lr_warmup_steps, train.steps - train.lr_warmup_steps
     if step < warmup:
@@ -36,7 +35,7 @@ def schedule_factor(config: Any, step: int) -> float:
     if train.lr_schedule == "cosine":
         return 0.5 * (1.0 - math.cos(math.pi * remaining))
     if train.lr_schedule == "cosine_with_restarts":
-        through = train.lr_cycles * (step - warmup) % rest / rest  # whole numbers: a restart is not missed by rounding
+        through = train.lr_cycles * (step - warmup) % rest / rest  # in integers, so that rounding cannot miss a restart
         return 0.5 * (1.0 + math.cos(math.pi * through))
     if train.lr_schedule == "polynomial":
         end = train.lr_end / train.learning_rate

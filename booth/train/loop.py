@@ -34,22 +34,22 @@ log = logging.getLogger("booth")
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished run left behind."""
+    """The results of a finished run."""
 
     path: Path
     pipeline: Path  # the exported diffusers pipeline, or the folder of the LoRA file
-    metrics: list[dict[str, Any]]  # one dict a step, as in metrics.jsonl; numbers, or None where none is finite
+    metrics: list[dict[str, Any]]  # one dict per step, as in metrics.jsonl; a value that is not finite is None
 
 
 class Publisher(Protocol):
-    """Where a finished run goes."""
+    """The place that a finished run is pushed to."""
 
     def check(self) -> None:
-        """Raise UserError if it would not be taken."""
+        """Raise UserError if the place would not accept the run."""
         ...
 
     def push_finished(self, run: Path) -> None:
-        """Push the run in a folder. Raise UserError for whatever goes wrong."""
+        """Push the run in a folder. Raise UserError if anything goes wrong."""
         ...
 
 
@@ -63,13 +63,13 @@ def train(
     publisher: Publisher | None = None,
     refresh: Callable[[Path], object] = lambda run: None,
 ) -> Run:
-    """Run or resume the whole job in `workdir`; called again on a finished run, train no further step.
+    """Run or resume the whole job in `workdir`; if the run is finished, train no further step.
 
     `from_step` continues from that checkpoint instead of the newest; `meant` is as in `RunDir.open`. `refresh` is
-    called with the run folder whenever there is more to look at. The `publisher` is asked first whether it would take
-    the finished run. Where processes on several hosts were started together, the first of them leads and has all
-    files; the others have no metrics. Raise UserError for what the user can mend, and Stopped, a KeyboardInterrupt,
-    where a signal asked it to stop while it trained.
+    called with the run folder whenever there is something new to show. The `publisher` is asked first whether it would
+    accept the finished run. If processes on several hosts were started together, the first of them leads and writes all
+    files; the others return no metrics. Raise UserError for anything that the user can correct, and Stopped, a
+    KeyboardInterrupt, if a signal asked the run to stop while it trained.
     """
     hosts = backend_class.hosts()
     if hosts and hosts.index:
@@ -116,7 +116,7 @@ def _train(
 
 @dataclass
 class _Job:
-    """What a run is asked for, and what of it is there already."""
+    """What a run is asked to do, and how much of it is done already."""
 
     config: Any
     inputs: Inputs
@@ -138,7 +138,7 @@ class _Job:
 
 
 def _begin(backend_class: type[Backend], config: Any, inputs: Inputs, run: RunDir, from_step: int | None) -> _Job:
-    """Compare what is asked for with what the run folder has. Raise UserError if the two do not go together."""
+    """Compare what the user asks for with the run folder. Raise UserError if they do not fit together."""
     adapter = adapter_of(config, inputs.pipeline)
     finish_interrupted(run.pipeline)
     checkpoints = Checkpoints(run.checkpoints, run.id, checkpoint_size(config, inputs.pipeline))
@@ -164,43 +164,46 @@ def _begin(backend_class: type[Backend], config: Any, inputs: Inputs, run: RunDi
 
 @dataclass
 class _Ready:
-    """What training works with, on the device and beside it."""
+    """Everything that training works with, on the device and on the host."""
 
     backend: Backend
     state: Any
     batches: Batches
     previews: Previews
-    base_images: list[Any]  # of the untouched base, for before and after
+    base_images: list[Any]  # the pictures of the untouched base, for the picture of before and after
 
 
 def _prepare(backend_class: type[Backend], job: _Job, hosts: Hosts | None) -> _Ready:
-    """Load the model, make what training reads, and restore the checkpoint that the run goes on from."""
+    """Load the model, make the data for training, and restore the checkpoint that the run continues from."""
     config, start = job.config, job.start.step
     backend: Backend = backend_class(config)
     if hosts:
         backend = Leader(backend, hosts, config, job.run.checkpoints)
     models = backend.load(job.inputs.pipeline)
-    # Before init: the optimizer is not in memory yet, and these images must come from the untouched base.
+    # This comes before init: the optimizer is not in memory yet, and these images must come from the untouched base.
     batches = prepare(config, job.inputs, job.run, backend, models)
     previews = Previews(config, job.inputs, backend, job.run)
     base_images = previews.base_images(models) if config.samples.before_after else []
     state = backend.init(models)
-    del models  # the state owns the weights from here on
+    del models  # from here on the state owns the weights
     if start:
         state = job.checkpoints.restore(backend, state, start)
         job.checkpoints.set_aside_after(start)
         log.info("resumed from step %d", start)
         if _due(start, config.samples.every_steps) and not previews.grid_file(start).exists():
-            previews.write_grid(backend.models(state), start)  # it was saved, and then ended in the middle of them
+            previews.write_grid(
+                backend.models(state), start
+            )  # the run ended after it had saved the step, but before its previews were complete
     job.run.record_saved(start)
     if job.start.exported is not None and job.start.exported > job.last_step:
-        log.warning("%s is of step %d; in the end that of step %d takes its place", job.result, job.start.exported,
+        log.warning("%s is of step %d; at the end, that of step %d replaces it", job.result, job.start.exported,
                     job.last_step)  # fmt: skip
     return _Ready(backend, state, batches, previews, base_images)
 
 
 def _update(job: _Job, ready: _Ready, hosts: Hosts | None, refresh: Callable[[Path], object], began: float) -> Any:
-    """Train up to the last step, saving and showing on the way, and return the state. Raise Stopped when asked to."""
+    """Train up to the last step, with checkpoints and previews on the way, and return the state. Raise Stopped if a
+    signal asked the run to stop."""
     config, run, backend, state = job.config, job.run, ready.backend, ready.state
     ready.state = None  # an update consumes it
     start, stop = job.start.step, config.train.steps
@@ -222,7 +225,7 @@ def _update(job: _Job, ready: _Ready, hosts: Hosts | None, refresh: Callable[[Pa
             save = partial(save_checkpoint, state, done)
             previewed = _due(done, config.samples.every_steps)
             asked = request.number
-            # Where one of several hosts cannot make its pictures, none can save any more.
+            # If one of several hosts cannot make its pictures, no host can save after that.
             before_pictures = previewed and hosts is not None
             saved = _due(done, config.checkpoint.every_steps) or done == stop or before_pictures or asked > 0
             if saved:
@@ -232,7 +235,9 @@ def _update(job: _Job, ready: _Ready, hosts: Hosts | None, refresh: Callable[[Pa
             if asked:
                 raise Stopped(done, asked)
             if previewed:
-                pictures = nullcontext() if hosts else request.at_once()  # of several hosts all finish them
+                pictures = (
+                    nullcontext() if hosts else request.at_once()
+                )  # several hosts always finish their pictures together
                 with recorder.paused():
                     with _keeping(None if saved else save, done, request), pictures:
                         ready.previews.write_grid(backend.models(state), done)
@@ -242,7 +247,7 @@ def _update(job: _Job, ready: _Ready, hosts: Hosts | None, refresh: Callable[[Pa
 
 @contextmanager
 def _keeping(save: Callable[[], None] | None, done: int, request: StopRequest) -> Iterator[None]:
-    """Lose no update if pictures cannot be made, such as for want of memory, or are not waited for."""
+    """Save the current update if pictures cannot be made, for example for lack of memory, or if a signal ends them."""
     try:
         yield
     except (UserError, KeyboardInterrupt) as error:

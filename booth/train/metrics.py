@@ -1,6 +1,6 @@
-"""What a run reports: console progress with ETA, metrics.jsonl (one object a step) and tensorboard.
+"""The metrics of a run: console progress with ETA, metrics.jsonl (one object per step) and tensorboard.
 
-Metrics stay on the device and are read in blocks, so that the host never waits for a step before it sends the next.
+Metrics stay on the device and are read in blocks, so that the host never waits for one step before it sends the next.
 """
 
 import json
@@ -23,14 +23,14 @@ log = logging.getLogger("booth")
 MOST_SKIPPED_IN_A_ROW = 20  # a loss scale that starts at 65536 has then fallen below 0.1
 _DIVERGED = (
     "training diverged; continue from an earlier checkpoint with --from-step and a lower train.learning_rate, or start"
-    " anew with"
+    " again with"
 )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return all complete lines of a metrics.jsonl; a line cut off by a crash is left out.
+    """Return all complete lines of a metrics.jsonl; a line that a crash cut off is left out.
 
-    A metric is a number, or None where a skipped update's was not finite.
+    A metric is a number, or None if it was not finite in a skipped update.
     """
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     read = []
@@ -44,7 +44,7 @@ class Recorder:
     """Collects the metrics of one training session. Steps count finished updates: the first update is step 1."""
 
     def __init__(self, run: RunDir, start: int, stop: int, rows: int, every: int) -> None:
-        # Each step appears once: lines past the restored checkpoint belong to updates that are done again.
+        # Each step appears once: lines after the restored checkpoint belong to updates that are computed again.
         kept = [line for line in read_metrics(run.metrics) if line["step"] <= start]
         write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self._tensorboard = _Tensorboard(run.tensorboard, start)
@@ -56,35 +56,39 @@ class Recorder:
         self._block_began = time.perf_counter()
 
     def record(self, step: int, learning_rate: Mapping[str, Any], metrics: dict[str, Any]) -> None:
-        """Take a step's learning rate of each trained component and its metrics, which are still on the device.
+        """Take the learning rates of a step, by trained component, and its metrics, which are still on the device.
 
-        Read a whole block when `log.every_steps` have come together.
+        When `log.every_steps` steps have been taken, read them as one block.
         """
         rates = {
             "learning_rate" if component == "unet" else f"{component}_learning_rate": float(rate)
             for component, rate in learning_rate.items()
         }
         self._pending.append((step, rates, metrics))
-        # The very first step is read at once: it shows that training runs, and compiling stays out of the speeds.
+        # The very first step is read at once: it shows that training runs, and keeps compilation out of the speeds.
         if self._progress.n == self._progress.initial:
             self.flush()
         elif len(self._pending) > self._every:
-            self.flush(but=1)  # the device has the newest step to do while the host reads the others
+            self.flush(but=1)  # the device computes the newest step while the host reads the others
 
     def flush(self, but: int = 0) -> None:
-        """Wait for all pending steps `but` the newest and writes them.
+        """Wait for all pending steps except the newest `but`, and write them.
 
-        Raise UserError if too many updates in a row were skipped, since their loss or gradients were not finite, or if
-        the disk is full."""
+        Raise UserError if too many updates in a row were skipped because their loss or gradients were not finite, or if
+        the disk is full.
+        """
         block, self._pending = self._pending[: len(self._pending) - but], self._pending[len(self._pending) - but :]
         if not block:
             return
         values = [(step, rates, {k: float(v) for k, v in metrics.items()}) for step, rates, metrics in block]
-        began, self._block_began = self._block_began, time.perf_counter()  # writing them counts for the next block
+        began, self._block_began = (
+            self._block_began,
+            time.perf_counter(),
+        )  # the time of writing counts for the next block
         speed = self._rows * len(values) / (self._block_began - began)
         lines = [
             {
-                # JSON has no NaN: null
+                # JSON has no NaN, so null is written
                 name: value if math.isfinite(value) else None
                 for name, value in {"step": step, **metrics, **rates, "samples_per_s": round(speed, 3)}.items()
             }
@@ -127,7 +131,7 @@ class Recorder:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Read what is pending first; what the block does (saving, sampling) does not count as training time."""
+        """First read the pending steps. The time of the block (saving, sampling) does not count as training time."""
         self.flush()
         yield
         self._block_began = time.perf_counter()
@@ -143,13 +147,13 @@ class Recorder:
 
 
 class _Tensorboard:
-    """Scalars for tensorboard, written as they come; metrics.jsonl has them too, so no run ends for want of them.
+    """Scalars for tensorboard, written as they come. metrics.jsonl has them too, so an error here never ends a run.
 
-    tensorboardX's own SummaryWriter writes from a thread, whose errors are tracebacks that nobody can catch.
+    tensorboardX's own SummaryWriter writes from a thread, whose errors are tracebacks that cannot be caught.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
-        # Imports torch where that is installed, so only when training.
+        # This imports torch if it is installed, so it happens only when training.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import scalar
@@ -157,11 +161,11 @@ class _Tensorboard:
         self._event, self._scalar = Event, scalar
         folder.mkdir(exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"), f".from{start}")
-        # Hides what an earlier session wrote of the steps that are done again.
+        # This hides what an earlier session wrote about the steps that are computed again.
         self._write([Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))])
 
     def write(self, lines: Sequence[Mapping[str, float | None]]) -> None:
-        """Lines of metrics.jsonl."""
+        """Write lines of metrics.jsonl as scalars."""
         self._write(
             self._event(step=line["step"], summary=self._scalar(f"train/{name}", value))
             for line in lines

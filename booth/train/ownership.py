@@ -1,4 +1,4 @@
-"""Whose a folder is: whether a run may begin, go on, or keep its checkpoints there."""
+"""The owner of a folder: whether a run may begin there, continue there, or keep its checkpoints there."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from booth.train.run_record import (
 log = logging.getLogger("booth")
 
 
-_JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # what desktops put into a folder that is only looked at
+_JUNK = frozenset([".DS_Store", "Thumbs.db", "desktop.ini"])  # files that desktops add to a folder when it is opened
 
 
 CLAIM = ".run-id"
@@ -31,7 +31,7 @@ CLAIM = ".run-id"
 def check_ours(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir {path} is a file; give a folder")
-    # A run that was killed before it wrote its record left these.
+    # A run that was killed before it wrote its record leaves only these files.
     if strangers(path, ".lock", STAGING_PREFIX + MANIFEST, STAGING_PREFIX + CONFIG) and not _is_run(path):
         raise UserError(f"--workdir {path} holds other files and is no run folder; give a new or empty folder")
 
@@ -46,30 +46,30 @@ def _is_run(path: Path) -> bool:
 
 
 def owner(folder: Path) -> str | None:
-    """Return the id of the run whose checkpoints are in a folder: by its mark, or else by one of them; None if it has
-    none."""
+    """Return the id of the run whose checkpoints are in a folder, by the folder's mark or else by a checkpoint; None if
+    there is neither."""
     if (folder / CLAIM).is_file():
         return str((folder / CLAIM).read_text(encoding="utf-8"))
     for record in folder.glob("step-*/checkpoint.json") if folder.is_dir() else ():
-        with suppress(KeyError, OSError, RecursionError, TypeError, ValueError):  # damaged: another may tell
+        with suppress(KeyError, OSError, RecursionError, TypeError, ValueError):  # a damaged checkpoint: try another
             return str(json.loads(record.read_text(encoding="utf-8"))["run_id"])
     return None
 
 
 def strangers(path: Path, *ours: str) -> bool:
-    """Return whether a folder holds anything else than `ours` and what desktops and locks leave everywhere."""
+    """Return whether a folder holds anything except `ours` and the files that desktops and locks leave everywhere."""
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
     return any(name not in _JUNK.union(ours) and not name.startswith(".filelock-") for name in names)
 
 
 def same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Collection[str] | None) -> Record | None:
-    """Return the record of the run in a folder, if there is one; UserError if that is another run than this."""
+    """Return the record of the run in a folder, if there is one. Raise UserError if it is a different run."""
     before = find_record(workdir)
     if before is None:
         return None
     if before.backend != backend:
         raise UserError(f"--workdir {workdir} is a run of {before.backend}booth; give {backend}booth another one")
-    # A field that came with a newer version had its default before.
+    # A field that a newer version added had its default before.
     defaults = json.loads(json.dumps(settings.flatten(settings.default_config())))
     before = replace(before, config={**defaults, **before.config})
     changed = changes(before.config, config)
@@ -89,16 +89,16 @@ def same_run(workdir: Path, backend: str, config: Mapping[str, Any], meant: Coll
     if (workdir / MANIFEST).is_file():
         return before
     if not _has_trained(workdir):
-        return None  # a config.json alone, which may be another run's copied here: it begins now, with an id of its own
+        return None  # only a config.json, perhaps copied from another run: this run begins now, with its own id
     if meant is not None:
         raise UserError(
             f"--workdir {workdir} has no {MANIFEST} any more, which says what the run was made from; put it back from a"
             " copy, or if photos, model and settings are still the same give --accept-changes"
         )
-    log.warning("%s is gone: photos and model are taken for what the run began with", workdir / MANIFEST)
+    log.warning("%s is missing: photos and model are taken to be those the run began with", workdir / MANIFEST)
     return before
 
 
 def _has_trained(workdir: Path) -> bool:
-    """Return whether a run has come so far that it must have had a manifest."""
+    """Return whether a run has done so much that it must have had a manifest."""
     return any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "pipeline", "lora"))

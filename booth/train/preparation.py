@@ -1,4 +1,4 @@
-"""What happens before the first update: class images are made, images and prompts encoded."""
+"""The work before the first update: class images are made, images and prompts are encoded."""
 
 import logging
 import math
@@ -30,7 +30,7 @@ log = logging.getLogger("booth")
 
 
 def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> Batches:
-    """Class images, VAE moments and prompt contexts, all from the untouched base: step -> Batch is ready then."""
+    """Make class images, VAE moments and prompt contexts, all with the untouched base. Return step -> Batch."""
     examples = {"instance": inputs.instances}
     if any(concept.has_prior for concept in inputs.concepts):
         examples["prior"] = _class_examples(inputs, run, backend, models)
@@ -88,7 +88,7 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
 
 
 def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
-    """Return what class images and VAE moments will take, as far as they are not there yet; at most."""
+    """Return the largest space that class images and VAE moments will need, as far as they do not exist yet."""
     settings, images = config.data, len(inputs.instances)
     pixels = max(width * height for width, height in inputs.used_sizes)
     counts = {
@@ -110,7 +110,7 @@ def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
 
 
 def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> list[Example]:
-    """Return the class images of all concepts, made where they are missing."""
+    """Return the class images of all concepts; make the missing ones."""
     examples, weights, recorded = [], inputs.weights, run.recorded("class images")
     for place, concept in enumerate(inputs.concepts):
         if concept.has_prior:
@@ -132,7 +132,7 @@ def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) 
 
 
 def warn_if_small(examples: Sequence[Example], inputs: Inputs) -> None:
-    """One warning that names the images which will be enlarged."""
+    """Log one warning that names the images which will be enlarged."""
     small = [
         f"{printable(example.name)} ({example.size[0]}x{example.size[1]})"
         for example in examples
@@ -140,7 +140,7 @@ def warn_if_small(examples: Sequence[Example], inputs: Inputs) -> None:
     ]
     if small:
         sizes = " or ".join(f"{width}x{height}" for width, height in inputs.used_sizes)
-        log.warning("smaller than %s, to which they are enlarged: %s", sizes, ", ".join(small))
+        log.warning("images smaller than %s are enlarged: %s", sizes, ", ".join(small))
 
 
 def _training_image(inputs: Inputs, example: Example, seen: list[View], prompts: list[int]) -> TrainingImage:
@@ -162,7 +162,7 @@ def _loss_weights(inputs: Inputs, view: View) -> np.ndarray:
 
 
 def _captions(inputs: Inputs, example: Example) -> list[str]:
-    """Return all that an image may be trained with."""
+    """Return all captions that an image may be trained with."""
     config = inputs.concepts[example.concept].config
     shuffled = config.instance.shuffled_captions if example.kind == "instance" else 0
     return variants(example.caption, shuffled, config.instance.kept_tags, config.train.seed, example.sha256)

@@ -1,6 +1,7 @@
-"""Pictures of what a run has learned: previews while it trains, and in the end one of before and after.
+"""Pictures of what a run has learned: previews while it trains, and at the end a picture of before and after.
 
-All are made as `samples` of the config says, at the same seeds each time, so that they can be compared place by place.
+All are made by the section `samples` of the config, at the same seeds each time, so that they can be compared one by
+one.
 """
 
 import hashlib
@@ -25,12 +26,12 @@ from booth.train.run_folder import RunDir
 
 log = logging.getLogger("booth")
 
-MOST_INSTANCES = 5  # pictures in the top row of before and after
+MOST_INSTANCES = 5  # the largest number of pictures in the top row of before and after
 
 
 @dataclass(frozen=True)
 class Previews:
-    """The pictures that one run makes; each method is given the models to sample."""
+    """The pictures that one run makes; each method takes the models to sample."""
 
     config: Any
     inputs: Inputs
@@ -49,12 +50,12 @@ class Previews:
 
     @property
     def requests(self) -> list[ImageRequest]:
-        """All seeds of the first prompt, then of the next."""
+        """The requests: all seeds of the first prompt, then of the next."""
         seeds = range(self.config.samples.images_per_prompt)
         return [ImageRequest(prompt, seed) for prompt in self.prompts for seed in seeds]
 
     def write_grid(self, models: Any, done: int) -> None:
-        """RUN/samples/step-000100.png of the models after `done` updates: a row for each prompt."""
+        """Write RUN/samples/step-000100.png of the models after `done` updates, with a row for each prompt."""
         images = [image for _, image in self._sample(models, "preview", tuned=True)]
         captions = [f"{request.prompt} (seed {request.seed})" for request in self.requests]
         columns = self.config.samples.images_per_prompt
@@ -64,9 +65,9 @@ class Previews:
         return self.run.samples / f"step-{done:06d}.png"
 
     def base_images(self, models: Any) -> list[np.ndarray]:
-        """Return what the untouched base makes of all requests, uint8 [h, w, 3] each.
+        """Return the pictures of the untouched base for all requests, uint8 [h, w, 3] each.
 
-        Kept in RUN/samples/base, so that a resumed run has them: only what is missing there is made.
+        They are kept in RUN/samples/base for a resumed run; only missing ones are made.
         """
         files = [self._base_file(request) for request in self.requests]
         if missing := {index for index, file in enumerate(files) if not file.exists()}:
@@ -75,11 +76,11 @@ class Previews:
         return [np.asarray(load_image(file)) for file in files]
 
     def write_before_after(self, models: Any, base: Sequence[np.ndarray], instances: Sequence[Sequence[View]]) -> None:
-        """RUN/samples/before_after.png: the instance pictures as trained on (the first view of each), then for each
-        prompt a row of the base's pictures and a row of what these models make at the same seeds.
+        """Write RUN/samples/before_after.png: the instance pictures as they are trained on (the first view of each),
+        then for each prompt a row of the base's pictures and a row of these models' pictures at the same seeds.
 
-        It is made after the last update and before the export. A run that was finished before it was asked for has
-        nothing left to do and makes none; with more `train.steps` it does.
+        It is made after the last update and before the export. If a run was finished before this picture was asked for,
+        nothing is left to do and it makes none; with more `train.steps` it does.
         """
         tuned = [image for _, image in self._sample(models, "tuned pictures", tuned=True)]
         shown = [self._square(seen[0]) for seen in instances[:MOST_INSTANCES]]
@@ -93,14 +94,14 @@ class Previews:
         log.info("before and after written to %s", path)
 
     def _square(self, view: View) -> View:
-        """Return the view if it has the size of the other pictures, else the middle of its image."""
+        """Return the view if it has the size of the previews, else the middle of its image in that size."""
         square = (self.config.data.resolution, self.config.data.resolution)
         return view if view.size == square else views(view.example, square, "center", 1, flip=False, seed=0)[0]
 
     def _sample(
         self, models: Any, description: str, wanted: Set[int] | None = None, *, tuned: bool = False
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, uint8 [h, w, 3]) of the wanted requests (default: all), with progress."""
+        """Yield (index, uint8 [h, w, 3]) of the wanted requests (default: all), with a progress bar."""
         requests = self.requests
         sampler = self.inputs.sampler(self.config, "samples", tuned=tuned)
         made = sampler.images(self.backend, models, requests, wanted)
@@ -108,7 +109,8 @@ class Previews:
         yield from progress(made, desc=description, total=total, unit="image", leave=False)
 
     def _base_file(self, request: ImageRequest) -> Path:
-        """Named by all that a base picture depends on and a resumed run may change; what it may not is the same."""
+        """Return the file of a base picture. Its name depends on everything that changes the picture and that a resumed
+        run may change."""
         settings = self.config.samples
         recipe = [request.prompt, request.seed, settings.solver, settings.inference_steps, settings.guidance]
         key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]

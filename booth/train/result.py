@@ -1,4 +1,4 @@
-"""What a finished run leaves: a diffusers pipeline or a LoRA file, and the embeddings of new tokens."""
+"""The result of a finished run: a diffusers pipeline or a LoRA file, and the embeddings of new tokens."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ log = logging.getLogger("booth")
 def write_result(
     config: Any, inputs: Inputs, run: RunDir, adapter: Adapter | None, backend: Backend, state: Any, step: int
 ) -> None:
-    """Write what was trained, as it is at `step`, into the run folder."""
+    """Write the trained weights of `step` into the run folder."""
     precision = config.export.precision
     tensors, added = backend.tensors(state), new_tokens(config)
     if added:
@@ -27,8 +27,8 @@ def write_result(
     if adapter:
         write_lora(run.lora, adapter, tensors, precision, step)
         log.info(
-            "LoRA written to %s, for diffusers; WebUIs (ComfyUI would load half of this one) get theirs by"
-            " `export --format kohya`, and `export` makes a pipeline with it",
+            "LoRA written to %s, for diffusers; for WebUIs use `export --format kohya` (ComfyUI would load half of this"
+            " file), and for a pipeline with it `export`",
             run.lora / lora_file.FILE,
         )
         if config.train.zero_terminal_snr:
@@ -40,5 +40,5 @@ def write_result(
 
 
 def result_folder(run: RunDir, adapter: Adapter | None) -> Path:
-    """Return where a run leaves its result."""
+    """Return the folder of a run's result."""
     return run.lora if adapter else run.pipeline

@@ -1,4 +1,4 @@
-"""Where a run goes on, and whether anything is left to do: what was saved once is never begun again unasked."""
+"""The step that a run continues from, and whether anything is left to do. Saved work is never redone unasked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from booth.train.run_folder import RunDir
 
 @dataclass(frozen=True)
 class Start:
-    """`step`: of the checkpoint that a run goes on from, or 0; `finished`: whether what is asked for is there already,
-    exported at the step `exported`."""
+    """`step` is that of the checkpoint that a run continues from, or 0; `finished` says whether everything asked for
+    exists already; `exported` is the step of the existing export."""
 
     step: int
     exported: int | None
@@ -26,10 +26,11 @@ class Start:
 def find_start(
     run: RunDir, checkpoints: Checkpoints, exported: Path, config: Any, from_step: int | None = None
 ) -> Start:
-    """From the newest checkpoint, or from that of `from_step`.
+    """Return the start from the newest checkpoint, or from that of `from_step`.
 
-    Raise UserError if that is older than what was saved, unless `from_step` says that this is meant: to go on from it
-    would replace what is finished by something shorter."""
+    Raise UserError if the newest checkpoint is older than the newest saved step: to continue from it would replace the
+    result by one with fewer steps. `from_step` says that this is meant.
+    """
     step = checkpoints.find(from_step) or 0
     before = exported_step(exported)
     whole = exported_step(exported, config.export.precision) is not None and _is_whole(run, exported, config)
@@ -38,22 +39,22 @@ def find_start(
         if whole and before == config.train.steps:
             return Start(step, before, True)
         there = f"the newest there is of step {step}" if step else "there is none"
-        older = f", go on from step {step} with --from-step {step}" if step else ""
+        older = f", continue from step {step} with --from-step {step}" if step else ""
         raise UserError(
             f"--workdir {run.path} was saved at step {saved}, but that checkpoint is not in {checkpoints.folder} any"
-            f" more ({there}); put it back{older}, or give another --workdir to begin anew"
+            f" more ({there}); put it back{older}, or give another --workdir to start again"
         )
     return Start(step, before, step >= config.train.steps and whole and before == step)
 
 
 def _saved(run: RunDir, exported: int | None) -> int:
-    """Return the newest step that is known to have been saved; of a run of an older version, that did not note it, what
-    its export says."""
+    """Return the newest step that is known to have been saved. Older versions did not record it; then it is the step of
+    the export."""
     return (exported or 0) if run.saved is None else run.saved
 
 
 def _is_whole(run: RunDir, exported: Path, config: Any) -> bool:
-    """Return whether all is there that a finished run leaves."""
+    """Return whether all files of a finished run exist."""
     if not all((run.tokens / name).is_file() for name in file_names(new_tokens(config))):
         return False
     if exported == run.lora:

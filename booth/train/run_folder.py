@@ -1,18 +1,18 @@
-"""The run folder: its layout, who owns it, and how anything gets its final name.
+"""The run folder: its layout, its owner, and how files get their final names.
 
     RUN/manifest.json          the record: backend, settings, the newest saved step; sha256 of every photo, class image
                                and source network, hub commit, library versions
-    RUN/config.json            the settings once more, for people to edit and to give back
+    RUN/config.json            the settings again, for the user to edit and to give back as --config
     RUN/class_images/          generated class images and their manifest (prior.images may point elsewhere)
     RUN/cache/                 VAE moments by content
     RUN/checkpoints/step-000400/   (checkpoint.dir may point elsewhere: to a folder that carries this run's id)
     RUN/samples/step-000400.png    previews; before_after.png, and in base/ the base's pictures that it needs
     RUN/metrics.jsonl, RUN/tensorboard/
-    RUN/report.html            a page to look at it all
+    RUN/report.html            a page that shows the run
     RUN/pipeline/              the exported diffusers pipeline; RUN/lora/ if an adapter was trained,
                                RUN/tokens/ has the embeddings of new tokens
 
-Whatever exists under its final name is complete: files are staged beside it, synced to disk, and renamed.
+A file that has its final name is complete: files are staged beside it, synced to disk, and renamed.
 """
 
 import importlib.metadata
@@ -50,9 +50,9 @@ log = logging.getLogger("booth")
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the run in a folder; UserError if another process does."""
+    """Hold the lock of the run in a folder. Raise UserError if another process holds it."""
     try:
-        # The operating system drops the lock with its process, so a crash leaves nothing to clean up.
+        # The operating system releases the lock when the process ends, so a crash leaves nothing to clean up.
         with filelock.FileLock(path / ".lock", timeout=0):
             yield
     except filelock.Timeout:
@@ -64,7 +64,7 @@ class RunDir:
 
     def __init__(self, path: Path, backend: str, config: Any, meant: Collection[str] | None) -> None:
         self.path = path
-        self._flat = json.loads(json.dumps(settings.flatten(config)))  # tuples become lists, as they come back
+        self._flat = json.loads(json.dumps(settings.flatten(config)))  # tuples become lists, as they are when read back
         self._before = same_run(path, backend, self._flat, meant)
         self._backend = backend
         self.id = self._before.run_id if self._before else uuid.uuid4().hex
@@ -85,10 +85,11 @@ class RunDir:
     def open(
         cls, workdir: str | Path, backend: str, config: Any, meant: Collection[str] | None = None
     ) -> Iterator["RunDir"]:
-        """Create the folder, or take up the same run again; hold its lock until the block ends.
+        """Create the folder, or open that of the same run again; hold its lock until the block ends.
 
-        `meant`: the fields whose change is meant, of those that change what a run becomes; None: all that may change.
-        Raise UserError for a folder of another run, a folder that is no run, and a run that is training right now.
+        `meant` are the fields that the user changes on purpose, of those that change a run's result; None means all
+        that may change. Raise UserError for a folder of another run, a folder that is no run, and a run that another
+        process is using.
         """
         path = Path(workdir).expanduser()
         check_ours(path)
@@ -109,18 +110,18 @@ class RunDir:
 
     @property
     def saved(self) -> int | None:
-        """The newest step that was saved; None: in a run of an older version, which did not note it."""
+        """The newest step that was saved; None if an older version of booth, which did not record it, made the run."""
         record = find_record(self.path)
         return record.saved if record else 0
 
     def record_saved(self, step: int) -> None:
-        """Note the step that the run would go on from. What is not there later on was lost, and not never made."""
+        """Record the newest saved step. If its checkpoint is missing later, it is known to be lost."""
         manifest = self._manifest()
         if manifest[RUN].get("saved") != step:
             self._write_manifest({**manifest, RUN: {**manifest[RUN], "saved": step}})
 
     def record_changes(self) -> None:
-        """Bring the record up to date with fields that changed; for when nothing can refuse the run any more."""
+        """Write changed fields into the record. Call it after all checks that can refuse the run."""
         changed = changes(self._before.config, self._flat) if self._before else {}
         for name, (old, new) in changed.items():
             log.warning("resuming with %s=%r (was %r)", name, new, old)
@@ -128,14 +129,14 @@ class RunDir:
         self._write_record()
 
     def _say_what_was_edited(self) -> None:
-        """Settings in config.json that are neither the record's nor what was given now."""
+        """Warn of settings in config.json that are neither those of the record nor those given now."""
         written = written_config(self.path)
         if not self._before or not written:
             return
         recorded, now = changes(written, self._before.config), changes(written, self._flat)
         if edited := [f"{name}={now[name][1]!r}, not {now[name][0]!r}" for name in recorded if name in now]:
-            log.warning("%s is put right, as what was edited there was not given: %s", self.path / CONFIG,
-                        ", ".join(edited))  # fmt: skip
+            log.warning("%s is restored, since values edited there were not given to this command: %s",
+                        self.path / CONFIG, ", ".join(edited))  # fmt: skip
 
     def _write_record(self) -> None:
         manifest = self._manifest()
@@ -156,7 +157,7 @@ class RunDir:
         write_text(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
     def _check_owner(self) -> None:
-        """Raise UserError if the checkpoint folder is not this run's to write to and to delete from."""
+        """Raise UserError if the checkpoint folder does not belong to this run, which writes and deletes there."""
         name, found = f"checkpoint.dir={str(self.checkpoints)!r}", owner(self.checkpoints)
         if found is not None:
             if found != self.id:
@@ -170,7 +171,7 @@ class RunDir:
             raise UserError(f"{name} holds other files than this run's checkpoints; give a new or empty folder")
 
     def _claim(self) -> None:
-        """Mark a checkpoint folder outside the run folder as this run's; of two runs at once, one gets it."""
+        """Mark a checkpoint folder outside the run folder as this run's; if two runs do so at once, one gets it."""
         if self._elsewhere:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             claim = self.checkpoints / CLAIM
@@ -183,9 +184,9 @@ class RunDir:
             self._check_owner()
 
     def check_manifest(self, inputs: Mapping[str, Mapping[str, str]], may_grow: bool = False) -> None:
-        """Record what the run is made from, or compares it with what the run began with. Raise UserError if it changed.
+        """Record the hashes of the run's inputs, or compare them with those recorded. Raise UserError if one changed.
 
-        `may_grow`: only what was there and is there is compared, and what is new is recorded.
+        With `may_grow`, only inputs that are in both are compared, and new ones are recorded.
         """
         before = self._manifest()
         after = dict(before)
@@ -202,13 +203,13 @@ class RunDir:
             self._write_manifest(after)
 
     def recorded(self, name: str) -> dict[str, str]:
-        """Return what `check_manifest` has recorded under a name, if anything."""
+        """Return the hashes that `check_manifest` has recorded under a name, {} if there are none."""
         return self._manifest().get(name, {})
 
     def record_origin(self, kind: Kind, origin: Mapping[str, str]) -> None:
-        """Note where a hub model or dataset came from ({}: it is none) in manifest.json.
+        """Record in manifest.json where a hub model or dataset came from ({}: not from the hub).
 
-        Unlike what `check_manifest` holds it may change: what must stay the same is in the content's hashes.
+        Unlike the hashes of `check_manifest`, this may change: only the content must stay the same.
         """
         manifest, name = self._manifest(), ORIGINS[kind]
         if manifest.get(name, {}) != origin:
@@ -216,9 +217,9 @@ class RunDir:
 
 
 def checkpoint_folder(workdir: Path, checkpoint_dir: str) -> Path:
-    """Return where a run's checkpoints are: in the run folder, or where `checkpoint.dir` says, a bucket too."""
+    """Return the folder of a run's checkpoints: in the run folder, or `checkpoint.dir`, which may be in a bucket."""
     if settings.is_remote(checkpoint_dir):
-        from etils import epath  # comes with Orbax, as do checkpoints in a bucket
+        from etils import epath  # Orbax installs it; checkpoints in a bucket need Orbax too
 
         return epath.Path(checkpoint_dir)
     return Path(checkpoint_dir) if checkpoint_dir else workdir / "checkpoints"

@@ -1,8 +1,8 @@
-"""What a run is, what it was begun with and how far it is saved: the record of a run folder, read.
+"""Reading the record of a run folder: the run's id, the settings it began with and the newest saved step.
 
-RUN/manifest.json is the record, and nobody edits it. RUN/config.json has the same settings for people: to read, to
-edit, to give back as --config. So a config is compared with the manifest, never with the file that it may come from.
-Only runs of older versions, whose manifests have no settings, are known by their config.json.
+RUN/manifest.json is the record, which no user edits. RUN/config.json has the same settings for the user: to read, to
+edit, and to give back as --config. So a config is compared with the manifest, never with the file that it may come
+from. Only for runs of older versions, whose manifests have no settings, config.json is the record.
 """
 
 import json
@@ -16,24 +16,26 @@ from booth.config.changes import of_record
 from booth.config.sources import DATASET, MODEL, Kind
 
 CONFIG, MANIFEST = "config.json", "manifest.json"
-RUN, SETTINGS = "run", "config"  # entries of the manifest: whose it is, and its flat config
-ORIGINS = {MODEL: "model from the hub", DATASET: "images from the hub"}  # further ones
+RUN, SETTINGS = "run", "config"  # entries of the manifest: which run it is, and its flat config
+ORIGINS = {MODEL: "model from the hub", DATASET: "images from the hub"}  # further entries of the manifest
 
 Manifest = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Record:
-    """Whose run this is."""
+    """The identity and the settings of a run."""
 
     backend: str
     run_id: str
     config: dict[str, Any]  # flat, as `booth.config.values.flatten` gives it
-    saved: int | None = None  # the newest step that was saved; None: of an older version, which did not note it
+    saved: int | None = (
+        None  # the newest step that was saved; None for a run of an older version, which did not record it
+    )
 
 
 def find_record(workdir: Path) -> Record | None:
-    """Return what the run in a folder was begun with; None where none has begun. Raise UserError for a folder of
+    """Return the record of the run in a folder; None if no run has begun there. Raise UserError for a folder of
     something else."""
     manifest = read_manifest(workdir / MANIFEST) if (workdir / MANIFEST).is_file() else {}
     if RUN in manifest:
@@ -57,10 +59,9 @@ def find_record(workdir: Path) -> Record | None:
 
 
 def read_record(workdir: str | Path) -> Record:
-    """Return the record of an existing run; but where things are is what config.json says, as they may have been moved
-    since.
+    """Return the record of an existing run, but with the paths in config.json, since files may have been moved.
 
-    Raise UserError if the folder is none.
+    Raise UserError if the folder is not a run folder.
     """
     path = Path(workdir)
     record = find_record(path)
@@ -71,7 +72,7 @@ def read_record(workdir: str | Path) -> Record:
 
 
 def written_config(workdir: Path) -> dict[str, Any]:
-    """Return the settings in config.json, whoever wrote them; {} if they cannot be read."""
+    """Return the settings in config.json, which a user may have edited; {} if they cannot be read."""
     try:
         return dict(json.loads((workdir / CONFIG).read_text(encoding="utf-8"))["config"])
     except (KeyError, OSError, RecursionError, TypeError, ValueError):
@@ -79,7 +80,7 @@ def written_config(workdir: Path) -> dict[str, Any]:
 
 
 def recorded_config(workdir: str | Path) -> dict[str, Any] | None:
-    """Return the flat config that the run in a folder was begun with; None where none has begun.
+    """Return the flat config that the run in a folder began with; None if no run has begun there.
 
     Raise UserError for a folder of something else.
     """
@@ -88,11 +89,11 @@ def recorded_config(workdir: str | Path) -> dict[str, Any] | None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return a manifest.json; UserError if it is damaged."""
+    """Return the content of a manifest.json. Raise UserError if it is damaged."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         return {name: dict(value) for name, value in manifest.items()}
-    except (AttributeError, RecursionError, TypeError, ValueError) as error:  # no JSON, no object, other values
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:  # no JSON, no object, or wrong values
         raise _damaged(path) from error
 
 
@@ -104,8 +105,8 @@ def _damaged(path: Path) -> UserError:
 
 
 def pinned_revision(workdir: str | Path, config: Any, kind: Kind = MODEL) -> str:
-    """Return the commit that the run in a folder took its model or dataset from, while source and revision in the
-    config are the same; else that revision. So a run keeps what it began with when a branch moves on."""
+    """Return the commit that the run in a folder took its model or dataset from, if source and revision in the config
+    are still the same; otherwise return that revision. So a run keeps its model when a branch moves on."""
     path = Path(workdir).expanduser() / MANIFEST
     origin = read_manifest(path).get(ORIGINS[kind], {}) if path.is_file() else {}
     source, revision = settings.get(config, kind.source), str(settings.get(config, kind.revision))

@@ -1,4 +1,4 @@
-"""A checkpoint of a run, with the pipeline that it was trained from."""
+"""A checkpoint of a run, together with the pipeline that it was trained from."""
 
 import logging
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ log = logging.getLogger("booth")
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint of a run, and the pipeline it was trained from, with the noise schedule it was trained with."""
+    """A checkpoint of a run, and the pipeline it was trained from, with the run's noise schedule."""
 
     config: Any
     pipeline: PipelineDir
@@ -32,13 +32,13 @@ class Trained:
     step: int
 
     def restore(self, backend_class: type[Backend]) -> tuple[Backend, Any]:
-        """(backend, state with the trained weights)."""
+        """Return (backend, state with the trained weights)."""
         backend = backend_class(self.config)
         state = backend.init(backend.load(self.pipeline), training=False)
         return backend, self.checkpoints.restore(backend, state, self.step)
 
     def tensors(self, backend_class: type[Backend]) -> Iterator[tuple[str, str, np.ndarray]]:
-        """(component, name, array) of all that was trained, adapters merged."""
+        """Yield (component, name, array) of all trained weights, with adapters merged."""
         backend, state = self.restore(backend_class)
         tensors = backend.tensors(state)
         if adapter := adapter_of(self.config, self.pipeline):
@@ -47,8 +47,8 @@ class Trained:
 
 
 def find_trained(backend_class: type[Backend], run_dir: str, step: int | None, precision: str) -> Trained:
-    """Return a run's checkpoint; the newest if `step` is None. Raise UserError if there is none, or it is another
-    backend's."""
+    """Return a run's checkpoint; the newest if `step` is None. Raise UserError if there is none, or if it belongs to
+    the other backend."""
     record = read_record(run_dir)
     if record.backend != backend_class.name:
         raise UserError(f"--run {run_dir} was trained with {record.backend}booth; use that command for its checkpoints")
@@ -59,15 +59,15 @@ def find_trained(backend_class: type[Backend], run_dir: str, step: int | None, p
     if step is None:
         raise UserError(f"--run {run_dir} has no checkpoint in {folder}")
     if newest and record.saved and record.saved > step:
-        log.warning("step %d was saved too, but has no checkpoint in %s any more: this is step %d", record.saved,
+        log.warning("step %d was saved too, but its checkpoint is not in %s any more: using step %d", record.saved,
                     folder, step)  # fmt: skip
     config = settings.default_config()
     for name, value in record.config.items():
         settings.set_field(config, name, value)
     config.train.precision = precision
     config.train.attention = "auto"
-    config.mesh.fsdp = 1  # this machine may have other devices than the one that trained
-    config.train.optimizer = "adamw"  # none is needed, so its package neither
+    config.mesh.fsdp = 1  # the machine that trained may have had other devices
+    config.train.optimizer = "adamw"  # no optimizer is needed, so its package is not needed either
     config.train.compile, config.memory.weights, config.memory.fit = "none", "fp32", ""
     config = as_begun(config, lambda: checkpoints.names(backend_class, step))
     pipeline = open_configured(config, pinned_revision(run_dir, config))

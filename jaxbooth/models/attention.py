@@ -16,13 +16,13 @@ PLAIN = Kernel()
 
 
 def attend_heads(q_btd: jax.Array, k_bsd: jax.Array, v_bsd: jax.Array, heads: int, kernel: Kernel, **kw) -> jax.Array:
-    """Split the last axis into heads, attends, and joins them again: [b, t, d]."""
+    """Split the last axis into heads, attend, and join the heads again: [b, t, d]."""
     q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q_btd, k_bsd, v_bsd))
     return kernel(q, k, v, **kw).reshape(q_btd.shape)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of `x` to `context`, or to itself where there is none."""
+    """Multi-head attention of `x` to `context`, or to itself if there is none."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class FeedForward(nnx.Module):
     """The transformer's perceptron, four times as wide inside."""
 
     def __init__(self, features: int, *, dtype: DTypeLike):
-        # The middle one is dropout in diffusers: never active in these models, but it counts in the names.
+        # In diffusers the middle one is dropout, which is never active in these models but counts in the names.
         self.net: nnx.List[Any] = nnx.List(
             [GEGLU(features, 4 * features, dtype=dtype), None, Linear(4 * features, features, dtype=dtype)]
         )
@@ -74,7 +74,7 @@ class FeedForward(nnx.Module):
 
 
 class BasicTransformerBlock(nnx.Module):
-    """Self-attention, attention to the context, perceptron; each normed before and added to its input."""
+    """Self-attention, attention to the context, perceptron; each gets a normalised input and adds its output to it."""
 
     def __init__(self, features: int, *, heads: int, context_features: int, kernel: Kernel, dtype: DTypeLike):
         self.norm1 = LayerNorm(features, dtype=dtype)
@@ -105,9 +105,9 @@ class Transformer2DModel(nnx.Module):
         kernel: Kernel,
         dtype: DTypeLike,
     ):
-        # 1e-6 whatever the UNet's norm_eps is.
+        # It is 1e-6 for every norm_eps of the UNet.
         self.norm = GroupNorm(groups, channels, eps=1e-6, dtype=dtype)
-        # The same product either way: a 1x1 convolution in SD1, a linear layer in SD2.
+        # Both compute the same product: a 1x1 convolution in SD1, a linear layer in SD2.
         project: Callable[..., Any] = Linear if linear_projection else partial(Conv, size=1)
         self.proj_in = project(channels, channels, dtype=dtype)
         self.transformer_blocks = nnx.List(

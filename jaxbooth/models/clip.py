@@ -37,7 +37,7 @@ _FIXED = {
     "model_type": ("clip_text_model",),
     "pruned_heads": ({},),
 }
-# Bookkeeping, initialisation, the pooled output, and the answers of transformers' other model classes.
+# Bookkeeping, initialisation, the pooled output, and the outputs of transformers' other model classes.
 _IGNORED = {
     "architectures",
     "bos_token_id",
@@ -97,7 +97,7 @@ class CLIPMLP(nnx.Module):
 
 
 class CLIPEncoderLayer(nnx.Module):
-    """Self-attention and perceptron, each normed before and added to its input."""
+    """Self-attention and perceptron; each gets a normalised input and adds its output to the input."""
 
     def __init__(self, c: SimpleNamespace, *, dtype: DTypeLike):
         self.layer_norm1 = LayerNorm(c.hidden_size, eps=c.layer_norm_eps, dtype=dtype)
@@ -129,7 +129,7 @@ def _run(layer: nnx.Module, x_btd: jax.Array) -> jax.Array:
 
 
 class CLIPTextEmbeddings(nnx.Module):
-    """The sum of a token's vector and its position's."""
+    """The sum of the vectors of a token and of its position."""
 
     def __init__(self, c: SimpleNamespace, *, dtype: DTypeLike):
         self.token_embedding = Embedding(c.vocab_size, c.hidden_size, dtype=dtype)
@@ -161,7 +161,7 @@ class CLIPTextModel(nnx.Module):
         remat: whether the backward pass computes the inside of every layer once more instead of keeping it.
 
     Raises:
-        UserError: where the config asks for something that CLIP's and OpenCLIP's text encoders have not.
+        UserError: if the config asks for something that CLIP's and OpenCLIP's text encoders do not have.
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32, remat: bool = False):
@@ -176,7 +176,7 @@ class CLIPTextModel(nnx.Module):
     def __call__(self, token_ids_bt: jax.Array) -> jax.Array:
         """Return the last hidden state after the final layer norm, [b, t, hidden_size] float32.
 
-        Causal attention and no padding mask, as Stable Diffusion was trained: padding is encoded as well.
+        Attention is causal and without a padding mask, as Stable Diffusion was trained: padding is encoded as well.
 
         Args:
             token_ids_bt: int32 token ids. An id past the vocabulary gives NaN, and so does a position past

@@ -1,4 +1,4 @@
-"""The attention: softmax(q k^T / sqrt(d)) v (arXiv 1706.03762, equation 1), in the way that suits the platform.
+"""Attention: softmax(q k^T / sqrt(d)) v (arXiv 1706.03762, equation 1), by the kernel that suits the platform.
 
     plain    all logits in memory at once                           CPU, and short sequences everywhere
     chunked  flash attention's arithmetic (arXiv 2205.14135) in      TPU v2 and v3; float32 on TPUs and GPUs
@@ -7,7 +7,7 @@
     splash   a Pallas kernel whose logits never leave the core       TPU v4 and later, bfloat16
     cudnn    cuDNN's flash attention                                 NVIDIA GPUs from Ampere on, bfloat16
 
-The softmax is in float32 in all of them. What "auto" takes on TPUs was chosen by the compiler's estimates
+The softmax is in float32 in all of them. The choice of "auto" on TPUs follows the compiler's estimates
 (docs/developers/log.md); on GPUs nothing has been measured.
 
 Shape suffixes: b batch, t queries, s keys, n heads, d features of a head.
@@ -25,26 +25,26 @@ from jax.typing import DTypeLike
 
 from booth.common.errors import UserError
 
-LONG = 1024  # keys from which another way than plain is worth it; SD1's 16x16 level and its 77 tokens have fewer
-CHUNK = 512  # queries: their logits take 64 MiB a row at 64x64 latents and 8 heads
-LANES = 128  # lengths that splash takes are multiples of it
-KEPT = "attention"  # the name of what a recomputed block keeps of its attention: output and normaliser, not logits
+LONG = 1024  # from this number of keys on, plain is not the best; SD1's 16x16 level and its 77 tokens have fewer
+CHUNK = 512  # queries in a chunk: their logits take 64 MiB per row at 64x64 latents and 8 heads
+LANES = 128  # splash takes lengths that are multiples of this
+KEPT = "attention"  # names the values that a recomputed block keeps of its attention: output and normaliser, not logits
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One way to compute attention, over the rows of one device.
 
-    `recompute`: where plain, the backward pass computes the weights once more instead of keeping them.
+    With `recompute`, the backward pass of plain attention computes the weights again instead of keeping them.
     """
 
     kind: str = "plain"
     recompute: bool = False
 
     def __call__(self, q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array, *, causal: bool = False) -> jax.Array:
-        """float32 or bfloat16 queries, keys and values -> [b, t, n, d] in their dtype.
+        """Return [b, t, n, d] of float32 or bfloat16 queries, keys and values, in their dtype.
 
-        `causal`: a token sees itself and earlier ones only.
+        With `causal` a token sees only itself and earlier ones.
         """
         if self.kind == "plain" or causal or k_bsnd.shape[1] < LONG:
             attend = partial(plain, causal=causal)
@@ -57,7 +57,7 @@ class Kernel:
 
 
 def choose(kind: str, device: jax.Device, dtype: DTypeLike, *, recompute: bool = False) -> Kernel:
-    """Return the kernel of `train.attention` on such a device; UserError for one that it has not."""
+    """Return the kernel of `train.attention` on such a device. Raise UserError if the device does not have it."""
     half = jnp.dtype(dtype) == jnp.bfloat16
     tpu, gpu = device.platform == "tpu", device.platform in ("gpu", "cuda")
     has = {
@@ -79,8 +79,8 @@ def choose(kind: str, device: jax.Device, dtype: DTypeLike, *, recompute: bool =
 
 
 def plain(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array, *, causal: bool = False) -> jax.Array:
-    """Return all logits at once."""
-    # Written out: on CPU a train step is 7% faster than with the XLA version of jax.nn.dot_product_attention.
+    """Compute attention with all logits at once."""
+    # Written out, a train step on CPU is 7% faster than with the XLA version of jax.nn.dot_product_attention.
     logits_bnts = jnp.einsum("btnd,bsnd->bnts", q_btnd, k_bsnd, preferred_element_type=jnp.float32)
     logits_bnts *= q_btnd.shape[-1] ** -0.5
     if causal:
@@ -91,12 +91,12 @@ def plain(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array, *, causal: bo
 
 
 def chunked(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array) -> jax.Array:
-    """Queries in chunks of at most `CHUNK`, one chunk after another."""
+    """Compute attention for queries in chunks of at most `CHUNK`, one chunk after another."""
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_btnd, k_bsnd, v_bsnd))
     return jnp.swapaxes(_chunked(*heads_first), 1, 2)
 
 
-# Keys before queries in the logits [b, n, s, t]: what belongs to a query is then the same for a whole vector of lanes.
+# In the logits [b, n, s, t] keys come before queries, so that a query's values are the same for a vector of lanes.
 _logits = partial(jnp.einsum, "bnsd,bntd->bnst", preferred_element_type=jnp.float32)
 _to_queries = partial(jnp.einsum, "bnst,bnsd->bntd", preferred_element_type=jnp.float32)
 _to_keys = partial(jnp.einsum, "bnst,bntd->bnsd", preferred_element_type=jnp.float32)
@@ -109,7 +109,7 @@ def _chunked(q_bntd: jax.Array, k_bnsd: jax.Array, v_bnsd: jax.Array) -> jax.Arr
 
 def _chunked_forward(q_bntd, k_bnsd, v_bnsd):
     scale = q_bntd.shape[-1] ** -0.5
-    # One more feature, always 1: the product that weighs the values also adds up the weights.
+    # One more feature, always 1, lets the product that weights the values also add up the weights.
     ones_bnsd = jnp.concatenate([v_bnsd, jnp.ones_like(v_bnsd[..., :1])], axis=-1)
 
     def chunk(i, outputs, q_bntd):
@@ -136,7 +136,7 @@ def _chunked_backward(kept, d_out_bntd):
     def chunk(i, gradients, q_bntd, d_out_bntd, normaliser_bnt, drift_bnt):
         dq_bntd, dk_bnsd, dv_bnsd = gradients
         weights_bnst = jnp.exp(_logits(k_bnsd, q_bntd) * scale - normaliser_bnt[:, :, None]).astype(dtype)
-        # Without the barrier they would be computed once for each of their two uses.
+        # Without the barrier, they would be computed twice, once for each use.
         weights_bnst = jax.lax.optimization_barrier(weights_bnst)
         d_logits_bnst = (weights_bnst * (_logits(v_bnsd, d_out_bntd) - drift_bnt[:, :, None])).astype(dtype)
         dv_bnsd += _to_keys(weights_bnst, d_out_bntd)
@@ -153,7 +153,7 @@ _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
 def _over_chunks(function, carry, *arrays):
-    """carry = function(first query, carry, *chunks of the arrays [b, n, t, ...]) for every chunk of queries."""
+    """Compute carry = function(first query, carry, *chunks of the arrays [b, n, t, ...]) for every chunk of queries."""
     queries = arrays[0].shape[2]
     size = next(size for size in range(min(CHUNK, queries), 0, -1) if queries % size == 0)
 
@@ -169,9 +169,9 @@ def _put(array, chunk, first):
 
 
 def splash(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array, *, interpret: bool = False) -> jax.Array:
-    """JAX's splash attention with a mask that hides nothing. Lengths must be multiples of 128.
+    """Compute JAX's splash attention with a mask that hides nothing. Lengths must be multiples of 128.
 
-    `interpret`: step by step on a CPU, for tests.
+    `interpret` runs it step by step on a CPU, for tests.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -201,10 +201,10 @@ def splash(q_btnd: jax.Array, k_bsnd: jax.Array, v_bsnd: jax.Array, *, interpret
 
 
 def _at_default_precision(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Return the function, forward and backward, with products as the TPU does them by itself.
+    """Return the function, forward and backward, with products in the TPU's default precision.
 
-    Elsewhere float32 products are exact (`jaxbooth.precision`); for bfloat16 that changes nothing, but a Pallas kernel
-    would be asked for a product of bfloat16 operands in float32, which the TPU has not.
+    In other code float32 products are exact (`jaxbooth.precision`). For bfloat16 that setting changes nothing, except
+    that it asks a Pallas kernel for a product of bfloat16 operands in float32, which the TPU does not have.
     """
 
     @jax.custom_vjp

@@ -1,8 +1,8 @@
-"""Layers the three models share, and the reading of their configs.
+"""Layers that the three models share, and the reading of their configs.
 
 Parameters are declared by shape only: `jaxbooth.weights.Network` binds arrays to them, so building a model of
 any size costs no memory, no random initialisation and no compilation. They carry Flax's names and layouts
-(`kernel` [in, out] or [h, w, in, out], `scale`, `embedding`, `bias`), the modules diffusers' names.
+(`kernel` [in, out] or [h, w, in, out], `scale`, `embedding`, `bias`); the modules have diffusers' names.
 
 Every layer takes and returns the compute dtype and casts its parameters at use; norms compute in float32.
 
@@ -35,16 +35,15 @@ def read_config(
     ignored: Collection[str],
     per_level: Collection[str] = (),
 ) -> SimpleNamespace:
-    """Read a diffusers or transformers config, refusing whatever would change the model unnoticed.
+    """Read a diffusers or transformers config, and refuse any key that would silently change the model.
 
     Args:
         component: the name used in the error, such as `unet`.
         config: the content of the component's json file.
-        free: the keys that may have any value of the right kind, with the one diffusers takes where a key is
-            missing.
+        free: the keys that may have any value of the right kind, with diffusers' default for a missing key.
         fixed: the keys that may only have one of the listed values; the first one is diffusers' default.
         ignored: the keys that do not change the model's output.
-        per_level: the free keys that may also be a list; their values are the caller's to check.
+        per_level: the free keys that may also be a list; the caller must check their values.
 
     Return:
         The values of the free keys as attributes.
@@ -72,12 +71,12 @@ def read_config(
 
 
 def parameter(*shape: int) -> nnx.Param:
-    """Declares a float32 parameter without allocating it."""
+    """Declare a float32 parameter without allocating it."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def _along_last(vector: nnx.Param, like: jax.Array) -> jax.Array:
-    """Shapes a vector for arithmetic with the last axis of `like`, in its dtype."""
+    """Reshape a vector for arithmetic with the last axis of `like`, in the dtype of `like`."""
     return vector[...].astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
@@ -90,7 +89,7 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def low_rank(self, rank: int) -> tuple["Linear", "Linear"]:
-        """Return two layers that together do what this one does, with `rank` features between them."""
+        """Return two layers that together map as this one does, with `rank` features between them."""
         features_in, features_out = self.kernel.get_value().shape
         down = Linear(features_in, rank, bias=False, dtype=self.dtype)
         return down, Linear(rank, features_out, bias=False, dtype=self.dtype)
@@ -153,12 +152,13 @@ class GroupNorm(nnx.Module):
         batch, channels = x.shape[0], x.shape[-1]
 
         def group_means(x_btc: jax.Array) -> jax.Array:
-            # Over positions first, so that the large array never takes a shape with a few channels at its end.
+            # The mean over positions comes first, so that the large array never has only a few channels on its last
+            # axis.
             means_bgc = x_btc.mean(1).reshape(batch, self.groups, -1)
             return means_bgc.mean(-1).repeat(channels // self.groups, axis=-1)[:, None, :]
 
         x_btc = x.astype(jnp.float32).reshape(batch, -1, channels)
-        # The two-pass variance: E[x^2] - E[x]^2 loses digits where the mean is large.
+        # The variance takes two passes: E[x^2] - E[x]^2 loses digits if the mean is large.
         x_btc -= group_means(x_btc)
         gain = jax.lax.rsqrt(group_means(jnp.square(x_btc)) + self.eps) * _along_last(self.scale, x_btc)
         y_btc = x_btc * gain + _along_last(self.bias, x_btc)
@@ -189,14 +189,14 @@ class Embedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        # Looked up before the cast, so that the table itself is never copied; an id past its end gives NaN.
+        # The lookup comes before the cast, so that the table is never copied; an id past its end gives NaN.
         return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
 
 
 def sinusoidal_embedding(
     timesteps_b: jax.Array, features: int, *, flip_sin_to_cos: bool, freq_shift: float
 ) -> jax.Array:
-    """Sinusoids of the timestep at geometrically spaced frequencies, [b, features] float32.
+    """Return sinusoids of the timestep at geometrically spaced frequencies, [b, features] float32.
 
     The transformer's position encoding (arXiv 1706.03762, section 3.5) with diffusers' two conventions: which
     half comes first, and the shift in the denominator of the exponent.
@@ -221,7 +221,7 @@ class TimestepEmbedding(nnx.Module):
 
 
 class ResnetBlock2D(nnx.Module):
-    """Two convolutions with a shortcut, conditioned on the time embedding where `time_features` is given."""
+    """Two convolutions with a shortcut, conditioned on the time embedding if `time_features` is given."""
 
     def __init__(
         self,
@@ -250,9 +250,9 @@ class ResnetBlock2D(nnx.Module):
 
 
 class Downsample2D(nnx.Module):
-    """Halves height and width with a strided convolution, an odd number rounded up.
+    """Halves height and width with a strided convolution; an odd number is rounded up.
 
-    The VAE's is padded after the last row and column only.
+    In the VAE it is padded only after the last row and column.
     """
 
     def __init__(self, channels: int, *, padding: tuple[int, int] = (1, 1), dtype: DTypeLike):
@@ -263,7 +263,7 @@ class Downsample2D(nnx.Module):
 
 
 class Upsample2D(nnx.Module):
-    """Doubles height and width by repeating pixels, cut to `size_hw` where halving an odd size rounded up."""
+    """Doubles height and width by repeating pixels, cut to `size_hw` if halving an odd size had rounded up."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike):
         self.conv = Conv(channels, channels, dtype=dtype)

@@ -74,8 +74,8 @@ _FIXED = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-# `upcast_attention` asks for logits and softmax in float32 where the rest is half precision; `models.kernels` always
-# does that. The last three belong to embeddings that are refused above.
+# `upcast_attention` asks for logits and softmax in float32 while the rest is in half precision; `models.kernels` always
+# does that. The last three keys belong to embeddings that are refused above.
 _IGNORED = {
     "sample_size",
     "upcast_attention",
@@ -85,7 +85,7 @@ _IGNORED = {
 }
 
 Runner = Callable[..., jax.Array]
-# A block that is computed once more need not attend once more: the output is small where the logits are not.
+# A block that is computed again need not compute its attention again: the output is small, unlike the logits.
 _KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(KEPT)
 
 
@@ -94,7 +94,7 @@ def _run(module: nnx.Module, *args: jax.Array) -> jax.Array:
 
 
 class DownBlock2D(nnx.Module):
-    """Resnets, each followed by a transformer where there are `attentions`, then a downsampler if any."""
+    """Resnets, each followed by a transformer if there are `attentions`, then a downsampler if there is one."""
 
     def __init__(self, resnets: Sequence, attentions: Sequence, downsamplers: Sequence):
         self.resnets = nnx.List(resnets)
@@ -102,7 +102,7 @@ class DownBlock2D(nnx.Module):
         self.downsamplers = nnx.List(downsamplers)
 
     def __call__(self, run: Runner, x_bhwc: jax.Array, time_bd: jax.Array, context_bsd: jax.Array) -> list[jax.Array]:
-        """Return the output of every layer: the skip connections, the last of which goes on down."""
+        """Return the output of every layer: the skip connections. The last is also the input of the next block."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
             x_bhwc = run(resnet, x_bhwc, time_bd)
@@ -128,7 +128,7 @@ class MidBlock2DCrossAttn(nnx.Module):
 
 
 class UpBlock2D(nnx.Module):
-    """As `DownBlock2D`, with an upsampler, each resnet also taking the last skip connection left."""
+    """Like `DownBlock2D`, but with an upsampler; each resnet also takes the last unused skip connection."""
 
     def __init__(self, resnets: Sequence, attentions: Sequence, upsamplers: Sequence):
         self.resnets = nnx.List(resnets)
@@ -158,7 +158,7 @@ def _attends(key: str, types: Sequence[str], attending: str, plain: str, levels:
 
 
 def _per_level(key: str, value: int | Sequence[int], levels: int) -> list[int]:
-    """One integer a level, where the config may give one for all."""
+    """Return one integer per level; the config may give one for all levels."""
     values = [value] * levels if isinstance(value, int) else list(value or ())
     if len(values) != levels or not all(isinstance(item, int) for item in values):
         raise UserError(f"unet config: {key}={value!r} is not supported, only an integer or {levels} integers are")
@@ -171,13 +171,13 @@ class UNet2DConditionModel(nnx.Module):
     Args:
         config: the content of diffusers' `unet/config.json`.
         dtype: the compute dtype, float32 or bfloat16; parameters are cast to it at use.
-        remat: whether the backward pass computes the inside of every resnet and transformer once more instead
-            of keeping it: the same gradients for up to a third more time and less memory, except on the CPU,
-            whose compiler keeps it anyway.
+        remat: whether the backward pass computes the inside of every resnet and transformer again instead of
+            keeping it. The gradients are the same, for up to a third more time and with less memory, except on
+            the CPU, whose compiler keeps it anyway.
         kernel: how attention is computed.
 
     Raises:
-        UserError: where the config asks for something that Stable Diffusion 1 and 2 have not.
+        UserError: if the config asks for something that Stable Diffusion 1 and 2 do not have.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class UNet2DConditionModel(nnx.Module):
         widths, levels = c.block_out_channels, len(c.block_out_channels)
         down_attends = _attends("down_block_types", c.down_block_types, "CrossAttnDownBlock2D", "DownBlock2D", levels)
         up_attends = _attends("up_block_types", c.up_block_types, "CrossAttnUpBlock2D", "UpBlock2D", levels)
-        # In these models' configs attention_head_dim is the number of heads, not the size of one.
+        # In the configs of these models attention_head_dim is the number of heads, not the size of a head.
         heads = _per_level("attention_head_dim", c.attention_head_dim, levels)
         depths = _per_level("transformer_layers_per_block", c.transformer_layers_per_block, levels)
         if any(width % count for width, count in zip(widths, heads, strict=True)):
@@ -258,7 +258,7 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_out = Conv(width, c.out_channels, dtype=dtype)
 
     def __call__(self, latents_bhwc: jax.Array, timesteps_b: jax.Array, context_btd: jax.Array) -> jax.Array:
-        """Predicts from a batch of noisy latents.
+        """Predict from a batch of noisy latents.
 
         Args:
             latents_bhwc: noisy, scaled latents.
@@ -268,7 +268,7 @@ class UNet2DConditionModel(nnx.Module):
         Return:
             The prediction, [b, h, w, out_channels] float32.
         """
-        # Rematerialisation is decided here for every block.
+        # This decides about rematerialisation for every block.
         run = nnx.remat(_run, policy=_KEEP_ATTENTION) if self.remat else _run
         context_btd = context_btd.astype(self.dtype)
         time_bd = self.time_embedding(sinusoidal_embedding(timesteps_b, **self.sinusoids).astype(self.dtype))

@@ -35,12 +35,12 @@ _FIXED = {
 # The caller scales the latents and chooses the compute dtype.
 _IGNORED = {"sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
 
-# Of every norm of the autoencoder.
+# The epsilon of every norm of the autoencoder.
 _EPS = 1e-6
 
 
 class AttentionBlock(Attention):
-    """Single-head attention over the pixels of [b, h, w, c], normed before and added to the input."""
+    """Single-head attention over the normalised pixels of [b, h, w, c], added to the input."""
 
     def __init__(self, channels: int, *, groups: int, dtype: DTypeLike):
         super().__init__(channels, heads=1, qkv_bias=True, dtype=dtype)
@@ -66,7 +66,7 @@ class MidBlock2D(nnx.Module):
 
 
 class DownEncoderBlock2D(nnx.Module):
-    """Resnets, then a downsampler if any."""
+    """Resnets, then a downsampler if there is one."""
 
     def __init__(self, resnets: Sequence, downsamplers: Sequence):
         self.resnets = nnx.List(resnets)
@@ -79,7 +79,7 @@ class DownEncoderBlock2D(nnx.Module):
 
 
 class UpDecoderBlock2D(nnx.Module):
-    """Resnets, then an upsampler if any."""
+    """Resnets, then an upsampler if there is one."""
 
     def __init__(self, resnets: Sequence, upsamplers: Sequence):
         self.resnets = nnx.List(resnets)
@@ -92,7 +92,7 @@ class UpDecoderBlock2D(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """[b, h, w, channels_in] -> [b, h / 2^n, w / 2^n, channels_out], one downsampling between two widths."""
+    """[b, h, w, channels_in] -> [b, h / 2^n, w / 2^n, channels_out], with a downsampling between successive widths."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """[b, h, w, channels_in] -> [b, h * 2^n, w * 2^n, channels_out], the widths in reverse."""
+    """[b, h, w, channels_in] -> [b, h * 2^n, w * 2^n, channels_out], with the widths in reverse order."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class AutoencoderKL(nnx.Module):
         dtype: the compute dtype, float32 or bfloat16; parameters are cast to it at use.
 
     Raises:
-        UserError: where the config asks for something that the autoencoder of Stable Diffusion has not.
+        UserError: if the config asks for something that the autoencoder of Stable Diffusion does not have.
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32):

@@ -106,10 +106,10 @@ REST = "blue car.png,blue\ngreen_car-02.png,green\n"
 
 @pytest.mark.parametrize(
     ("table", "said"),
-    [(HEAD + "red car.png,red, and parked\n" + REST, "line 2: 3 cells and 2 columns; put what has a comma in it"),
-     ("file_name,wheels,text\nred car.png,4,red\nblue car.png,blue\n", "line 3: 2 cells and 3 columns; add what is"),
-     (HEAD + 'red car.png,"red\n' + REST, "line 2: unexpected end of data; put what has commas in it in double quotes"),
-     (HEAD + 'red car.png,"red" car\n' + REST, "line 2: ',' expected after '\"'; put what has commas in it in double"),
+    [(HEAD + "red car.png,red, and parked\n" + REST, "line 2: 3 cells and 2 columns; put a value with a comma"),
+     ("file_name,wheels,text\nred car.png,4,red\nblue car.png,blue\n", "line 3: 2 cells and 3 columns; add the"),
+     (HEAD + 'red car.png,"red\n' + REST, "line 2: unexpected end of data; put a value with commas in double quotes"),
+     (HEAD + 'red car.png,"red" car\n' + REST, "line 2: ',' expected after '\"'; put a value with commas in double"),
      (HEAD + 'red car.png,"red\n\nand parked"\nblue car.png,blue,sky\n', "line 5: 3 cells and 2 columns"),
      ("file_name,text,text\nred car.png,red,crimson\n", "has several columns text; give each a name of its own"),
      ("file_name;text\nred car.png;red\n", "has semicolons between its columns; save it with commas"),
@@ -141,8 +141,8 @@ def test_csv_tables_as_people_and_programs_write_them(folder, table):
     ("row", "said"),
     [('{"file_name": "red car.png", "text": "red", "text": "crimson"}', "line 1: no JSON object (a key is in it tw"),
      ('[["file_name", "red car.png"], ["text", "red"]]', "line 1: no JSON object (but a list)"),
-     ('{"file_name": "red car.png", "text": ["red", "car"]}', "line 1: text is ['red', 'car'], and must be a text"),
-     ('{"file_name": "red car.png", "text": true}', "line 1: text is True, and must be a text"),
+     ('{"file_name": "red car.png", "text": ["red", "car"]}', "line 1: text is ['red', 'car'], and must be text"),
+     ('{"file_name": "red car.png", "text": true}', "line 1: text is True, and must be text"),
      ('{"text": "red"}', "line 1: no file_name"), ('{"file_name": "red car.png", "text": NaN}', "no caption for red"),
      ('{"file_name": "red car.png", "text": null}', "no caption for red car.png")],
 )  # fmt: skip
@@ -172,7 +172,7 @@ def test_a_file_that_is_listed_twice(tmp_path, kind, again):
     else:
         table = "\n" + "".join((json.dumps({"file_name": n, "text": t}) if n else "") + "\n" for n, t in rows)
     (tmp_path / f"metadata.{kind}").write_text(table, encoding="utf-8")
-    with pytest.raises(UserError, match=rf"metadata\.{kind}: é\.png is in line 2 and in line 4; leave it in one"):
+    with pytest.raises(UserError, match=rf"metadata\.{kind}: é\.png is in line 2 and in line 4; keep one of them"):
         read_captions(tmp_path, [image], "metadata", "text", "")
 
 
@@ -194,7 +194,7 @@ def test_two_tables(folder):
     write_table(folder, TABLE)
     (folder / "metadata.csv").write_text(HEAD, encoding="utf-8")
     with pytest.raises(
-        UserError, match=r"metadata\.jsonl and metadata\.csv are both in .*; leave the one that is meant"
+        UserError, match=r"metadata\.jsonl and metadata\.csv are both in .*; keep the one that is meant"
     ):
         read(folder, "metadata")
 
@@ -232,7 +232,7 @@ def test_two_text_files_of_one_image(folder):
         (folder / name).write_text("a car", encoding="utf-8")
     if len(list(folder.glob("red car.[tT]*"))) < 2:
         pytest.skip("they are one to this file system")
-    with pytest.raises(UserError, match=r"red car\.png has red car\.TXT and red car\.txt beside it in .*; leave one"):
+    with pytest.raises(UserError, match=r"red car\.png has red car\.TXT and red car\.txt beside it in .*; keep one"):
         read(folder, "text")
 
 

@@ -149,7 +149,7 @@ def test_a_checkpoint_that_cannot_be_restored_is_named(checkpoints, error, hashe
         checkpoints.restore(Broken(), None, 1)
     said, is_it = str(caught.value), "is whole, but" if hashed else "cannot be read: it is damaged, or"
     assert said.startswith(f"checkpoint {checkpoints.path(1)} {is_it} was saved with other settings, another model or")
-    assert said.endswith("; go on with those") and "\n" not in said
+    assert said.endswith("; continue with those") and "\n" not in said
 
 
 def test_a_damaged_checkpoint_is_named(checkpoints):
@@ -159,10 +159,10 @@ def test_a_damaged_checkpoint_is_named(checkpoints):
     with pytest.raises(UserError) as caught:
         checkpoints.restore(Backend(), None, 2)
     assert str(caught.value) == (
-        f"checkpoint {checkpoints.path(2)} is damaged (state: not what was saved); put it back from a copy, or go on"
+        f"checkpoint {checkpoints.path(2)} is damaged (state: not what was saved); put it back from a copy, or continue"
         " from an older one with --from-step 1"
     )
-    with pytest.raises(UserError, match=r"put it back from a copy, or begin anew in another --workdir$"):
+    with pytest.raises(UserError, match=r"put it back from a copy, or start again in another --workdir$"):
         checkpoints.restore(Backend(), None, 1)
 
 
@@ -233,7 +233,7 @@ def test_a_flipped_bit_is_noticed(tiny_config, tmp_path, package):
     content[-100] ^= 1
     file.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"step-000002 is damaged \(.*: not what was saved\); .* go on .* --from-step 1"
+        UserError, match=r"step-000002 is damaged \(.*: not what was saved\); .* continue .* --from-step 1"
     ):
         loop.train(backend_class, tiny_config, run.path)
     assert len(loop.train(backend_class, tiny_config, run.path, from_step=1).metrics) == 3
@@ -277,7 +277,9 @@ def test_a_good_checkpoint_of_other_settings_is_not_called_damaged(tmp_path, fra
     backend = SimpleNamespace(save=module.save, restore=module.restore)
     checkpoints = Checkpoints(tmp_path / "checkpoints", "run")
     checkpoints.save(backend, make(8), 1, 1)
-    with pytest.raises(UserError, match=r"is whole, but was saved with other settings.*; go on with those$") as caught:
+    with pytest.raises(
+        UserError, match=r"is whole, but was saved with other settings.*; continue with those$"
+    ) as caught:
         checkpoints.restore(backend, make(**{"size": 8, **other}), 1)
     assert "\n" not in str(caught.value)
     checkpoints.restore(backend, make(8), 1)

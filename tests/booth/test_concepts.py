@@ -126,7 +126,7 @@ def test_folders_beside_those_with_repeats(config, tmp_path, caplog):
         inputs = check_inputs(resolved(config))
     assert [example.repeats for example in inputs.instances] == [1] * 3 + [2] * 3
     assert caplog.messages == [
-        "instance.images: the images in these folders are passed over: extra (2)",
+        "instance.images: the images in these folders are ignored: extra (2)",
         "instance.images: the numbers of 1_front, 2_side are taken for repeats; if they are an order, put all photos"
         " into one folder",
     ]
@@ -228,7 +228,7 @@ def test_config_files(suffix, tmp_path):
         ({"prior.count": 0}, r"concepts\[0\]: prior\.count=0 must be at least 1, or 'auto'; .* set prior\.weight=0"),
         ({"weight": "1"}, r"concepts\[0\]\.weight='1' must be a number"),
         ({"instance.images": ""}, r"concepts\[0\]: instance\.images is empty"),
-        ({"prior.prompt": "a photo of sks dog"}, r"concepts\[0\]: .* is prior\.prompt too"),
+        ({"prior.prompt": "a photo of sks dog"}, r"concepts\[0\]: .* is the same as prior\.prompt"),
     ],
 )
 def test_what_a_concept_cannot_have(config, entry, said):
@@ -240,7 +240,7 @@ def test_what_a_concept_cannot_have(config, entry, said):
 def test_two_concepts_of_one_folder(config):
     (first, second) = resolved(config).concepts
     config.concepts = (first, {**second, "instance.images": first["instance.images"]})
-    with pytest.raises(UserError, match="is what 2 concepts have; give each a folder of its own"):
+    with pytest.raises(UserError, match="is used by 2 concepts; give each a folder of its own"):
         validate(resolved(config), "numpy")
 
 
@@ -288,7 +288,9 @@ def test_what_fitting_chooses_holds_for_every_concept(config, tmp_path, monkeypa
 
 def test_class_images_of_two_concepts_in_one_folder(config, tmp_path):
     config.prior.images = str(tmp_path / "class")
-    with pytest.raises(UserError, match=r"concepts\[1\]: prior\.images='.*class' is that of concepts\[0\] too"):
+    with pytest.raises(
+        UserError, match=r"concepts\[1\]: prior\.images='.*class' is also prior\.images of concepts\[0\]"
+    ):
         loop.train(FakeBackend, config, tmp_path / "run")
     config.concepts = tuple({**entry, "prior.prompt": "a photo of pet"} for entry in resolved(config).concepts)
     loop.train(FakeBackend, config, tmp_path / "run")
@@ -336,6 +338,5 @@ def test_enlarged_images_are_named(config, batches, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "booth"):
         batches(prior_weight=0.0)
     assert caplog.messages == [
-        "smaller than 64x64, to which they are enlarged: 0/0.png (90x60), 0/2.png (90x60), 1/1.png (50x80),"
-        " 1/small.png (20x33)"
+        "images smaller than 64x64 are enlarged: 0/0.png (90x60), 0/2.png (90x60), 1/1.png (50x80), 1/small.png (20x33)"
     ]

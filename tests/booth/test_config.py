@@ -102,7 +102,7 @@ def test_remote_folders_are_refused(valid, name):
 @pytest.mark.parametrize("prompt", ["a photo of dog", " a photo of dog "])
 def test_an_identifier_tells_the_subject_from_its_class(valid, prompt):
     valid.instance.prompt = prompt
-    assert "is prior.prompt too; add an identifier" in refusal(check, valid)
+    assert "is the same as prior.prompt; add an identifier" in refusal(check, valid)
     valid.prior.weight = 0.0
     check(valid)
 

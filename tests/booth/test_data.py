@@ -146,7 +146,7 @@ def test_what_is_passed_over_is_named_once(save, tmp_path, caplog):
         (tmp_path / "raw.cr2").touch()
         (tmp_path / "more").mkdir()
         instance_examples(str(tmp_path), "a photo")
-    assert caplog.messages == ["instance.images: passed over, not taken for images: more, raw.cr2"]
+    assert caplog.messages == ["instance.images: ignored, since they are not images: more, raw.cr2"]
 
 
 def test_an_unreadable_folder_of_one(tmp_path):
@@ -169,7 +169,7 @@ def test_a_smaller_bomb_is_no_mere_warning(save, monkeypatch):
     path = save("big.png", picture())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 40 - 1)
     with pytest.raises(
-        ValueError, match="2,400 pixels, and at most 2,399 are read of what is no JPEG; make it smaller"
+        ValueError, match="2,400 pixels, and at most 2,399 are read if it is not a JPEG; make it smaller"
     ):
         load_image(path)
 
@@ -194,10 +194,10 @@ def test_a_large_jpeg_is_read_at_a_part_of_its_size(save, monkeypatch, caplog, k
         wanted = np.asarray(upright.resize(example.size, Image.Resampling.BOX), np.float32)
         assert np.abs(array(path) - wanted).mean() < 3
         shown = f"photo.jpg (1/{factor}: {example.size[0]}x{example.size[1]})"
-        assert caplog.messages[-1] == f"instance.images: large JPEGs are read at a part of their size: {shown}"
+        assert caplog.messages[-1] == f"instance.images: large JPEGs are read at a reduced size: {shown}"
     assert example.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600 * 400 // 64 - 1)
-    assert "pixels are more than memory is meant for; make it smaller" in message(one_example, path)
+    assert "pixels would take too much memory; make it smaller" in message(one_example, path)
 
 
 def test_what_a_large_jpeg_may_take_is_bounded(save, monkeypatch):
@@ -209,7 +209,7 @@ def test_what_a_large_jpeg_may_take_is_bounded(save, monkeypatch):
         monkeypatch.setattr(image_file, "MOST_MEMORY", most)
         assert load_image(path).size == size
     monkeypatch.setattr(image_file, "MOST_MEMORY", whole)
-    with pytest.raises(ValueError, match=r"^600x400 pixels are more than memory is meant for; make it smaller$"):
+    with pytest.raises(ValueError, match=r"^600x400 pixels would take too much memory; make it smaller$"):
         load_image(path)
 
 
@@ -259,7 +259,7 @@ def test_images_in_folders_are_not_lost_without_a_word(save, tmp_path, caplog):
     save("1.png", picture(8, 8))
     with caplog.at_level(logging.WARNING, "booth"):
         instance_examples(str(tmp_path), "a photo")
-    assert caplog.messages == ["instance.images: the images in these folders are passed over: extra (1)"]
+    assert caplog.messages == ["instance.images: the images in these folders are ignored: extra (1)"]
 
 
 def test_natural_order_and_unicode_names(save, tmp_path):

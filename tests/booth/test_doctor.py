@@ -157,7 +157,7 @@ def test_class_images_of_the_subject(config, tmp_path):
     picture(99).save(folder / "other.png")
     picture(4).resize((200, 180)).save(folder / "mine.png")
     config.prior.images = str(folder)
-    assert said(config) == ["class image mine.png looks like 4.png: class images are to show others of the class"]
+    assert said(config) == ["class image mine.png looks like 4.png: class images should show others of the class"]
 
 
 def test_masks_and_shapes(config, tmp_path):

@@ -181,7 +181,9 @@ def test_what_is_known_is_not_done_again(run, main):
     assert main("evaluate", "--run", run, *COUNTS, backend=backend) == first
     assert record.read_bytes() == before and (run / "evaluation" / "scores.png").is_file()
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "Which checkpoint?" in page and "None has a score above 0." in page and "Measured by evaluate" in page
+    assert (
+        "Which checkpoint?" in page and "No checkpoint has a score above 0." in page and "Measured by evaluate" in page
+    )
     assert Colours.looks == looks + 3 and backend.calls.count("sample") == batches + 1
 
     shutil.rmtree(run / "evaluation")

@@ -150,7 +150,7 @@ def test_single_files(tmp_path, canary, kind, suffix):
     replace(file, pickles(canary)[kind])
     said = "is missing, truncated or broken" if suffix == ".safetensors" else "is a pickle, which can run code"
     assert said in refusal(open_pipeline, file)
-    said = "need no converting" if suffix == ".safetensors" else "which is not run"
+    said = "need no converting" if suffix == ".safetensors" else "which is never run"
     assert said in refusal(convert, file, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 

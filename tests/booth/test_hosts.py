@@ -194,5 +194,5 @@ def test_other_weights_on_a_host_are_refused(tiny_config, tmp_path, monkeypatch)
     monkeypatch.setattr(classes[0], "hosts", lambda: hosts)
     leader, _ = run_all(classes, tiny_config, tmp_path / "run")
     assert leader.startswith("host 1 of 2: model.source=") and leader.endswith(
-        "is another model here (weights of unet)"
+        "is a different model here (weights of unet)"
     )

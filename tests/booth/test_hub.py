@@ -284,7 +284,7 @@ def test_offline_with_half_of_it(hub, repository, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert refusal(open_pipeline, ID) == (
         "model.source=owner/tiny: unet/diffusion_pytorch_model.safetensors is not in the cache and the hub cannot be"
-        " asked; unset HF_HUB_OFFLINE or mend the network"
+        " asked; unset HF_HUB_OFFLINE or fix the network"
     )
 
 
@@ -305,7 +305,7 @@ def test_no_network(hub, repository, tiny_pipeline, monkeypatch):
     assert same_tensors(open_pipeline(ID), tiny_pipeline)
     said = refusal(open_pipeline, "owner/other")
     assert said.startswith("model.source=owner/other: no such folder here, and the hub does not deliver it (")
-    assert said.endswith("; mend that or wait, then the same command goes on")
+    assert said.endswith("; fix that or wait, then the same command continues")
 
 
 def test_a_moved_model_is_taken_from_where_it_is(hub, tiny, caplog):

@@ -139,7 +139,7 @@ def test_every_file_alone_is_read_or_refused_with_a_reason(folder, expected, alo
     ("name", "said"),
     [
         ("empty.jpg", "an empty file; copy it again"),
-        ("a megabyte of nothing.jpg", "zeros in place of an image, as a copy leaves that was interrupted; copy it aga"),
+        ("a megabyte of nothing.jpg", "zeros in place of an image, which an interrupted copy leaves; copy it again"),
         ("heic phone.heic", NO_HEIC),
         ("heic phone.jpg", NO_HEIC),
         ("web page.jpg", "a text and no image: '<!DOCTYPE html>"),
@@ -151,10 +151,10 @@ def test_every_file_alone_is_read_or_refused_with_a_reason(folder, expected, alo
         ("32 bits.tif", "values beyond 16 bits are not supported"),
         ("below 0.tif", "values beyond 16 bits are not supported"),
         ("60 percent plain.bmp", "image file is truncated"),
-        ("bomb that lies.png", "3,600,000,000 pixels, and at most 89,478,485 are read of what is no JPEG; make it"),
+        ("bomb that lies.png", "3,600,000,000 pixels, and at most 89,478,485 are read if it is not a JPEG; make it"),
         ("bomb of two colours.png", "144,000,000 pixels, and at most"),
         ("bomb.gif", "4,294,836,225 pixels, and at most"),
-        ("bomb.jpg", "65500x65500 pixels are more than memory is meant for; make it smaller"),
+        ("bomb.jpg", "65500x65500 pixels would take too much memory; make it smaller"),
         ("photo and 4096 MiB of nothing.jpg", f"4294967296 bytes, and at most {2**29} are read"),
         ("link to nowhere.jpg", "No such file or directory"),
         ("link to itself.jpg", "Too many levels of symbolic links"),
@@ -180,7 +180,7 @@ def test_the_whole_folder_is_refused_once_and_for_all(folder, expected, to_be_re
         f" named (the other {len(fine)} are fine: {', '.join(fine)})"
     )
     passed_over = sorted(shown(name) for name, file in expected.items() if file.outcome == "passed over")
-    assert caplog.messages == [f"{FIELD}: passed over, not taken for images: {', '.join(passed_over)}"]
+    assert caplog.messages == [f"{FIELD}: ignored, since they are not images: {', '.join(passed_over)}"]
     assert caplog.messages[0].isprintable()
     assert not warned, "none of them would say which file it is about"
 

@@ -246,7 +246,7 @@ def test_rows_without_an_image_are_named(tmp_path, cache):
         "3 of 5 rows have no image in 'image' that can be read: row 1 (none), row 2 (only the path /photos/car.jpg,"
         in said
     )
-    assert "row 3 (a text and no image: 'no image'); take them out" in said
+    assert "row 3 (a text and no image: 'no image'); remove them" in said
     assert [path.name for path in cache.iterdir()] == [".lock"]
 
 
@@ -305,7 +305,7 @@ def test_a_comma_in_a_table_is_named_by_its_line(tmp_path, old, line):
     source = as_csv(tmp_path / "table")
     edit(source / "metadata.csv", old, f"{old}, parked")
     with pytest.raises(
-        UserError, match=rf"metadata\.csv, line {line}: 3 cells and 2 columns; put what has a comma in it"
+        UserError, match=rf"metadata\.csv, line {line}: 3 cells and 2 columns; put a value with a comma"
     ):
         open_photos(str(source), "image", "metadata")
 
@@ -356,7 +356,7 @@ def test_names_that_lead_elsewhere(name, tmp_path):
 
 def test_other_files(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([1]))
-    assert "is not a folder and no dataset; give a folder, a Parquet or Arrow file" in refusal(tmp_path / "a.pkl")
+    assert "is neither a folder nor a dataset; give a folder, a Parquet or Arrow file" in refusal(tmp_path / "a.pkl")
     assert "instance.revision='main' is for hub ids" in refusal(tmp_path, revision="main")
 
 

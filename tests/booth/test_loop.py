@@ -331,7 +331,7 @@ def test_class_images_do_not_lie_among_the_photos(config, photos, tmp_path, insi
     config.instance.images = str(shutil.copytree(photos, tmp_path / "photos"))
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     config.prior.images = str(tmp_path / inside)
-    with pytest.raises(UserError, match=r"prior\.images=.* is instance.images too"):
+    with pytest.raises(UserError, match=r"prior\.images=.* is also instance.images"):
         loop.train(FakeBackend, config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     config.prior.images = str(tmp_path / "photos" / "class")

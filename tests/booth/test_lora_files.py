@@ -207,7 +207,7 @@ def test_layers_that_not_all_programs_read_are_said(lora, shapes, tmp_path, caps
     assert line.startswith(
         "adapters of unet.conv_in, unet.conv_out, unet.time_embedding.linear_1, unet.time_embedding."
     )
-    assert "kohya's scripts and stable-diffusion.cpp leave these out" in line and "\n" not in line
+    assert "kohya's scripts and stable-diffusion.cpp ignore these in a LoRA file" in line and "\n" not in line
     write(tmp_path / "a.safetensors", lora | strange, "peft", "source", About("", ""))
     assert (
         run("export", "--from", tmp_path / "a.safetensors", "--format", "kohya", "--out", tmp_path / "b.safetensors")

@@ -122,7 +122,7 @@ def test_a_crop_without_the_subject(folder):
     Image.fromarray(white).save(folder / "0-mask.png")
     (example,) = with_masks([one_example(folder / "0.png")], "files")
     (view,) = views(example, (64, 64), "center", 1, False, 0)
-    with pytest.raises(UserError, match=r"the crop of 0\.png shows nothing of what its mask leaves; raise "):
+    with pytest.raises(UserError, match=r"the crop of 0\.png shows nothing that its mask keeps; raise "):
         loss_weights(view, (8, 8), 0.0)
     assert (loss_weights(view, (8, 8), 0.1) == 1).all()
 
@@ -149,7 +149,7 @@ def test_a_changed_mask_is_noticed(config, folder, tmp_path):
         ("files", lambda folder: (folder / "1-mask.png").write_bytes(b"no"),
          r"the mask of 1\.png cannot be read \(a text and no image: 'no'\); replace it by one that can"),
         ("files", lambda folder: mask().save(folder / "1-mask.tif"),
-         r"1\.png has several masks: 1-mask\.png, 1-mask\.tif; leave one of them"),
+         r"1\.png has several masks: 1-mask\.png, 1-mask\.tif; keep one of them"),
     ],
 )  # fmt: skip
 def test_refusals(config, folder, source, spoil, said):
@@ -175,4 +175,4 @@ def test_masks_from_other_systems(folder, caplog, name):
         found = instance_examples(str(folder), "a photo", masks=True)
     (example,) = with_masks(found, "files")
     assert example.mask == folder / name
-    assert caplog.messages == ["instance.masks: 2-mask.png belong to no photo, and are passed over"]
+    assert caplog.messages == ["instance.masks: 2-mask.png belong to no photo, and are ignored"]

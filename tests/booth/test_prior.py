@@ -208,7 +208,7 @@ def test_class_images_in_other_folders_are_not_lost_without_a_word(tiny_config, 
     tiny_config.prior.images = str(tmp_path / "reg")
     with caplog.at_level(logging.WARNING, "booth"):
         check_inputs(tiny_config)
-    assert "prior.images: the images in these folders are passed over: dog (2)" in caplog.messages
+    assert "prior.images: the images in these folders are ignored: dog (2)" in caplog.messages
 
 
 @pytest.mark.parametrize(("folder", "class_images"), [("train/1_robot", "train"), ("train", "train/1_robot")])
@@ -220,6 +220,6 @@ def test_photos_are_no_class_images(tiny_config, tmp_path, folder, class_images)
     if folder == "train/1_robot":
         (tmp_path / "train" / "5_sks robot").rename(tmp_path / "1_more")
     with pytest.raises(
-        UserError, match=r"prior\.images=.* is instance\.images too \(1_robot\); give class images a fo"
+        UserError, match=r"prior\.images=.* is also instance\.images \(1_robot\); give class images a fo"
     ):
         check_inputs(tiny_config)

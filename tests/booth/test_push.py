@@ -177,20 +177,20 @@ def test_private_until_it_is_meant_to_be_public(hub, account, run):
     assert ID in hub.private
     Destination(ID, license="openrail++", public=True).push(run)
     assert ID not in hub.private and b"license: openrail++\n" in hub.files(ID)["README.md"]
-    assert "is there and public; give --public" in refusal(Destination(ID).push, run)
+    assert "exists and is public; give --public" in refusal(Destination(ID).push, run)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--to", "robot"], "'robot' is no name on the hub: it does not say whose it is; give owner/name"),
+        (["--to", "robot"], "'robot' is no name on the hub: it has no owner; give owner/name"),
         (["--to", "own er/robot"], "'own er/robot' is no name on the hub"),
         (["--to", ID, "--license", "my own"], "--license 'my own' must be one of the identifiers"),
         (["--to", ID, "--public"], "--public needs --license"),
-        (["--to", "https://huggingface.co/somebody/robot/"], "somebody/robot: your token is of owner, which may write"),
+        (["--to", "https://huggingface.co/somebody/robot/"], "somebody/robot: your token belongs to owner, who may"),
         (["--to", "https://huggingface.co/datasets/a/b"], "--to=https://huggingface.co/datasets/a/b is the page of a"),
         (["--to", "https://hf.co/a/b/tree/v2"], "--to=https://hf.co/a/b/tree/v2 names a revision, which cannot be"),
-        (["--to", "somebody/robot"], "somebody/robot: your token is of owner, which may write to owner, lab only"),
+        (["--to", "somebody/robot"], "somebody/robot: your token belongs to owner, who may write to owner, lab only"),
     ],
 )
 def test_refused_before_anything_is_sent(hub, account, run, capsys, options, message):
@@ -233,7 +233,7 @@ def test_tokens(hub, run, capsys, monkeypatch, token, message):
         ("/commit/main", 412, "it changed while it was pushed to (because); give the same command again"),
         ("/commit/main", 409, "it changed while it was pushed to (because); give the same command again"),
         ("/commit/main", 413, "the hub does not take it (because); correct that"),
-        ("/commit/main", 500, "the hub cannot be reached or is busy (because); mend that or wait"),
+        ("/commit/main", 500, "the hub cannot be reached or is busy (because); fix that or wait"),
     ],
 )
 def test_what_the_hub_refuses(hub, account, run, where, status, message):
@@ -264,7 +264,7 @@ def test_training_asks_first_and_pushes_in_the_end(hub, account, run, tiny_confi
     tiny_config.samples.inference_steps = 2
     started = tmp_path / "started"
     message = refusal(loop.train, FakeBackend, tiny_config, started, publisher=Destination("somebody/robot"))
-    assert "your token is of owner" in message and not started.exists()
+    assert "your token belongs to owner" in message and not started.exists()
     hub.refused["/commit/main"] = (403, "Storage limit reached")
     to = Destination(ID, license="other", public=True)
     message = refusal(loop.train, FakeBackend, tiny_config, started, publisher=to)
@@ -286,7 +286,7 @@ def test_a_dry_run_asks_too(hub, account, tiny_pipeline, photos, capsys):
     train = ["train", "--config", str(ROOT / "configs/smoke.py"), f"--config.model.source={tiny_pipeline}",
              f"--config.instance.images={photos}", "--dry-run", "--push-to-hub"]  # fmt: skip
     assert main("torchbooth", [*train, "somebody/robot"]) == 2
-    assert "somebody/robot: your token is of owner" in said(capsys)
+    assert "somebody/robot: your token belongs to owner" in said(capsys)
     assert main("torchbooth", [*train, ID]) == 0 and not hub.revisions
 
 

@@ -101,7 +101,7 @@ def test_a_finished_run_without_checkpoints(kind, tmp_path, before, caplog):
         config.train.steps = steps
         said = refusal(config, run.path, backend)
         assert "was saved at step 8, but that checkpoint is not in" in said and "(there is none)" in said
-        assert said.endswith("put it back, or give another --workdir to begin anew")
+        assert said.endswith("put it back, or give another --workdir to start again")
     config.train.steps, config.export.precision = 8, "fp16"
     assert "was saved at step 8" in refusal(config, run.path, backend), "another precision needs the checkpoint"
 
@@ -124,11 +124,13 @@ def test_the_newest_checkpoint_alone_is_gone(config, tmp_path, caplog):
     shutil.rmtree(run.path / "checkpoints" / "step-000008")
     config.train.steps = 6
     said = refusal(config, run.path)
-    assert "the newest there is of step 4); put it back, go on from step 4 with --from-step 4, or give another" in said
+    assert (
+        "the newest there is of step 4); put it back, continue from step 4 with --from-step 4, or give another" in said
+    )
     assert find_trained(FakeBackend, str(run.path), None, "fp32").step == 4
-    assert "step 8 was saved too, but has no checkpoint in" in caplog.text
+    assert "step 8 was saved too, but its checkpoint is not in" in caplog.text
     again = loop.train(FakeBackend, config, run.path, from_step=4)
-    assert "pipeline is of step 8; in the end that of step 6 takes its place" in caplog.text
+    assert "pipeline is of step 8; at the end, that of step 6 replaces it" in caplog.text
     assert [line["step"] for line in again.metrics] == [1, 2, 3, 4, 5, 6]
     assert not np.array_equal(load_file(run.pipeline / UNET)[TRAINED], before)
     loop.train(FakeBackend, config, run.path)  # goes on as any other
@@ -273,7 +275,7 @@ def test_what_was_edited_but_not_given_does_not_count(config, tmp_path, content,
     assert gather(run.path).config.train.steps == 8
     loop.train(FakeBackend, config, run.path, meant=[])
     assert path.read_bytes() == before
-    said = "is put right, as what was edited there was not given: "
+    said = "is restored, since values edited there were not given to this command: "
     assert any(f"{said}train.steps=8, not 800, train.seed=0, not 3, adapter.kind='none', not 'lora'" in message
                for message in caplog.messages) == (content == "edited")  # fmt: skip
 
@@ -414,6 +416,8 @@ def test_class_images_of_the_users_own_that_are_gone(config, tmp_path, photos):
     (tmp_path / "class" / "mine.png").rename(tmp_path / "mine.png")
     config.train.steps = 9
     backend = watched()
-    with pytest.raises(UserError, match=r"does not have all class images any more .* \(mine\.png\); put them back"):
+    with pytest.raises(
+        UserError, match=r"lacks class images that this run has trained with \(mine\.png\); put them back"
+    ):
         loop.train(backend, config, run.path)
     assert not backend.calls

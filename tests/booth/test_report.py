@@ -89,7 +89,7 @@ def test_all_is_on_the_page(finished, photos):
     assert len(pictures(page, "The instance pictures, then")) == 1
     charts = [svg["aria-label"] for svg in page.of("svg")]
     assert [label.partition(":")[0] for label in charts] == [
-        "Loss, smoothed; pale",
+        "Loss, smoothed (pale line = total of each step)",
         "Learning rate",
         "Speed, samples/s",
     ]
@@ -115,7 +115,7 @@ def test_all_is_on_the_page(finished, photos):
 def test_the_first_settings_are_those_that_differ(finished):
     rows = re.findall(r"<th scope=\"row\"><code>(.*?)</code>", (finished / "report.html").read_text())
     changed = list(gather(finished).changed)
-    assert f"{len(changed)} that differ" in page_of(finished).text("p")
+    assert f"Settings that differ from the defaults: {len(changed)}" in page_of(finished).text("p")
     assert rows[: len(changed)] == changed and "train.steps" in changed and "train.max_grad_norm" not in changed
     assert "train.max_grad_norm" in rows[len(changed) :]
 
@@ -265,7 +265,7 @@ def test_by_command_for_a_run_that_was_copied(copied, caplog, quiet):
     assert main("torchbooth", ["report", str(copied)]) == 0
     assert any("'train.from_the_future' does not exist" in message for message in caplog.messages)
     page = page_of(copied)
-    assert "They are not to be read in /nowhere/photos." in page.text("p")
+    assert "They cannot be read in /nowhere/photos." in page.text("p")
     assert not pictures(page, "Instance") and len(pictures(page, "Class images")) == 2, "those came with the run"
     links = {link["href"] for link in page.of("a")}
     assert "pipeline/" not in links and all((copied / link).exists() for link in links)

@@ -164,7 +164,7 @@ time.sleep(1)""")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (0, "the end\n")
-    assert err == "\nstopping: this update is finished and saved; once more stops at once\n"
+    assert err == "\nstopping: this update is finished and saved; a second Ctrl-C or signal stops at once\n"
 
 
 def test_what_need_not_be_finished_is_interrupted(start):

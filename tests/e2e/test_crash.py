@@ -118,7 +118,7 @@ def test_asked_to_stop(start, run, arguments, tmp_path, package, number, code):
     (saved,) = names(folder / "checkpoints")
     step = int(saved.removeprefix("step-"))
     assert err.splitlines()[-1] == f"{package}: stopped after step {step}, which is saved; the same command continues"
-    assert "stopping: this update is finished and saved; once more stops at once" in err
+    assert "stopping: this update is finished and saved; a second Ctrl-C or signal stops at once" in err
     assert "Traceback" not in err and "Error" not in err
     assert steps(folder) == list(range(1, step + 1)), "not one update is lost"
     more = run(f"{package}.train", *arguments(folder), f"--config.train.steps={step + 1}",

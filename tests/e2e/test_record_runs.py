@@ -36,7 +36,7 @@ def test_a_finished_run_whose_checkpoints_were_deleted(trained, main):
     said = refused(main("torchbooth", "train", *shorter))
     assert said == (
         "--workdir run was saved at step 4, but that checkpoint is not in run/checkpoints any more (there is none); put"
-        " it back, or give another --workdir to begin anew"
+        " it back, or give another --workdir to start again"
     )
     assert contents(folder / "lora") == lora and (folder / "metrics.jsonl").read_bytes() == metrics
 

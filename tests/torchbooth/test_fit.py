@@ -338,5 +338,5 @@ def test_what_cannot_be_planned_is_one_line(pipeline, tiny_config):
     with pytest.raises(UserError, match=r"^--gpu '8' must be a size such as 8GB"):
         command.run(tiny_config, pipeline, "8")
     tiny_config.mesh.fsdp = 2
-    with pytest.raises(UserError, match=r"^mesh.fsdp=2 must be 1: plans are of a process with all weights"):
+    with pytest.raises(UserError, match=r"^mesh.fsdp=2 must be 1: a plan is for one process with all weights"):
         command.run(tiny_config, pipeline, None)

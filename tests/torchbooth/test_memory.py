@@ -423,7 +423,7 @@ def test_a_missing_xformers_is_one_line(job, monkeypatch):
 def test_how_clipping_differs_is_said(job, caplog):
     with caplog.at_level("INFO", "booth"):
         job.train({**FUSED, "train.max_grad_norm": 0.5}, [])
-    assert "memory.fused_backward=true clips each gradient by the greatest of the last update's norm" in caplog.text
+    assert "memory.fused_backward=true clips each gradient by the larger of the last update's norm" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO", "booth"):
         job.train({**FUSED, "train.max_grad_norm": 0.0}, [])

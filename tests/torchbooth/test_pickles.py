@@ -39,7 +39,9 @@ def test_tensors_by_name_whatever_is_around_them(tmp_path):
 
 def test_what_would_run_is_not_run(tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(1)}, "evil": Evil(tmp_path / "ran")}, tmp_path / "x.ckpt")
-    assert "has more than tensors in it, which is not run" in refusal(tmp_path / "x.ckpt", tmp_path / "x.safetensors")
+    assert "contains code besides tensors, which is never run" in refusal(
+        tmp_path / "x.ckpt", tmp_path / "x.safetensors"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
 
 
