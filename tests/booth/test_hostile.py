@@ -505,7 +505,7 @@ def test_prompts_make_no_paths(tiny_pipeline, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert cli.main("torchbooth", [*map(str, command), "--prompt", "a\udcff"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == r"torchbooth: error: the prompt 'a\udcff' is not all UTF-8; write it anew"
+    assert error == r"torchbooth: error: the prompt 'a\udcff' is not all UTF-8; write it again"
 
 
 def test_prompts_of_a_run_make_no_paths(tiny_config, tmp_path):
