@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from booth.common.errors import UserError
-from booth.common.messages import StoredMessages
+from booth.common.hosts import Hosts
 from booth.config.trained import is_pulled, is_trained
 from booth.config.values import is_remote
 from booth.diffusion.backend import Batch, Metrics
@@ -60,7 +60,7 @@ class Backend:
         return config
 
     @staticmethod
-    def hosts() -> StoredMessages | None:
+    def hosts() -> Hosts:
         return join()
 
     def load(self, pipeline: PipelineDir) -> Models:

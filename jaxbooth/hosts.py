@@ -1,16 +1,29 @@
-"""Joining the processes of a run on several hosts."""
+"""The processes of a run on several hosts: how they find each other, and what `booth.common.hosts` asks of them."""
 
+import atexit
+import glob
+import importlib.util
 import logging
 import os
-from contextlib import suppress
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from booth.common.errors import UserError
-from booth.common.messages import StoredMessages
+from booth.common.hosts import ALONE, Hosts, quiet_unless_first
 
 log = logging.getLogger("booth")
+
+_SIZES = (1 << 12, 1 << 24)  # bytes that are sent at once: a size of array is compiled only once
+_HEARTBEAT_S = 10  # a process that does not say for so long that it lives is taken for lost, and all end
+_PATIENCE_S = 24 * 3600  # host 0 may push a pipeline for long while the others are at their end
 
 
 def start(coordinator: str, hosts: int, index: int) -> None:
@@ -25,8 +38,8 @@ def start(coordinator: str, hosts: int, index: int) -> None:
     )
 
 
-def join() -> StoredMessages | None:
-    """Join the processes that were started together. Return None if this process is alone.
+def join() -> Hosts:
+    """Join the processes that were started together.
 
     On Cloud TPU and under SLURM (srun) the environment names the processes; elsewhere `start` does. Asking how many
     there are starts the devices, which must happen on all hosts at once.
@@ -39,10 +52,52 @@ def join() -> StoredMessages | None:
                 _initialize()
             except OSError as error:  # a notebook's TPU has no metadata server that describes it
                 log.warning("cannot find out about other hosts (%s); continuing with the devices of this one", error)
-                return None
+                return ALONE
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
-        return None
-    return StoredMessages(_KeyValueStore(), jax.process_index(), jax.process_count(), "jaxbooth")
+        return ALONE
+    return quiet_unless_first(Processes())
+
+
+class Processes:
+    """An implementation of `Hosts` by collectives of the devices, of which every process has some."""
+
+    def __init__(self) -> None:
+        self.index, self.count = jax.process_index(), jax.process_count()
+        firsts = {device.process_index: device for device in reversed(jax.devices())}
+        mesh = Mesh(np.array([firsts[index] for index in range(self.count)]), "processes")
+        self._one_each, shared = NamedSharding(mesh, P("processes")), NamedSharding(mesh, P())
+        self._max = jax.jit(jnp.max, out_shardings=shared)
+
+    def broadcast(self, content: bytes) -> bytes:
+        """Send the length, and then the content in blocks of the size that fits it."""
+        length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+        size = next((size for size in _SIZES if length <= size), _SIZES[-1])
+        blocks = []
+        for begin in range(0, length, size):
+            block = np.zeros(size, np.uint8)
+            if self.index == 0:
+                part = np.frombuffer(content[begin : begin + size], np.uint8)
+                block[: len(part)] = part
+            blocks.append(np.asarray(multihost_utils.broadcast_one_to_all(block)).astype(np.uint8).tobytes())
+        return b"".join(blocks)[:length]
+
+    def largest(self, number: int) -> Callable[[], int]:
+        numbers = jax.make_array_from_process_local_data(self._one_each, np.array([number], np.int32))
+        answer = self._max(numbers)
+        return lambda: int(answer)
+
+    def is_lost(self, error: BaseException) -> bool:
+        return False  # JAX itself ends a process when another is lost
+
+    def leave(self, code: int) -> None:
+        # This runs before JAX's own exit handler, which waits for the other processes.
+        atexit.register(_exit, code)
+
+
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _under_srun() -> bool:
@@ -59,42 +114,18 @@ def _devices_of_task() -> dict[str, list[int]]:
 
 def _on_cloud_tpu() -> bool:
     """Return whether this is a TPU VM that may have other hosts, by its environment; its metadata server decides."""
-    from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm  # JAX itself uses it; it has no public name
-
+    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")  # noqa: PTH207 (no folder to begin with)
     named = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
     several = named is None or "," in named or int(os.environ.get("MEGASCALE_NUM_SLICES", 1)) > 1
-    return running_in_cloud_tpu_vm and several
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None and several
 
 
 def _initialize(**processes: Any) -> None:
     # JAX's own handler would catch SIGTERM and do nothing. Our handler must get it, and before that the system's.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**processes)
+        jax.distributed.initialize(
+            **processes, heartbeat_timeout_seconds=_HEARTBEAT_S, shutdown_timeout_seconds=_PATIENCE_S
+        )
     except (RuntimeError, ValueError) as error:  # no other host came, or the address is not valid
         raise UserError(f"the hosts do not find each other: {' '.join(str(error).split())}") from error
-
-
-class _KeyValueStore:
-    """The key-value store of `jax.distributed`."""
-
-    def __init__(self) -> None:
-        from jax._src.distributed import global_state  # it has no public name
-
-        self._client: Any = global_state.client
-
-    def set(self, key: str, value: bytes) -> None:
-        with suppress(jax.errors.JaxRuntimeError):  # the key exists already
-            self._client.key_value_set_bytes(key, value)
-
-    def ask(self, key: str) -> bytes | None:
-        try:
-            value: bytes = self._client.blocking_key_value_get_bytes(key, 1000)
-            return value
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                raise
-            return None
-
-    def delete(self, prefix: str) -> None:
-        self._client.key_value_delete(prefix)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from booth.common.errors import UserError
-from booth.common.messages import StoredMessages
+from booth.common.hosts import Hosts
 from booth.config.trained import is_pulled, is_trained, trains_text
 from booth.diffusion.backend import Batch, Metrics
 from booth.diffusion.solvers import SamplingTable
@@ -69,7 +69,7 @@ class Backend:
         return fit(Backend, config, pipeline, recorded)
 
     @staticmethod
-    def hosts() -> StoredMessages | None:
+    def hosts() -> Hosts:
         return join()
 
     def load(self, pipeline: PipelineDir) -> Models:

@@ -1,23 +1,26 @@
-"""Joining the processes of a run: one for each GPU, started by torchrun or accelerate launch."""
+"""The processes of a run, one for each GPU, started by torchrun or accelerate launch: how they find each other, and
+what `booth.common.hosts` asks of them."""
 
 import os
-import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from booth.common.errors import UserError
-from booth.common.messages import StoredMessages
+from booth.common.hosts import ALONE, Hosts, quiet_unless_first
+
+_PATIENCE = timedelta(days=1)  # process 0 may push a pipeline for long while the others are at their end
 
 
-def join() -> StoredMessages | None:
-    """Join the processes that torchrun or accelerate launch started together. Return None if this process is alone.
+def join() -> Hosts:
+    """Join the processes that torchrun or accelerate launch started together.
 
     Raise UserError if they do not find each other.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return None
+        return ALONE
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(local_device())
@@ -25,7 +28,43 @@ def join() -> StoredMessages | None:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         except (RuntimeError, ValueError) as error:  # no other process came, or an environment variable is missing
             raise UserError(f"the processes do not find each other: {' '.join(str(error).split())}") from error
-    return StoredMessages(_RendezvousStore(), dist.get_rank(), dist.get_world_size(), "torchbooth")
+    return quiet_unless_first(Processes())
+
+
+class Processes:
+    """An implementation of `Hosts` over the network of the hosts, apart from the work of the devices."""
+
+    def __init__(self) -> None:
+        self.index, self.count = dist.get_rank(), dist.get_world_size()
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    def broadcast(self, content: bytes) -> bytes:
+        length = torch.tensor(len(content))
+        dist.broadcast(length, src=0, group=self._group)
+        block = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.index == 0 else None
+        if block is None:
+            block = torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(block, src=0, group=self._group)
+        return block.numpy().tobytes()
+
+    def largest(self, number: int) -> Callable[[], int]:
+        answer = torch.tensor(number)
+        work = dist.all_reduce(answer, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+        def wait() -> int:
+            work.wait()
+            return int(answer)
+
+        return wait
+
+    def is_lost(self, error: BaseException) -> bool:
+        # PyTorch has no type for this: gloo raises RuntimeError, NCCL DistBackendError, which is one.
+        return isinstance(error, RuntimeError) and any(
+            said in str(error) for said in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+        )
+
+    def leave(self, code: int) -> None:
+        pass  # torchrun sees that this process has ended, and ends the others; nothing here waits for them
 
 
 def local_device() -> torch.device:
@@ -36,26 +75,3 @@ def local_device() -> torch.device:
     if index >= torch.cuda.device_count():
         raise UserError(f"process {index} has no GPU: there are {torch.cuda.device_count()}; start as many processes")
     return torch.device("cuda", index)
-
-
-class _RendezvousStore:
-    """The store where the processes met, over a separate connection, since the process group uses its own."""
-
-    def __init__(self) -> None:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self._store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=60))
-
-    def set(self, key: str, value: bytes) -> None:
-        self._store.compare_set(key, "", value)  # type: ignore[arg-type]  # it takes bytes too
-
-    def ask(self, key: str) -> bytes | None:
-        # This polls, since waiting in the store would block the other thread of this process.
-        for _ in range(500):
-            if self._store.check([key]):
-                value: bytes = self._store.get(key)
-                return value
-            time.sleep(0.002)
-        return None
-
-    def delete(self, prefix: str) -> None:
-        self._store.delete_key(prefix)

@@ -26,12 +26,11 @@ from booth.commands import (
 )
 from booth.commands.parsing import Parser, parse
 from booth.common.errors import UserError
-from booth.common.signals import Interrupted, Stopped, deafness_ends
+from booth.common.signals import Stopped, deafness_ends, exit_code
 
 log = logging.getLogger("booth")
 
 COMMANDS = (train, sample, evaluate, export, merge, push, report, doctor, plan, convert, fields, completion)
-INTERRUPTED = 130  # the code with which shells report Ctrl-C
 
 
 def main(package: str, argv: Sequence[str] | None = None) -> int:
@@ -47,18 +46,18 @@ def main(package: str, argv: Sequence[str] | None = None) -> int:
             options.run(package, options)
     except UserError as error:
         print(f"{package}: error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except OSError as error:  # for example: no permission, or a disk that is full or missing
         print(f"{package}: error: {error}; fix this and run the same command again", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except Stopped as stopped:
         print(f"{package}: {stopped}, which is saved; the same command continues", file=sys.stderr)
-        return stopped.code
+        return exit_code(stopped)
     except KeyboardInterrupt as error:
         print(
             f"\n{package}: interrupted; the same command continues, training from its last checkpoint", file=sys.stderr
         )
-        return error.code if isinstance(error, Interrupted) else INTERRUPTED
+        return exit_code(error)
     return 0
 
 

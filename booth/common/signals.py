@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from booth.common.errors import UserError
+
 # The signals that ask a process to end, as far as this system has them, and who sends them.
 _SIGNALS = tuple(
     signal.Signals[name]
@@ -55,6 +57,14 @@ class Stopped(Interrupted):
     def __init__(self, step: int, number: int) -> None:
         super().__init__(number, f"stopped after step {step}")
         self.step = step
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the code that a command ends with after an error: 128 plus its number for a signal (Ctrl-C: 130), 2 for
+    what the user can fix, and 1 for anything else."""
+    if isinstance(error, KeyboardInterrupt):
+        return error.code if isinstance(error, Interrupted) else 128 + signal.SIGINT
+    return 2 if isinstance(error, UserError | OSError) else 1
 
 
 class StopRequest:

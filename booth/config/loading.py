@@ -3,7 +3,7 @@
 import importlib.util
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from booth.config import data_file
 from booth.config.changes import of_record
 from booth.config.names import BY_NAME, SECTIONS, suggestion
 from booth.config.texts import of_text, parse_text
-from booth.config.values import default_config, flat, set_field
+from booth.config.values import default_config, flat, set_field, with_values
 
 _DATA = (".yaml", ".yml", ".json")
 _PACKAGE = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def load_config(config: str | Path, overrides: Iterable[tuple[str, str]] = ()) -
 
 
 def _read_config(path: Path) -> ConfigDict:
-    return _run_config_file(path) if path.suffix.lower() == ".py" else _with_values(_read_data_file(path))
+    return _run_config_file(path) if path.suffix.lower() == ".py" else with_values(_read_data_file(path))
 
 
 def config_file(config: str | Path) -> Path:
@@ -59,14 +59,6 @@ def configs() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
 
 
-def _with_values(values: Mapping[str, Any]) -> ConfigDict:
-    """Return the default config with these values, given by dotted names."""
-    config = default_config()
-    for name, value in values.items():
-        set_field(config, name, value)
-    return config
-
-
 def _run_config_file(path: Path) -> ConfigDict:
     spec = importlib.util.spec_from_file_location("booth_user_config", path)
     assert spec is not None and spec.loader is not None
@@ -82,7 +74,7 @@ def _run_config_file(path: Path) -> ConfigDict:
         raise UserError(f"--config {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
     if not isinstance(loaded, ConfigDict):
         raise UserError(f"--config {path}: get_config() gave {loaded!r}; it must return the config")
-    return _with_values(flat(loaded.to_dict()))
+    return with_values(flat(loaded.to_dict()))
 
 
 def _unknown_field(error: Exception, path: Path) -> str | None:

@@ -112,6 +112,14 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
         config[section] = value
 
 
+def with_values(values: Mapping[str, Any]) -> ConfigDict:
+    """Return the default config with these values, given by dotted names. Raise UserError as `set_field`."""
+    config = default_config()
+    for name, value in values.items():
+        set_field(config, name, value)
+    return config
+
+
 def typed(name: str, value: Any) -> Any:
     """Return the value in the field's type, or "auto" if the field allows it.
 

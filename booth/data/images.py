@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,15 @@ class Example:
     def name(self) -> str:
         """The file's name, after its folder's name if that is needed; it does not depend on where the folder is."""
         return composed(f"{self.folder}/{self.path.name}" if self.folder else self.path.name)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return the fields as numbers, texts and lists, which `of_plain` takes."""
+        return {**asdict(self), "path": str(self.path), "mask": self.mask and str(self.mask)}
+
+    @staticmethod
+    def of_plain(fields: dict[str, Any]) -> "Example":
+        mask = fields["mask"] and Path(fields["mask"])
+        return Example(**{**fields, "path": Path(fields["path"]), "size": tuple(fields["size"]), "mask": mask})
 
 
 Size = tuple[int, int]  # (width, height) in pixels

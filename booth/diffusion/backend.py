@@ -92,8 +92,8 @@ class Backend(Protocol[Models, State]):
         ...
 
     @staticmethod
-    def hosts() -> Hosts | None:
-        """Join the processes that were started together for one run. Return None if there is only one process.
+    def hosts() -> Hosts:
+        """Join the processes that were started together for one run, and return them; `ALONE` if there is only one.
 
         This is called before anything else of the backend. Raise UserError if the processes do not find each other.
         """

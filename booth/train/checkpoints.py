@@ -5,8 +5,9 @@ import json
 import logging
 import math
 import re
+import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from booth.common import disk_space
 from booth.common.disk_space import readable
 from booth.common.errors import ENDS, UserError, reading, said_by
 from booth.common.files import STAGING_PREFIX, publish, remove, rename
+from booth.common.hosts import ALONE, Hosts, from_first, on_all
 from booth.config.trained import trained_networks
 from booth.config.values import is_remote
 from booth.diffusion.backend import Backend
@@ -62,9 +64,12 @@ class Checkpoints:
     it has its record, which is written last and deleted first.
     """
 
-    def __init__(self, folder: Path, run_id: str, size: int = 0) -> None:
-        """Take the folder. `size` is the size of one checkpoint in bytes, if new ones will be written."""
-        self.folder, self.size = folder, size
+    def __init__(self, folder: Path, run_id: str, size: int = 0, hosts: Hosts = ALONE) -> None:
+        """Take the folder. `size` is the size of one checkpoint in bytes, if new ones will be written.
+
+        Of several `hosts` all save and restore, and process 0 does the rest.
+        """
+        self.folder, self.size, self._hosts = folder, size, hosts
         self._run_id = run_id
         self._in_bucket = is_remote(str(folder))
 
@@ -113,24 +118,24 @@ class Checkpoints:
 
         Raise UserError if it cannot be written; if the disk has too little space, before anything is written.
         """
-        if not self._in_bucket:
-            disk_space.require(
-                [disk_space.Need(f"the checkpoint of step {step}", self.folder, self.size)],
-                "make room there and give the same command again; earlier checkpoints are untouched",
-            )
+        first = self._hosts.index == 0
         try:
-            with self._new(self.path(step)) as folder:
+            with ExitStack() as published:
+                # On all processes of a run this folder has the same name.
+                name = from_first(self._hosts, lambda: published.enter_context(self._new(self.path(step), step)).name)
+                folder = self.folder / name
                 backend.save(state, folder)
-                record = {"step": step, "run_id": self._run_id, "sha256": self._hashes(folder)}
-                (folder / _RECORD).write_bytes(json.dumps(record).encode())
-        except UserError:  # another host's message
+                if first:
+                    record = {"step": step, "run_id": self._run_id, "sha256": self._hashes(folder)}
+                    (folder / _RECORD).write_bytes(json.dumps(record).encode())
+        except UserError:
             raise
         except (OSError, SafetensorError, ValueError) as error:  # what the libraries raise for a full disk
             raise UserError(
                 f"the checkpoint of step {step} cannot be written to {self.folder} ({' '.join(str(error).split())})"
                 f"{self._room()}; make room there and give the same command again; earlier checkpoints are untouched"
             ) from error
-        for old in self.steps()[:-keep]:
+        for old in self.steps()[:-keep] if first else ():
             self._delete(old)
 
     def _room(self) -> str:
@@ -139,8 +144,14 @@ class Checkpoints:
         return f": {readable(self.size)} are needed and {readable(disk_space.free(self.folder))} are free"
 
     @contextmanager
-    def _new(self, path: Path) -> Iterator[Path]:
-        """Yield an empty folder that becomes a checkpoint if the block succeeds."""
+    def _new(self, path: Path, step: int) -> Iterator[Path]:
+        """Yield an empty folder that becomes a checkpoint if the block succeeds. Raise UserError if the disk has too
+        little space."""
+        if not self._in_bucket:
+            disk_space.require(
+                [disk_space.Need(f"the checkpoint of step {step}", self.folder, self.size)],
+                "make room there and give the same command again; earlier checkpoints are untouched",
+            )
         if self._in_bucket:
             path.rmtree(missing_ok=True)  # type: ignore[attr-defined]  # what a crash left
             yield path
@@ -164,18 +175,15 @@ class Checkpoints:
     def restore(self, backend: Backend, state: Any, step: int) -> Any:
         """Return the state saved at a step, as `Backend.restore` does. Raise UserError if its files are damaged or do
         not fit."""
-        wanted = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8")).get("sha256") or {}
-        here = self._hashes(self.path(step)) if wanted else {}
-        if changed := sorted(name for name, sha256 in wanted.items() if here.get(name) != sha256):
-            raise self._damaged(step, ValueError(f"{', '.join(changed[:3])}: not what was saved"))
+        whole = from_first(self._hosts, lambda: self._is_whole(step))
         try:
             return backend.restore(state, self.path(step))
         except (AssertionError, MemoryError, RuntimeError, UserError) as error:  # a full device raises RuntimeError
             if not isinstance(error, RecursionError):
                 raise
-            raise self._unfit(step, error, whole=bool(wanted)) from error
+            raise self._unfit(step, error, whole) from error
         except Exception as error:  # safetensors, Orbax and JSON raise many types, Orbax even Exception itself
-            raise self._unfit(step, error, whole=bool(wanted)) from error
+            raise self._unfit(step, error, whole) from error
         except ENDS:
             raise
         except BaseException as error:  # a panic, for example when memory runs out
@@ -183,6 +191,38 @@ class Checkpoints:
                 f"checkpoint {self.path(step)} cannot be read ({said_by(error)}); if there is memory enough for it,"
                 " continue from an older one with --from-step"
             ) from error
+
+    def _is_whole(self, step: int) -> bool:
+        """Return whether the files of a checkpoint are known to be those saved. Raise UserError if they are others."""
+        wanted = json.loads((self.path(step) / _RECORD).read_text(encoding="utf-8")).get("sha256") or {}
+        here = self._hashes(self.path(step)) if wanted else {}
+        if changed := sorted(name for name, sha256 in wanted.items() if here.get(name) != sha256):
+            raise self._damaged(step, ValueError(f"{', '.join(changed[:3])}: not what was saved"))
+        return bool(wanted)
+
+    def check_shared(self) -> None:
+        """Raise UserError if a process does not see the folder, which all of them write to."""
+        if self._hosts.count == 1:
+            return
+        name = from_first(self._hosts, self._probe)
+        try:
+            on_all(self._hosts, lambda: self._require(name))
+        finally:
+            if self._hosts.index == 0:
+                (self.folder / name).unlink()
+
+    def _probe(self) -> str:
+        name = f"{STAGING_PREFIX}{uuid.uuid4().hex}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_bytes(b"")
+        return name
+
+    def _require(self, name: str) -> None:
+        if not (self.folder / name).exists():
+            raise UserError(
+                f"this process does not see the checkpoint folder {self.folder}, which all write to; give a"
+                " checkpoint.dir on a disk that they share"
+            )
 
     def names(self, backend_class: type[Backend], step: int) -> Collection[str]:
         """Return the names of the trainable tensors saved at a step. Raise UserError if they cannot be read."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image
 from booth.common import randomness
 from booth.common.errors import UserError
 from booth.common.files import STAGING_PREFIX, remove, write_text
+from booth.common.hosts import ALONE, Hosts, from_first
 from booth.common.progress import progress
 from booth.config.values import get
 from booth.data import pictures
@@ -42,12 +43,15 @@ def class_images(
     models: Any,
     weights: Mapping[str, str],
     recorded: Mapping[str, str] = MappingProxyType({}),
+    hosts: Hosts = ALONE,
 ) -> list[Path]:
     """Return the `prior.count` images to train on. Existing images are used first, and the missing ones are generated.
 
     `shares` says how many instance images each size has; class images get the same proportions, at least one of each
     size. `models` must be the untouched base, and `weights` are the sha256 of its networks. `recorded` are the sha256
     of the images that the run has trained with, by file name, wherever the folder is now.
+
+    Of several `hosts` all take part in the sampling, and process 0 alone reads and writes the folder.
 
     Raise UserError if the folder's images were made for another prompt, base or size, or are too few for all sizes.
     Raise it also if one of the user's own images, which cannot be made again, is missing.
@@ -57,6 +61,37 @@ def class_images(
         **{name.partition(".")[2]: get(config, name) for name in RECIPE},
         **{f"{network}_sha256": sha256 for network, sha256 in weights.items()},
     }
+    found = from_first(hosts, lambda: _found(folder, config, shares, recipe, recorded))
+    square, existing = (config.data.resolution,) * 2, [Path(path) for path in found["existing"]]
+    files = {
+        (width, height): [folder / _name((width, height), square, index) for index in range(count)]
+        for width, height, count in found["counts"]
+    }
+    every = [file for of_size in files.values() for file in of_size]
+    if found["complete"]:
+        return existing + every
+    writes = hosts.index == 0
+    with _alone(folder) if writes else nullcontext():
+        if writes and not found["known"]:
+            write_text(folder / RECIPE_FILE, json.dumps(recipe, indent=1) + "\n")
+        missing = from_first(hosts, lambda: [_missing(of_size) for of_size in files.values()])
+        made = (
+            (of_size[index], pixels)
+            for (size, of_size), absent in zip(files.items(), missing, strict=True)
+            for index, pixels in samplers[size].images(backend, models, _requests(config, of_size), set(absent))
+        )
+        for file, pixels in progress(made, desc="class images", total=sum(map(len, missing)), unit="image"):
+            if writes:
+                pictures.save(Image.fromarray(pixels), file)
+    return existing + every
+
+
+def _found(
+    folder: Path, config: Any, shares: Mapping[Size, int], recipe: Mapping[str, Any], recorded: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what the folder holds, as plain data: the user's own images (`existing`), how many must be there of each
+    size (`counts`: width, height, number), whether all are there (`complete`), and whether the manifest says how they
+    were made (`known`). Raise UserError as `class_images`."""
     own = own_images(folder)
     names = {path.name for path in own}
     if gone := sorted(name for name in recorded if name not in names and not _OURS.match(name)):
@@ -64,27 +99,18 @@ def class_images(
             f"prior.images={str(folder)!r} lacks class images that this run has trained with ({', '.join(gone[:3])});"
             " put them back, or start a new run in another --workdir"
         )
-    existing = own[: config.prior.count]
     counts = to_make(config.prior.count, shares, [load_image(path).size for path in own])
-    square = (config.data.resolution, config.data.resolution)
-    files = {size: [folder / _name(size, square, index) for index in range(count)] for size, count in counts.items()}
-    every = [file for of_size in files.values() for file in of_size]
-    missing = [file for file in every if not file.exists()]
-    made_before = [path for path in folder.iterdir() if _OURS.match(path.name)] if every and folder.exists() else []
+    square, some = (config.data.resolution,) * 2, any(counts.values())
+    made_before = [path for path in folder.iterdir() if _OURS.match(path.name)] if some and folder.exists() else []
     known = bool(made_before) and _check_recipe(folder, recipe, made_before, recorded)
-    if not missing and (known or not every):
-        return existing + every
-    with _alone(folder):
-        if not known:
-            write_text(folder / RECIPE_FILE, json.dumps(recipe, indent=1) + "\n")
-        made = (
-            (of_size[index], pixels)
-            for size, of_size in files.items()
-            for index, pixels in samplers[size].images(backend, models, _requests(config, of_size), _missing(of_size))
-        )
-        for file, pixels in progress(made, desc="class images", total=len(missing), unit="image"):
-            pictures.save(Image.fromarray(pixels), file)
-    return existing + every
+    there = {path.name for path in made_before}
+    missing = any(_name(size, square, index) not in there for size, count in counts.items() for index in range(count))
+    return {
+        "existing": [str(path) for path in own[: config.prior.count]],
+        "counts": [[*size, count] for size, count in counts.items()],
+        "complete": not missing and (known or not some),
+        "known": known,
+    }
 
 
 def _name(size: Size, square: Size, index: int) -> str:
@@ -98,9 +124,9 @@ def _requests(config: Any, files: Sequence[Path]) -> list[ImageRequest]:
     ]
 
 
-def _missing(files: Sequence[Path]) -> set[int]:
+def _missing(files: Sequence[Path]) -> list[int]:
     """Return the indices of missing files. Call it only while no other run makes any."""
-    return {index for index, file in enumerate(files) if not file.exists()}
+    return [index for index, file in enumerate(files) if not file.exists()]
 
 
 @contextmanager

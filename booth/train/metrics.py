@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from booth.common import disk_space
-from booth.common.errors import UserError
 from booth.common.files import write_text
+from booth.common.hosts import AgreedError
 from booth.common.progress import progress
 from booth.train.run_folder import RunDir
 
@@ -44,14 +44,17 @@ class Recorder:
     """Collects the metrics of one training session. Steps count finished updates: the first update is step 1."""
 
     def __init__(self, run: RunDir, start: int, stop: int, rows: int, every: int) -> None:
-        # Each step appears once: lines after the restored checkpoint belong to updates that are computed again.
-        kept = [line for line in read_metrics(run.metrics) if line["step"] <= start]
-        write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        self._tensorboard = _Tensorboard(run.tensorboard, start)
+        self._writes = run.is_written_here
+        if self._writes:
+            # Each step appears once: lines after the restored checkpoint belong to updates that are computed again.
+            kept = [line for line in read_metrics(run.metrics) if line["step"] <= start]
+            write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            self._tensorboard = _Tensorboard(run.tensorboard, start)
         self._path = run.metrics
         self._progress = progress(total=stop, initial=start, desc="training", unit="step", smoothing=0.1)
         self._rows, self._every = rows, every
         self._pending: list[tuple[int, dict[str, float], dict[str, Any]]] = []
+        self._read_any = False
         self._skipped = self._skipped_in_a_row = 0
         self._block_began = time.perf_counter()
 
@@ -66,7 +69,7 @@ class Recorder:
         }
         self._pending.append((step, rates, metrics))
         # The very first step is read at once: it shows that training runs, and keeps compilation out of the speeds.
-        if self._progress.n == self._progress.initial:
+        if not self._read_any:
             self.flush()
         elif len(self._pending) > self._every:
             self.flush(but=1)  # the device computes the newest step while the host reads the others
@@ -80,6 +83,7 @@ class Recorder:
         block, self._pending = self._pending[: len(self._pending) - but], self._pending[len(self._pending) - but :]
         if not block:
             return
+        self._read_any = True
         values = [(step, rates, {k: float(v) for k, v in metrics.items()}) for step, rates, metrics in block]
         began, self._block_began = (
             self._block_began,
@@ -94,10 +98,11 @@ class Recorder:
             }
             for step, rates, metrics in values
         ]
-        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        with disk_space.explained(self._path, len(content)), self._path.open("ab") as file:
-            file.write(content)
-        self._tensorboard.write(lines)
+        if self._writes:
+            content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+            with disk_space.explained(self._path, len(content)), self._path.open("ab") as file:
+                file.write(content)
+            self._tensorboard.write(lines)
         for step, _, metrics in values:
             if metrics["skipped"]:
                 self._report_skipped(step, metrics)
@@ -107,6 +112,7 @@ class Recorder:
         self._progress.update(len(values))
 
     def _report_skipped(self, step: int, metrics: dict[str, float]) -> None:
+        # Every process of a run counts skipped updates, so that all give up together.
         self._skipped += 1
         self._skipped_in_a_row += 1
         too_many = self._skipped_in_a_row == MOST_SKIPPED_IN_A_ROW
@@ -116,7 +122,7 @@ class Recorder:
                 "step %d: gradients overflowed at loss scale %g: nothing was updated, the scale is halved", step, scale
             )
             if too_many:
-                raise UserError(
+                raise AgreedError(
                     f"{MOST_SKIPPED_IN_A_ROW} updates in a row overflowed, down to loss scale {scale:g}: {_DIVERGED}"
                     " train.precision=bf16 or fp32"
                 )
@@ -124,7 +130,7 @@ class Recorder:
             loss, norm = metrics["loss"], metrics["grad_norm"]
             log.warning("step %d: loss %g, norm of the gradients %g: nothing was updated", step, loss, norm)
             if too_many:
-                raise UserError(
+                raise AgreedError(
                     f"{MOST_SKIPPED_IN_A_ROW} updates in a row had no finite loss and gradients: {_DIVERGED}"
                     " train.precision=fp32"
                 )
@@ -141,7 +147,8 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self._progress.close()
-        self._tensorboard.close()
+        if self._writes:
+            self._tensorboard.close()
         if self._skipped:
             log.warning("%d skipped updates in this session", self._skipped)
 

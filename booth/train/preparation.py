@@ -3,12 +3,15 @@
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from booth.common.disk_space import Need
 from booth.common.file_names import printable
+from booth.common.hosts import from_first
 from booth.common.progress import progress
 from booth.config.concepts import class_folder
 from booth.config.trained import trains_text
@@ -35,7 +38,7 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
     if any(concept.has_prior for concept in inputs.concepts):
         examples["prior"] = _class_examples(inputs, run, backend, models)
         hashes = {example.name: example.sha256 for example in examples["prior"]}
-        run.check_manifest({"class images": hashes}, may_grow=True)
+        from_first(run.hosts, lambda: run.check_manifest({"class images": hashes}, may_grow=True))
     for of_kind in examples.values():
         warn_if_small(of_kind, inputs)
 
@@ -55,11 +58,18 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         for kind in examples
     }
     every_view = [view for kind in shown for seen in shown[kind] for view in seen]
+    masked = [view for view in every_view if view.example.mask]
     scale, shift = inputs.pipeline.latent_scaling
     return Batches(
         images=images,
         moments=latent_cache.moments(
-            run.cache, backend, models, every_view, inputs.pipeline.weights_hash("vae"), config.data.encode_batch_size
+            run.cache,
+            backend,
+            models,
+            every_view,
+            inputs.pipeline.weights_hash("vae"),
+            config.data.encode_batch_size,
+            run.hosts,
         ),
         prompts=(
             inputs.tokenizer(prompts)
@@ -83,7 +93,9 @@ def prepare(config: Any, inputs: Inputs, run: RunDir, backend: Backend, models: 
         huber_schedule=config.train.huber_schedule,
         noise_offset=config.train.noise_offset,
         no_prompt=place.get("", 0),
-        masks={view: _loss_weights(inputs, view) for view in every_view if view.example.mask},
+        masks=dict(
+            zip(masked, from_first(run.hosts, lambda: [_loss_weights(inputs, view) for view in masked]), strict=True)
+        ),
     )
 
 
@@ -111,7 +123,8 @@ def needed_space(config: Any, inputs: Inputs, run: RunDir) -> list[Need]:
 
 def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) -> list[Example]:
     """Return the class images of all concepts; make the missing ones."""
-    examples, weights, recorded = [], inputs.weights, run.recorded("class images")
+    recorded = from_first(run.hosts, lambda: run.recorded("class images"))
+    examples: list[dict[str, Any]] = []
     for place, concept in enumerate(inputs.concepts):
         if concept.has_prior:
             settings, within = concept.config.prior, f"{place}/" if concept.name else ""
@@ -122,13 +135,18 @@ def _class_examples(inputs: Inputs, run: RunDir, backend: Backend, models: Any) 
                 inputs.used_sizes,
                 backend,
                 models,
-                weights,
+                inputs.weights,
                 {name.removeprefix(within): sha256 for name, sha256 in recorded.items() if name.startswith(within)},
+                run.hosts,
             )
-            examples += images.read_examples(
-                files, settings.prompt, "prior", "prior.images", concept=place, folder=concept.name and str(place)
-            )
-    return examples
+            examples += from_first(run.hosts, partial(_read_class_images, files, settings.prompt, place, concept.name))
+    return [Example.of_plain(example) for example in examples]
+
+
+def _read_class_images(files: Sequence[Path], prompt: str, place: int, name: str) -> list[dict[str, Any]]:
+    """Return the class images of the concept with this number and name, as plain data."""
+    read = images.read_examples(files, prompt, "prior", "prior.images", concept=place, folder=name and str(place))
+    return [example.as_plain() for example in read]
 
 
 def warn_if_small(examples: Sequence[Example], inputs: Inputs) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from booth.common.hosts import from_first
 from booth.common.progress import progress
 from booth.data import pictures
 from booth.data.image_file import load_image
@@ -31,7 +32,10 @@ MOST_INSTANCES = 5  # the largest number of pictures in the top row of before an
 
 @dataclass(frozen=True)
 class Previews:
-    """The pictures that one run makes; each method takes the models to sample."""
+    """The pictures that one run makes; each method takes the models to sample.
+
+    Of several processes all sample, and one writes.
+    """
 
     config: Any
     inputs: Inputs
@@ -59,7 +63,8 @@ class Previews:
         images = [image for _, image in self._sample(models, "preview", tuned=True)]
         captions = [f"{request.prompt} (seed {request.seed})" for request in self.requests]
         columns = self.config.samples.images_per_prompt
-        pictures.save(pictures.grid(images, captions, columns), self.grid_file(done))
+        if self.run.is_written_here:
+            pictures.save(pictures.grid(images, captions, columns), self.grid_file(done))
 
     def grid_file(self, done: int) -> Path:
         return self.run.samples / f"step-{done:06d}.png"
@@ -69,11 +74,13 @@ class Previews:
 
         They are kept in RUN/samples/base for a resumed run; only missing ones are made.
         """
-        files = [self._base_file(request) for request in self.requests]
-        if missing := {index for index, file in enumerate(files) if not file.exists()}:
-            for index, image in self._sample(models, "base pictures", missing):
-                pictures.save(Image.fromarray(image), files[index])
-        return [np.asarray(load_image(file)) for file in files]
+        files, hosts = [self._base_file(request) for request in self.requests], self.run.hosts
+        missing = from_first(hosts, lambda: [index for index, file in enumerate(files) if not file.exists()])
+        if missing:
+            for index, image in self._sample(models, "base pictures", set(missing)):
+                if self.run.is_written_here:
+                    pictures.save(Image.fromarray(image), files[index])
+        return [np.asarray(load_image(file)) for file in files] if self.run.is_written_here else []
 
     def write_before_after(self, models: Any, base: Sequence[np.ndarray], instances: Sequence[Sequence[View]]) -> None:
         """Write RUN/samples/before_after.png: the instance pictures as they are trained on (the first view of each),
@@ -83,6 +90,8 @@ class Previews:
         nothing is left to do and it makes none; with more `train.steps` it does.
         """
         tuned = [image for _, image in self._sample(models, "tuned pictures", tuned=True)]
+        if not self.run.is_written_here:
+            return
         shown = [self._square(seen[0]) for seen in instances[:MOST_INSTANCES]]
         rows = [("instance pictures", [to_uint8(pixels(view)) for view in shown])]
         count = self.config.samples.images_per_prompt

@@ -19,9 +19,13 @@ log = logging.getLogger("booth")
 def write_result(
     config: Any, inputs: Inputs, run: RunDir, adapter: Adapter | None, backend: Backend, state: Any, step: int
 ) -> None:
-    """Write the trained weights of `step` into the run folder."""
+    """Write the trained weights of `step` into the run folder. Several processes give their tensors; one writes."""
     precision = config.export.precision
     tensors, added = backend.tensors(state), new_tokens(config)
+    if not run.is_written_here:
+        for _ in tensors:
+            pass
+        return
     if added:
         tensors = keep_embeddings(run.tokens, added, tensors)
     if adapter:

@@ -21,7 +21,7 @@ import logging
 import platform
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import filelock
 
 from booth.common.errors import UserError
 from booth.common.files import STAGING_PREFIX, remove, write_text
+from booth.common.hosts import ALONE, Hosts, from_first
 from booth.config import values as settings
 from booth.config.changes import changes
 from booth.config.sources import Kind
@@ -40,6 +41,7 @@ from booth.train.run_record import (
     RUN,
     SETTINGS,
     Manifest,
+    Record,
     find_record,
     read_manifest,
     written_config,
@@ -60,14 +62,18 @@ def locked(path: Path) -> Iterator[None]:
 
 
 class RunDir:
-    """One run's folder, locked while it is open."""
+    """One run's folder, locked while it is open.
 
-    def __init__(self, path: Path, backend: str, config: Any, meant: Collection[str] | None) -> None:
+    Of several `hosts`, process 0 alone reads and writes there, but for the checkpoints; the others know its paths.
+    """
+
+    def __init__(self, path: Path, backend: str, config: Any, hosts: Hosts) -> None:
         self.path = path
+        self.hosts = hosts
+        self.id = ""
         self._flat = json.loads(json.dumps(settings.flatten(config)))  # tuples become lists, as they are when read back
-        self._before = same_run(path, backend, self._flat, meant)
+        self._before: Record | None = None
         self._backend = backend
-        self.id = self._before.run_id if self._before else uuid.uuid4().hex
         self.class_images = path / "class_images"
         self.cache = path / "cache"
         self.samples = path / "samples"
@@ -83,7 +89,12 @@ class RunDir:
     @classmethod
     @contextmanager
     def open(
-        cls, workdir: str | Path, backend: str, config: Any, meant: Collection[str] | None = None
+        cls,
+        workdir: str | Path,
+        backend: str,
+        config: Any,
+        meant: Collection[str] | None = None,
+        hosts: Hosts = ALONE,
     ) -> Iterator["RunDir"]:
         """Create the folder, or open that of the same run again; hold its lock until the block ends.
 
@@ -91,22 +102,36 @@ class RunDir:
         that may change. Raise UserError for a folder of another run, a folder that is no run, and a run that another
         process is using.
         """
-        path = Path(workdir).expanduser()
-        check_ours(path)
-        path.mkdir(parents=True, exist_ok=True)
-        with locked(path):
-            run = cls(path, backend, config, meant)
-            run._check_owner()
-            if run._before is None:
-                run._write_record()
-            run._claim()
-            written_to = [path, run.cache, run.class_images, run.samples, run.base_samples]
-            if not settings.is_remote(str(run.checkpoints)):
-                written_to.append(run.checkpoints)
-            for folder in written_to:
-                for stale in folder.glob(STAGING_PREFIX + "*"):
-                    remove(stale)
+        if hosts.count > 1:  # the working folders of the processes may differ
+            workdir = from_first(hosts, lambda: str(Path(workdir).expanduser().absolute()))
+        run = cls(Path(workdir).expanduser(), backend, config, hosts)
+        with ExitStack() as lock:
+            run.id = from_first(hosts, lambda: run._take(lock, meant))
             yield run
+
+    def _take(self, lock: ExitStack, meant: Collection[str] | None) -> str:
+        """Lock the folder, make it this run's, and remove what a crash left. Return the run's id."""
+        check_ours(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock.enter_context(locked(self.path))
+        self._before = same_run(self.path, self._backend, self._flat, meant)
+        self.id = self._before.run_id if self._before else uuid.uuid4().hex
+        self._check_owner()
+        if self._before is None:
+            self._write_record()
+        self._claim()
+        written_to = [self.path, self.cache, self.class_images, self.samples, self.base_samples]
+        if not settings.is_remote(str(self.checkpoints)):
+            written_to.append(self.checkpoints)
+        for folder in written_to:
+            for stale in folder.glob(STAGING_PREFIX + "*"):
+                remove(stale)
+        return self.id
+
+    @property
+    def is_written_here(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.hosts.index == 0
 
     @property
     def saved(self) -> int | None:

@@ -61,9 +61,7 @@ def find_trained(backend_class: type[Backend], run_dir: str, step: int | None, p
     if newest and record.saved and record.saved > step:
         log.warning("step %d was saved too, but its checkpoint is not in %s any more: using step %d", record.saved,
                     folder, step)  # fmt: skip
-    config = settings.default_config()
-    for name, value in record.config.items():
-        settings.set_field(config, name, value)
+    config = settings.with_values(record.config)
     config.train.precision = precision
     config.train.attention = "auto"
     config.mesh.fsdp = 1  # the machine that trained may have had other devices

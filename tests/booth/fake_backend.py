@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from booth.common.errors import not_finite
+from booth.common.hosts import ALONE
 from booth.diffusion.objective import dreambooth_loss, noisy_latents
 from booth.diffusion.solvers import HISTORY, solver_step
 
@@ -48,7 +49,7 @@ class FakeBackend:
 
     @staticmethod
     def hosts():
-        return None
+        return ALONE
 
     def own_rows(self, rows):
         return None
