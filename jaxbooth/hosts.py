@@ -1,12 +1,12 @@
 """The processes of a run on several hosts: how they find each other, and what `booth.common.hosts` asks of them."""
 
 import atexit
-import glob
 import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -86,9 +86,6 @@ class Processes:
         answer = self._max(numbers)
         return lambda: int(answer)
 
-    def is_lost(self, error: BaseException) -> bool:
-        return False  # JAX itself ends a process when another is lost
-
     def leave(self, code: int) -> None:
         # This runs before JAX's own exit handler, which waits for the other processes.
         atexit.register(_exit, code)
@@ -114,10 +111,15 @@ def _devices_of_task() -> dict[str, list[int]]:
 
 def _on_cloud_tpu() -> bool:
     """Return whether this is a TPU VM that may have other hosts, by its environment; its metadata server decides."""
-    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")  # noqa: PTH207 (no folder to begin with)
     named = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
     several = named is None or "," in named or int(os.environ.get("MEGASCALE_NUM_SLICES", 1)) > 1
-    return bool(chips) and importlib.util.find_spec("libtpu") is not None and several
+    return several and _has_tpu()
+
+
+def _has_tpu() -> bool:
+    """Return whether this machine has TPU chips, without starting them."""
+    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def _initialize(**processes: Any) -> None:

@@ -57,12 +57,6 @@ class Processes:
 
         return wait
 
-    def is_lost(self, error: BaseException) -> bool:
-        # PyTorch has no type for this: gloo raises RuntimeError, NCCL DistBackendError, which is one.
-        return isinstance(error, RuntimeError) and any(
-            said in str(error) for said in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-        )
-
     def leave(self, code: int) -> None:
         pass  # torchrun sees that this process has ended, and ends the others; nothing here waits for them
 

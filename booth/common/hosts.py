@@ -37,14 +37,15 @@ class Hosts(Protocol):
         """Begin to find the largest of the small numbers that the processes give. The result waits for it."""
         ...
 
-    def is_lost(self, error: BaseException) -> bool:
-        """Return whether an error says that another process has ended."""
-        ...
-
     def leave(self, code: int) -> None:
         """Let this process, which has failed, end with this code as soon as it has said why: it must not wait for the
         others, who wait for it. The framework notices that it is gone, and ends them."""
         ...
+
+
+# Neither framework has a type for it: both repeat what the library says that connects processors. Between accelerators
+# nothing is raised, and the framework ends the process.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 class AgreedError(UserError):
@@ -61,9 +62,6 @@ class Alone:
 
     def largest(self, number: int) -> Callable[[], int]:
         return lambda: number
-
-    def is_lost(self, error: BaseException) -> bool:
-        return False
 
     def leave(self, code: int) -> None:
         pass
@@ -130,10 +128,11 @@ def ended_together(hosts: Hosts) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if hosts.is_lost(error):
-            raise UserError("another process of this run has ended, and says why in its own output") from error
+        lost = hosts.count > 1 and any(said in str(error) for said in _LOST)
         if not isinstance(error, Stopped | AgreedError):
-            hosts.leave(exit_code(error))
+            hosts.leave(exit_code(UserError("") if lost else error))
+        if lost:
+            raise UserError("another process of this run has ended, and says why in its own output") from error
         raise
 
 

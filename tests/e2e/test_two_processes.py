@@ -16,13 +16,14 @@ from waiting import PATIENCE_S, wait_until
 
 @pytest.fixture
 def torchrun(tmp_path):
-    """Runs `torchbooth train` in two processes; (exit code, stderr)."""
+    """Runs `torchbooth train` in two processes or more; (exit code, stderr)."""
 
-    def torchrun(arguments):
+    def torchrun(arguments, *options, processes=2):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "localhost"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        command += ["--master-addr", "localhost", *options]
         command += ["--master-port", str(port), "-m", "torchbooth.train", *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
@@ -121,6 +122,58 @@ def test_a_refusal_ends_all(job, torchrun, tmp_path):
     assert code != 0
     assert "torchbooth: error: instance.images" in error
     assert "torchbooth: error: host 0 has stopped: instance.images" in error
+
+
+@pytest.mark.full
+def test_three_processes_train_as_one(job, run, torchrun, tmp_path):
+    """Four rows over three processes: some of them compute rows that count for nothing."""
+    expected = run("torchbooth.train", *job(tmp_path / "one", prior__images=tmp_path / "class_images"))
+    assert expected.returncode == 0, expected.stderr
+    code, error = torchrun(job(tmp_path / "three", prior__images=tmp_path / "class_images"), processes=3)
+    assert code == 0, error
+
+    def losses(folder):
+        return [json.loads(line)["loss"] for line in (tmp_path / folder / "metrics.jsonl").open()]
+
+    np.testing.assert_allclose(losses("three"), losses("one"), rtol=1e-5)
+
+
+# Process 1 is killed in its third update, as a machine that is taken away; only once.
+KILLED = """
+import os, pathlib
+marker = pathlib.Path(__file__).parent / "killed"
+if os.environ.get("RANK") == "1" and not marker.exists():
+    from torchbooth.backend import Backend
+    step, count = Backend.train_step, iter(range(9))
+
+    def train_step(self, *arguments):
+        if next(count) == 2:
+            marker.touch()
+            os.kill(os.getpid(), 9)
+        return step(self, *arguments)
+
+    Backend.train_step = train_step
+"""
+
+
+@pytest.mark.full
+def test_torchrun_restarts_all_and_the_run_goes_on(job, run, torchrun, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(KILLED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, error = torchrun(job(tmp_path / "run", checkpoint__every_steps=1, prior__weight=0.0), "--max-restarts", "1")
+    assert code == 0, error
+    assert (tmp_path / "killed").exists() and "resumed from step 2" in error
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.full
+def test_one_that_fails_ends_all(job, torchrun, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(KILLED.replace("os.kill(os.getpid(), 9)", "1 / 0"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, error = torchrun(job(tmp_path / "run", prior__weight=0.0))
+    assert code == 1 and "ZeroDivisionError" in error
+    assert error.count("Traceback") <= 2, "the other's is one line; torchrun adds its own"
 
 
 def test_a_mesh_that_does_not_fit(job, run, tmp_path):

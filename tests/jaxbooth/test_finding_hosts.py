@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from booth.common.errors import UserError
+from booth.common.hosts import ALONE
 from jaxbooth import hosts
 
 
@@ -27,11 +28,15 @@ from jaxbooth import hosts
 def test_the_environment_says_whether_there_are_others(monkeypatch, environment, asked):
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: called.append(arguments))
+    monkeypatch.setattr(hosts, "_has_tpu", lambda: False)
     for name in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert hosts.join() is None
+    assert hosts.join() is ALONE
+    for arguments in called:  # a lost host is noticed soon, and nobody waits too little for one that still writes
+        assert arguments.pop("heartbeat_timeout_seconds") <= 30
+        assert arguments.pop("shutdown_timeout_seconds") >= 3600
     assert called == ([] if asked is None else [asked])
 
 
@@ -39,7 +44,7 @@ def test_the_environment_says_whether_there_are_others(monkeypatch, environment,
     ("names", "slices", "several"), [(None, None, True), ("a", None, False), ("a,b", None, True), ("a", "2", True)]
 )
 def test_a_tpu_vm_is_one_of_several_unless_it_says_otherwise(monkeypatch, names, slices, several):
-    monkeypatch.setattr("jax._src.cloud_tpu_init.running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(hosts, "_has_tpu", lambda: True)
     for name, value in (("TPU_WORKER_HOSTNAMES", names), ("MEGASCALE_NUM_SLICES", slices)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
     assert hosts._on_cloud_tpu() == several
