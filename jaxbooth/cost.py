@@ -120,8 +120,8 @@ def _convolution(equation: Any) -> float:
 
 @dataclass
 class Cost:
-    """The cost of a program on one device. `received` are bytes by kind of collective; `custom_calls` are counts by
-    target."""
+    """The cost of a program on one device. `received` are bytes by kind of collective, `BETWEEN_SLICES` among them;
+    `custom_calls` are counts by target."""
 
     cycles: int = 0
     received: Counter[str] = field(default_factory=Counter)
@@ -141,6 +141,9 @@ _CALLED = re.compile(
 )
 _ARRAY = re.compile(r"\b([a-z]+)(\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
 _COLLECTIVES = ("all-gather", "reduce-scatter", "all-to-all", "collective-permute", "all-reduce")
+# The compiler takes what slices send to each other out of its collectives. The runtime does it, for these slices.
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}')
+BETWEEN_SLICES = "between slices"
 _KERNEL = "tpu_custom_call"  # other custom calls are the compiler's own and take no time
 
 _Instruction = tuple[str, str, str, str]  # name, shape, op, and the rest of the line
@@ -161,6 +164,9 @@ def program_cost(text: str) -> Cost:
             kind = op.removesuffix("-start")
             if kind in _COLLECTIVES:
                 total.received[kind] += _received(kind, shape, _group_size(rest), op.endswith("-start"))
+            elif op == "recv" and (slices := _SLICES.search(rest)):
+                number = slices[1].count(",") + 1
+                total.received[BETWEEN_SLICES] += 2 * _bytes(*_ARRAY.findall(shape)[0]) * (number - 1) // number
             elif op == "custom-call" and _KERNEL in rest:
                 total.custom_calls[_KERNEL] += 1
             named = {key: [name.strip(" %{}") for name in names.split(",")] for key, names in _CALLED.findall(rest)}

@@ -4,6 +4,7 @@ It compiles `step.train_step` with the shapes and shardings of training; no weig
 (libtpu) and runs on any CPU.
 """
 
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -23,11 +24,11 @@ from booth.models.adapters import adapter_of
 from booth.models.pipeline import PipelineDir
 from jaxbooth import networks, optim, step
 from jaxbooth.chips import CHIPS, Chip, devices_of
-from jaxbooth.cost import Cost, Flops, count_flops, program_cost
+from jaxbooth.cost import BETWEEN_SLICES, Cost, Flops, count_flops, program_cost
 from jaxbooth.models.unet import UNet2DConditionModel
 from jaxbooth.plan_arguments import bytes_on_a_device, resident_bytes, shapes_of_arguments
 from jaxbooth.precision import exact_float32
-from jaxbooth.sharding import mesh_of
+from jaxbooth.sharding import mesh_of, slices_of
 from jaxbooth.weights import Network, to_diffusers_shapes
 
 GIB = 2**30
@@ -99,7 +100,7 @@ class Plan:
             f"  speed       {self.samples_per_s:.1f} samples/s, {self.samples_per_s / self.devices:.2f} a device;"
             f" {self.utilisation:.0%} of the peak, by the compiler's estimates",
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *([f"  {self.advice}"] if self.advice else [])])
 
 
 def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bool) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def run(config: Any, pipeline: PipelineDir, topology: str | None, find_batch: bo
 def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], rows_per_device: int) -> Plan:
     """Compile the step for this number of rows per device and update. Return its needs. This takes minutes at full
     size."""
-    mesh = mesh_of(devices, config.mesh.fsdp)
+    mesh = mesh_of(devices, config.mesh.fsdp, slices_of(devices))
     chip = CHIPS[devices[0].device_kind]
     pieces = config.train.accumulation
     made = Plan(
@@ -175,7 +176,7 @@ def plan(config: Any, pipeline: PipelineDir, topology: str, devices: list[Any], 
             _read(made, compiled, flops, needed_flops(config, pipeline), chip)
     made.compile_s = elapsed()
     made.fits = made.peak_gib <= made.hbm_gib
-    made.advice = "" if made.fits else _advice(config, made)
+    made.advice = made.advice if made.fits else _advice(config, made)
     return made
 
 
@@ -237,7 +238,10 @@ def _read(made: Plan, compiled: Any, flops: Flops, needed: float, chip: Chip) ->
     made.kernels = cost.custom_calls.total()
     made.collectives, made.collective_bytes = dict(cost.received), cost.received.total()
     made.compute_s = made.cycles_per_row * rows / chip.clock
-    made.collective_s = made.collective_bytes / chip.link
+    between = cost.received[BETWEEN_SLICES]
+    made.collective_s = (made.collective_bytes - between) / chip.link + between / (chip.network or math.inf)
+    if between and not chip.network:
+        made.advice = f"the speed between slices of {made.device} is not known, and is not counted"
     seconds = made.compute_s + made.collective_s
     made.samples_per_s = made.devices * rows / seconds
     made.utilisation = needed * rows / seconds / chip.flops

@@ -1,8 +1,9 @@
 """The sharding: the mesh, which axis of a parameter is split, and how rows are distributed.
 
-The mesh has two axes: `data` (copies of the model) and `fsdp` (devices that share one copy of the weights and optimizer
-states). Rows of a batch are distributed over both. Since a row's weight in the loss is part of the batch, any
-distribution gives the same training. If the number of rows is not divisible, rows of weight 0 are added.
+The mesh has three axes: `replica` (slices, which only the network of the data center connects), `data` (copies of the
+model in a slice) and `fsdp` (devices that share one copy of the weights and optimizer states). Rows of a batch are
+distributed over all three. Since a row's weight in the loss is part of the batch, any distribution gives the same
+training. If the number of rows is not divisible, rows of weight 0 are added.
 """
 
 import re
@@ -30,22 +31,36 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"\.bias$", P()),
     (r"\.weight$", P("fsdp")),
 )
-_AXES = ("data", "fsdp")
+_AXES = ("replica", "data", "fsdp")
 _ROWS = P(_AXES)
 
 
 def make_mesh(fsdp: int) -> Mesh:
-    """Return a mesh [devices / fsdp, fsdp] over the devices of all hosts. Raise UserError if fsdp does not divide their
-    number."""
-    return mesh_of(jax.devices(), fsdp)
+    """Return the mesh over the devices of all hosts. Raise UserError as `mesh_of`."""
+    devices = sorted(jax.devices(), key=_slice)
+    return mesh_of(devices, fsdp, slices_of(devices))
 
 
-def mesh_of(devices: Sequence[Any], fsdp: int) -> Mesh:
-    """Return a mesh [devices / fsdp, fsdp] of these devices. Raise UserError if fsdp does not divide their number."""
-    if len(devices) % fsdp:
-        raise UserError(f"mesh.fsdp={fsdp} must divide the number of devices, {len(devices)}")
-    grid = np.array(devices).reshape(-1, fsdp)
-    return Mesh(grid, _AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+def slices_of(devices: Sequence[Any]) -> int:
+    """Return the number of TPU slices that these devices are in."""
+    return len({_slice(device) for device in devices}) if devices[0].platform == "tpu" else 1
+
+
+def _slice(device: Any) -> int:
+    return getattr(device, "slice_index", 0)  # where there is one slice, devices do not have it
+
+
+def mesh_of(devices: Sequence[Any], fsdp: int, slices: int = 1) -> Mesh:
+    """Return a mesh [slices, devices of a slice / fsdp, fsdp] of these devices, which come slice by slice.
+
+    The devices that share weights are in one slice: weights are sent in every pass, and gradients between slices once
+    an update. Raise UserError if fsdp does not divide the number of devices of a slice.
+    """
+    if len(devices) // slices % fsdp:
+        where = " of a slice" if slices > 1 else ""
+        raise UserError(f"mesh.fsdp={fsdp} must divide the number of devices{where}, {len(devices) // slices}")
+    grid = np.array(devices).reshape(slices, -1, fsdp)
+    return Mesh(grid, _AXES, axis_types=(AxisType.Auto,) * len(_AXES))
 
 
 def parameter_spec(name: str, shape: tuple[int, ...], fsdp: int) -> P:
@@ -117,8 +132,12 @@ def gathered(params: Mapping[str, jax.Array], specs: Mapping[str, P], dtype: DTy
 
 
 def summed(gradients: Mapping[str, jax.Array], specs: Mapping[str, P]) -> dict[str, jax.Array]:
-    """Return the gradients of `gathered` parameters, added up over the rows of all devices. Use it in `over_rows`."""
-    return {name: jax.lax.psum(value, "data" if specs[name] else _AXES) for name, value in gradients.items()}
+    """Return the gradients of `gathered` parameters, added up over the rows of all devices. Use it in `over_rows`.
+
+    Between slices the TPU compiler itself sends only what is left after a sum inside each slice, and each device its
+    share of it. Two sums, one after the other, would send all of it from every device.
+    """
+    return {name: jax.lax.psum(value, _AXES[:-1] if specs[name] else _AXES) for name, value in gradients.items()}
 
 
 def summed_rows(values: Any) -> Any:

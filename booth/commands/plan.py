@@ -22,7 +22,9 @@ def add_parser(commands: Any, package: str) -> None:
     parser = commands.add_parser("plan", help=f"predict what a run needs on a {hardware}, without one")
     add_config(parser, required=True)
     if package == "jaxbooth":
-        parser.add_argument("--topology", help="a TPU slice such as v3:2x2 or v5e:2x4; default: mesh.topology")
+        parser.add_argument(
+            "--topology", help="a TPU slice such as v3:2x2 or v5e:2x4, or several: 2xv5e:2x4; default: mesh.topology"
+        )
         parser.add_argument(
             "--find-batch", action="store_true", help="also find the largest train.batch_size that fits"
         )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxbooth.cost import count_flops, program_cost
+from jaxbooth.cost import BETWEEN_SLICES, count_flops, program_cost
 from jaxbooth.models import kernels
 from jaxbooth.sharding import make_mesh, over_rows
 
@@ -137,6 +137,18 @@ def test_what_is_sent_inside_a_fusion_and_asynchronously_counts():
     assert program_cost(started).received == program_cost(PROGRAM).received
     with pytest.raises(ValueError, match="the devices of a collective cannot be read"):
         program_cost(PROGRAM.replace("replica_groups={{0,1},{2,3},{4,5},{6,7}}", "replica_groups={}"))
+
+
+def test_what_slices_send_to_each_other_counts_apart():
+    """The compiler leaves it to the runtime: each of three slices receives two thirds twice, as in any ring."""
+    text = """\
+ENTRY %main () -> f32[] {
+  %recv = (f32[6,128]{1,0:T(1,128)}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3}x{0:3}"}
+  %other = (f32[6,128]{1,0:T(1,128)}, u32[], token[]) recv(%after-all.1), channel_id=2
+}
+"""
+    assert program_cost(text).received == {BETWEEN_SLICES: 2 * 4 * 6 * 128 * 2 // 3}
 
 
 def test_a_loop_that_cannot_be_read_is_refused():

@@ -88,6 +88,26 @@ def test_the_step_compiles_for_tpus(pipeline, config, topology, devices, kernels
 
 @needs_libtpu
 @pytest.mark.full  # two compilations
+def test_two_slices_send_little_to_each_other(pipeline, config):
+    """Between slices only sums go, and of each a device sends its own share; inside a slice all is as in one."""
+    one, two = (
+        plan(config, pipeline, topology, devices_of(topology), rows_per_device=2)
+        for topology in ("v5e:2x4", "2xv5e:2x4")
+    )
+    assert two.devices == 16 and two.fits
+    inside = two.collective_bytes - two.collectives["between slices"]
+    assert inside == pytest.approx(one.collective_bytes, rel=0.25)
+    shapes = Network.build(UNet2DConditionModel, pipeline.component_config("unet")).shapes.values()
+    whole = 4 * sum(math.prod(shape.shape) for shape in shapes)
+    assert whole / 8 < two.collectives["between slices"] < 1.5 * whole / 8 + 2**20, "an eighth from each of eight"
+    assert two.collective_s > one.collective_s, "that network is slower"
+    assert mesh_of(devices_of("2xv5e:2x4"), 8, 2).devices.shape == (2, 1, 8)
+    with pytest.raises(UserError, match=r"mesh\.fsdp=16 must divide the number of devices of a slice, 8"):
+        mesh_of(devices_of("2xv5e:2x4"), 16, 2)
+
+
+@needs_libtpu
+@pytest.mark.full  # two compilations
 def test_a_scanned_step_is_estimated_as_an_unrolled_one(pipeline, config, monkeypatch):
     config.train.accumulation = config.train.batch_size = 4
     devices = devices_of("v5e:2x4")

@@ -25,12 +25,14 @@ WORKER = """
 import pathlib, pickle, sys
 import jax, numpy as np
 from booth.data.inputs import check_inputs
+from jaxbooth import sharding
 from jaxbooth.backend import Backend
 
 jobs, images, saved, draws, out = sys.argv[1:]
 assert jax.device_count() == 8
 results = []
 for config, batches in pickle.loads(open(jobs, "rb").read()):
+    sharding.slices_of = lambda devices: 2 if config.mesh.fsdp == 2 else 1
     backend = Backend(config)
     models = backend.load(check_inputs(config).pipeline)
     state = backend.init(models)
@@ -58,7 +60,8 @@ def weights(backend, state):
 
 @pytest.fixture
 def on_eight_devices(make_tiny_config, tmp_path):
-    """Trains on one device and on meshes [8 / fsdp, fsdp] with `batch_size` rows of each kind, and compares averages.
+    """Trains on one device and on meshes [1, 8 / fsdp, fsdp] with `batch_size` rows of each kind, and compares
+    averages. With fsdp=2 there are two slices: [2, 2, 2].
 
     Gives (the pipeline; of each mesh: losses, shapes of the parts of conv_in's weight, weights; pictures if fsdp=2).
     """
@@ -148,7 +151,7 @@ def restored(make_tiny_config, tmp_path):
 
 
 def test_eight_devices_train_as_one(on_eight_devices, restored):
-    """2 + 2 rows over 4 x 2 devices, with padding and with the text encoder, and their checkpoint on one device."""
+    """2 + 2 rows over 2 slices of 2 x 2 devices, with padding and the text encoder; their checkpoint on one device."""
     pipeline, (split,) = on_eight_devices((2, 2), **{"train.accumulation": 1})
     assert split[1] == {(3, 3, 4, 32)}, "a half of 64 features"
     restored(pipeline, split[2])
