@@ -1,6 +1,8 @@
-"""The options that name what a command works on: a model (--model, --from) or a checkpoint of a run (--run, --step)."""
+"""The options that name what a command works on: a model (--model, --from) or a checkpoint of a run (--run, --step);
+and the hosts it works on."""
 
 import argparse
+import importlib
 import logging
 import os
 from pathlib import Path
@@ -60,3 +62,24 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="first compare a hub model's cached files with their hashes"
     )
+
+
+def add_hosts(parser: argparse.ArgumentParser, package: str) -> None:
+    """Add the options that name the processes of a run, which torchbooth's are told by torchrun."""
+    if package == "jaxbooth":
+        group = parser.add_argument_group("several hosts", "not needed on Cloud TPU and under srun")
+        group.add_argument(
+            "--coordinator", metavar="HOST:PORT", help="address of host 0; run the same command on each host"
+        )
+        group.add_argument("--hosts", type=int, metavar="N", help="number of hosts")
+        group.add_argument("--host", type=int, metavar="K", help="number of this host, from 0; host 0 writes the files")
+    parser.set_defaults(coordinator=None, hosts=None, host=None)
+
+
+def join_hosts(package: str, options: argparse.Namespace) -> None:
+    """Join the hosts of --coordinator if it is given. Raise UserError if only some of the three options are given."""
+    named = (options.coordinator, options.hosts, options.host)
+    if any(value is not None for value in named):
+        if None in named:
+            raise UserError("--coordinator, --hosts and --host go together; give all three on each host")
+        importlib.import_module(f"{package}.hosts").start(*named)

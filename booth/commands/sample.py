@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from booth.commands.options import add_source, check_of_run, open_model, path
+from booth.commands.options import add_hosts, add_source, check_of_run, join_hosts, open_model, path
 from booth.commands.png_text import Recipe, infotext
 from booth.commands.sample_options import Asked, read_options
 from booth.commands.xy_grid import AXES, MANY
 from booth.common.errors import OutOfMemory, UserError
+from booth.common.hosts import Hosts, ended_together
 from booth.common.progress import progress
 from booth.config import values as settings
 from booth.config.choices import SOLVERS
@@ -58,6 +59,7 @@ def add_parser(commands: Any, package: str) -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="compute type")
     parser.add_argument("--lora-weight", type=float, help="weight of the LoRA of --run; default: 1")
     parser.add_argument("--out", required=True, type=path, help="folder for the images")
+    add_hosts(parser, package)
     parser.set_defaults(run=run)
 
 
@@ -66,17 +68,33 @@ def run(package: str, options: argparse.Namespace) -> None:
     asked = read_options(options)
     backend_class = load_backend(package)
     check_of_run(options, "--model")
+    join_hosts(package, options)
+    hosts = backend_class.hosts()
+    with ended_together(hosts):
+        _sample(backend_class, hosts, options, asked)
+
+
+def _sample(backend_class: type[Backend], hosts: Hosts, options: argparse.Namespace, asked: Asked) -> None:
+    """Open the model on every process, and make the images together."""
     trained = find_trained(backend_class, options.run_dir, options.step, options.precision) if options.run_dir else None
     pipeline = trained.pipeline if trained else open_model(options)
     if options.verify:
         pipeline.verify()
-    _write_images(backend_class, options, asked, pipeline, trained)
+    _write_images(backend_class, hosts, options, asked, pipeline, trained)
 
 
 def _write_images(
-    backend_class: type[Backend], options: argparse.Namespace, asked: Asked, pipeline: PipelineDir, trained: Any
+    backend_class: type[Backend],
+    hosts: Hosts,
+    options: argparse.Namespace,
+    asked: Asked,
+    pipeline: PipelineDir,
+    trained: Any,
 ) -> None:
-    """Make and write the images; `trained` is the checkpoint of --run, or None. Raise UserError for wrong options."""
+    """Make and write the images; `trained` is the checkpoint of --run, or None. Raise UserError for wrong options.
+
+    Of several `hosts` the first writes.
+    """
     size = _size(options.size, pipeline)
     recipes = asked.recipes
     if trained:
@@ -90,6 +108,8 @@ def _write_images(
     tokenizer = load_tokenizer(pipeline, new_tokens.new_tokens(trained.config) if trained else ())
     for kind in dict.fromkeys(recipe.settings for recipe in recipes):
         Sampler(pipeline, tokenizer, size, *kind, batch_size=1).check()
+    if asked.by_memory and hosts.count > 1:
+        raise UserError("--batch-size auto must be a number where several processes make the images together")
     if asked.by_memory and not backend_class.survives_out_of_memory:
         raise UserError(
             f"--batch-size auto must be a number: {backend_class.name}booth cannot continue once memory has run out"
@@ -101,12 +121,15 @@ def _write_images(
     except UserError as error:
         raise UserError(str(error).replace("train.precision=", "--precision ")) from error
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)  # an error here should come before sampling, not after
+    if writes := hosts.index == 0:
+        out.mkdir(parents=True, exist_ok=True)  # an error here should come before sampling, not after
     source = _Source(backend_class, config, pipeline, trained)
     made = _advised(_images(source, tokenizer, size, recipes, asked))
     images: dict[int, np.ndarray] = {}
     added = new_tokens.new_tokens(config)
     for index, image in progress(made, desc="sampling", total=len(recipes), unit="image"):
+        if not writes:
+            continue
         recipe = recipes[index]
         spoken = replace(  # with the names that WebUIs use for new tokens
             recipe, prompt=new_tokens.spoken(recipe.prompt, added),
@@ -116,7 +139,8 @@ def _write_images(
         pictures.save(Image.fromarray(image), out / _file_name(index, recipe), text)
         if asked.is_xy or len(recipes) <= MANY:
             images[index] = image
-    log.info("%d images%s written to %s", len(recipes), _write_grid(asked, recipes, images, out), out)
+    if writes:
+        log.info("%d images%s written to %s", len(recipes), _write_grid(asked, recipes, images, out), out)
 
 
 def _write_grid(asked: Asked, recipes: Sequence[Recipe], images: dict[int, np.ndarray], out: Path) -> str:

@@ -1,12 +1,11 @@
 """The command `train`: tune a pipeline on photos; the same command again resumes the run."""
 
 import argparse
-import importlib
 import logging
 from typing import Any
 
 from booth.commands import push, training
-from booth.commands.options import add_verify, path
+from booth.commands.options import add_hosts, add_verify, join_hosts, path
 from booth.commands.settings import add_short_form, read_short_form
 from booth.commands.subject import workdir
 from booth.common.disk_space import readable
@@ -32,14 +31,8 @@ def add_parser(commands: Any, package: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the resolved config, stop")
     parser.add_argument("--push-to-hub", default="", metavar="OWNER/NAME", help="push the finished run, as `push` does")
     push.add_options(parser)
-    if package == "jaxbooth":
-        group = parser.add_argument_group("several hosts", "not needed on Cloud TPU and under srun")
-        group.add_argument(
-            "--coordinator", metavar="HOST:PORT", help="address of host 0; run the same command on each host"
-        )
-        group.add_argument("--hosts", type=int, metavar="N", help="number of hosts")
-        group.add_argument("--host", type=int, metavar="K", help="number of this host, from 0; host 0 has the photos")
-    parser.set_defaults(run=run, coordinator=None, hosts=None, host=None)
+    add_hosts(parser, package)
+    parser.set_defaults(run=run)
 
 
 def run(package: str, options: argparse.Namespace) -> None:
@@ -58,7 +51,7 @@ def run(package: str, options: argparse.Namespace) -> None:
     if options.dry_run:
         _check(backend_class, config, folder, push_to)
         return
-    _join_hosts(package, options)
+    join_hosts(package, options)
     meant = None if options.accept_changes else [name for name, _ in options.overrides]
     training.train(package, config, folder, options.from_step, meant, push_to)
 
@@ -74,12 +67,3 @@ def _check(backend_class: type[Backend], config: Any, workdir: str, push_to: pus
     else:
         adapter_of(config, inputs.pipeline)
     print(config.to_json_best_effort(indent=1))
-
-
-def _join_hosts(package: str, options: argparse.Namespace) -> None:
-    """Join the hosts of --coordinator if it is given. Raise UserError if only some of the three options are given."""
-    named = (options.coordinator, options.hosts, options.host)
-    if any(value is not None for value in named):
-        if None in named:
-            raise UserError("--coordinator, --hosts and --host go together; give all three on each host")
-        importlib.import_module(f"{package}.hosts").start(*named)
