@@ -1,6 +1,7 @@
 """The rooms of the core: imports run one way, in no circle, and never into a backend."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -116,3 +117,16 @@ def test_a_room_says_what_it_is_for(name):
     named = [other for other in ROOMS if f"`{other}`" in third]
     if third.startswith("This room may import `"):
         assert named == list(ROOMS[: ROOMS.index(name)])
+
+
+def test_no_pickles_between_processes_and_no_private_names_of_jax():
+    """Only the command that takes tensors out of pickles reads any; private names may change with any version."""
+    root = Path(__file__).parents[2]
+    files = [file for package in ("booth", "jaxbooth", "torchbooth") for file in (root / package).rglob("*.py")]
+    texts = {file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in files}
+    assert len(texts) > 100
+    pickling = [
+        name for name, text in texts.items() if re.search(r"\b(import|from) pickle|pickle\.(loads|dumps)", text)
+    ]
+    assert set(pickling) <= {"torchbooth/pickles.py"}
+    assert [name for name, text in texts.items() if re.search(r"\bjax\._|\bjaxlib\b|\bfrom jax\.\w*\._", text)] == []
