@@ -1,6 +1,7 @@
 """Make a Stable Diffusion 1.x or 2.x pipeline folder with random weights.
 
     python scripts/make_pipeline.py --size tiny --out tiny             # 17 MB: tests, dry runs on a laptop
+    python scripts/make_pipeline.py --size tiny-one-level --out one-level    # like tiny, a UNet of one level
     python scripts/make_pipeline.py --size tiny-sd2 --out tiny-sd2     # 18 MB: like tiny, but Stable Diffusion 2
     python scripts/make_pipeline.py --size sd15 --out sd15             # 4.3 GB: the real shapes, for timing
     python scripts/make_pipeline.py --size sd21-512 --out sd21-512     # 5.2 GB: 2.1 base; predicts the noise
@@ -147,6 +148,11 @@ _TINY_UNET = {
     "block_out_channels": (64, 128),
     "layers_per_block": 1,
 }
+_ONE_LEVEL = {  # compiles in half the time
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+    "block_out_channels": (64,),
+}
 _TINY_VAE = {
     "sample_size": 64,
     "block_out_channels": (32, 32, 64, 64),
@@ -179,6 +185,7 @@ SIZES = {
         "scheduler": _SD21_768["scheduler"],
     },
 }
+SIZES["tiny-one-level"] = SIZES["tiny"] | {"unet": SIZES["tiny"]["unet"] | _ONE_LEVEL}
 
 
 def make_pipeline(size: str, out: str | Path, seed: int = 0) -> Path:

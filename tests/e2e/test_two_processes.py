@@ -84,7 +84,8 @@ def test_two_processes_train_as_one(job, run, torchrun, tiny_pipeline, tmp_path,
         assert update > 0 or component not in fields
 
 
-@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.full), 1])
+@pytest.mark.full
+@pytest.mark.parametrize("asked", [0, 1])
 def test_asked_to_stop_both_stop_after_the_same_update(job, tmp_path, asked):
     """Whichever of them is asked, as where one machine is taken away; what it has done is saved."""
     with socket.socket() as free:

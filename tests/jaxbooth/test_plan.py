@@ -55,7 +55,7 @@ def config():
 @pytest.mark.parametrize(
     ("topology", "devices", "kernels"),
     [
-        ("v3:2x2", 8, 0),
+        pytest.param("v3:2x2", 8, 0, marks=pytest.mark.full),
         pytest.param("v4:2x2x1", 4, 12, marks=pytest.mark.full),
         pytest.param("v5e:2x4", 8, 12, marks=pytest.mark.full),
         pytest.param("v6e:2x4", 8, 12, marks=pytest.mark.full),

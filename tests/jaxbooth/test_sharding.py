@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from make_pipeline import make_pipeline
 from PIL import Image
 
 from booth.config.values import set_field
@@ -59,7 +60,20 @@ def weights(backend, state):
 
 
 @pytest.fixture
-def on_eight_devices(make_tiny_config, tmp_path):
+def small_config(make_tiny_config, tmp_path_factory):
+    """Returns a function that makes small configs, of a model whose UNet has one level, which compiles faster."""
+    folder = make_pipeline("tiny-one-level", tmp_path_factory.mktemp("pipeline") / "one-level")
+
+    def small_config():
+        config = make_tiny_config()
+        config.model.source = str(folder)
+        return config
+
+    return small_config
+
+
+@pytest.fixture
+def on_eight_devices(small_config, tmp_path):
     """Trains on one device and on meshes [1, 8 / fsdp, fsdp] with `batch_size` rows of each kind, and compares
     averages. With fsdp=2 there are two slices: [2, 2, 2].
 
@@ -69,7 +83,7 @@ def on_eight_devices(make_tiny_config, tmp_path):
     def on_eight_devices(*meshes, adapter="none", draws=False, **fields):
         jobs, expected = [], []
         for batch_size, fsdp in meshes:
-            config = make_tiny_config()
+            config = small_config()
             config.train.learning_rate, config.train.batch_size, config.prior.weight = 3e-4, batch_size, 0.5
             config.train.accumulation, config.train.text_encoder = batch_size, batch_size == 2
             config.adapter.kind, config.adapter.targets = adapter, "all"
@@ -136,11 +150,11 @@ def test_buckets_and_concepts_on_eight_devices(on_eight_devices, tmp_path):
 
 
 @pytest.fixture
-def restored(make_tiny_config, tmp_path):
+def restored(small_config, tmp_path):
     """Restores the checkpoint of eight devices on one and compares it with their weights, to the bit."""
 
     def restored(pipeline, expected):
-        config = make_tiny_config()
+        config = small_config()
         config.train.text_encoder, config.ema.decay = True, 0.9
         backend = Backend(config)
         state = backend.restore(backend.init(backend.load(pipeline)), tmp_path / "saved")

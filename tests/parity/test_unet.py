@@ -85,6 +85,7 @@ def test_unet_prediction_and_gradients(sd1_unet: Pair, sd1_step: Callable, sd1_e
     assert max(errors.values()) < GRADIENT_TOLERANCE
 
 
+@pytest.mark.full  # the program again, for what a run with gradient checkpointing shows too
 def test_unet_with_remat_is_the_same(sd1_unet: Pair, sd1_expected: np.ndarray) -> None:
     prediction, gradients = make_unet_step(sd1_unet, LATENTS, CONTEXT, remat=True)(sd1_unet.params)
     assert output_error(prediction, sd1_expected) < OUTPUT_TOLERANCE

@@ -379,7 +379,8 @@ def test_states_live_in_the_hosts_memory(job, tmp_path):
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("fields", [BLOCK, pytest.param({}, marks=pytest.mark.full)], ids=str)
+@pytest.mark.full
+@pytest.mark.parametrize("fields", [BLOCK, {}], ids=str)
 def test_a_compiled_unet_trains_the_same(job, tmp_path, monkeypatch, fields):
     """Traced and differentiated as a whole; on a CPU without generated code, which is wrong there."""
     if not torch.cuda.is_available():
