@@ -12,11 +12,13 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from base_training.autoencoder import CONFIG, encode, polish_decoder, train_autoencoder
+from base_training.captions import training_caption
 from base_training.denoiser import SCHEDULER, TEXT_ENCODER, Networks, train_denoiser
 from base_training.optimization import best_device
 from base_training.pictures import draw_pictures
@@ -65,10 +67,17 @@ def train_base(work: Path, out: Path, recipe: Recipe) -> None:
     tokenizer = build_tokenizer(TEXT_ENCODER["vocab_size"], **SIZES["tiny"]["tokenizer"])
 
     def look(step: int, networks: Networks) -> None:
-        pictures.save(Image.fromarray(sheet(_pipeline(networks, vae, tokenizer))), work / "looks" / f"{step:06d}.png")
+        pictures.save(Image.fromarray(sheet(as_pipeline(networks, vae, tokenizer))), work / "looks" / f"{step:06d}.png")
 
     networks = train_denoiser(
-        moments, _shares(drawn), recipe.seed, tokenizer, recipe.denoiser_cycles, recipe.seed, work / "denoiser.pt", look
+        moments,
+        _shares(drawn),
+        partial(training_caption, recipe.seed),
+        tokenizer,
+        recipe.denoiser_cycles,
+        recipe.seed,
+        work / "denoiser.pt",
+        look,
     )
     if not (work / "polished").is_dir():
         polish_decoder(vae, drawn, moments, recipe.decoder_steps, recipe.seed)
@@ -129,7 +138,7 @@ def _shares(drawn: np.ndarray) -> np.ndarray:
     return (drawn[..., 3].reshape(n, side, 4, side, 4).mean(axis=(2, 4), dtype=np.float32) / 255).astype(np.float16)
 
 
-def _pipeline(networks: Networks, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+def as_pipeline(networks: Networks, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=networks.text_encoder,

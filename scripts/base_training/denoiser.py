@@ -10,7 +10,6 @@ from diffusers import UNet2DConditionModel
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from base_training.captions import training_caption
 from base_training.optimization import best_device, optimizer, rows_of_step
 from booth.common import randomness
 from booth.diffusion.schedule import NoiseSchedule, noise_schedule
@@ -73,22 +72,25 @@ def build() -> Networks:
 def train_denoiser(
     moments: np.ndarray,
     shares: np.ndarray,
-    world_seed: int,
+    caption: Callable[[int, np.random.Generator], str],
     tokenizer: CLIPTokenizer,
     cycles: Sequence[int],
     seed: int,
     checkpoint: Path,
     look: Callable[[int, Networks], None],
+    initial: Networks | None = None,
 ) -> Networks:
-    """Train both networks on the first n examples of the world and return the moving average of their weights.
+    """Train both networks on n examples, from the `initial` ones or from nothing; return the moving average of their
+    weights.
 
-    `moments` float16 [2, n, 4, h, w] are the means and standard deviations of the scaled posteriors. `shares` [n, h, w]
+    `moments` float16 [2, n, c, h, w] are the means and standard deviations of the scaled posteriors. `shares` [n, h, w]
     are the object's share of each latent, from 0 to 1; errors of objects get more weight, because settings are learned
-    soon. `cycles` are the numbers of steps of each fall of the learning rate. Every `SAVE_EVERY` steps the state is
-    written to `checkpoint`, from which an interrupted training continues, and `look(step, average)` is called.
+    soon. `caption(index, rng)` returns a caption of an example. `cycles` are the numbers of steps of each fall of the
+    learning rate. Every `SAVE_EVERY` steps the state is written to `checkpoint`, from which an interrupted training
+    continues, and `look(step, average)` is called.
     """
     torch.manual_seed(seed)
-    device, networks = best_device(), build()
+    device, networks = best_device(), initial or build()
     modules = torch.nn.ModuleList(networks).to(device).train()
     average = torch.optim.swa_utils.AveragedModel(
         modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
@@ -110,9 +112,7 @@ def train_denoiser(
         for step in range(start, steps):
             rng = randomness.generator(seed, "denoiser", step)
             rows = rows_of_step(len(mean), BATCH, step, seed, "denoiser")
-            captions = [
-                "" if rng.uniform() < UNCONDITIONAL else training_caption(world_seed, int(row), rng) for row in rows
-            ]
+            captions = ["" if rng.uniform() < UNCONDITIONAL else caption(int(row), rng) for row in rows]
             noisy, timestep, target = (part.to(device) for part in _noised(mean[rows], std[rows], noising, rng))
             with torch.autocast(device.type, torch.bfloat16):
                 context = networks.text_encoder(words(captions).to(device)).last_hidden_state

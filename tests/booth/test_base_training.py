@@ -93,7 +93,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
             raise Interrupted
 
     def train(path, look):
-        networks = denoiser.train_denoiser(moments, shares, 0, tokenizer, (2, 1), 0, path, look)
+        networks = denoiser.train_denoiser(
+            moments, shares, partial(training_caption, 0), tokenizer, (2, 1), 0, path, look
+        )
         return {name: tensor for network in networks for name, tensor in network.state_dict().items()}
 
     whole = train(tmp_path / "whole.pt", lambda step, networks: None)

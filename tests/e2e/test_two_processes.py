@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 from waiting import PATIENCE_S, wait_until
 
@@ -18,13 +19,13 @@ from waiting import PATIENCE_S, wait_until
 def torchrun(tmp_path):
     """Runs `torchbooth train` in two processes or more; (exit code, stderr)."""
 
-    def torchrun(arguments, *options, processes=2):
+    def torchrun(arguments, *options, processes=2, module="torchbooth.train"):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
         command += ["--master-addr", "localhost", *options]
-        command += ["--master-port", str(port), "-m", "torchbooth.train", *arguments]
+        command += ["--master-port", str(port), "-m", module, *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
@@ -175,6 +176,19 @@ def test_one_that_fails_ends_all(job, torchrun, tmp_path, monkeypatch):
     code, error = torchrun(job(tmp_path / "run", prior__weight=0.0))
     assert code == 1 and "ZeroDivisionError" in error
     assert error.count("Traceback") <= 2, "the other's is one line; torchrun adds its own"
+
+
+@pytest.mark.full
+def test_two_processes_draw_as_one(run, torchrun, tiny_pipeline, tmp_path):
+    arguments = ["sample", "--model", str(tiny_pipeline), "--prompt", "a photo of a cat", "--seeds", "0", "1", "2"]
+    arguments += ["--steps", "3", "--batch-size", "3", "--size", "64"]
+    alone = run("torchbooth", *arguments, "--out", str(tmp_path / "one"))
+    assert alone.returncode == 0, alone.stderr
+    code, error = torchrun([*arguments, "--out", str(tmp_path / "two")], module="torchbooth")
+    assert code == 0, error
+    for path in (tmp_path / "one").glob("*.png"):
+        one, two = (np.asarray(Image.open(tmp_path / folder / path.name)).astype(int) for folder in ("one", "two"))
+        assert np.abs(one - two).max() <= 1, path.name
 
 
 def test_a_mesh_that_does_not_fit(job, run, tmp_path):

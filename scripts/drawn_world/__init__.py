@@ -1,0 +1,1 @@
+"""A world of bold flat drawings, easy to learn: few classes, calm settings, thick outlines."""
