@@ -111,6 +111,6 @@ def _prompts(options: argparse.Namespace) -> list[str]:
             raise UserError(f"--prompts {options.prompts} is not all UTF-8; save it as UTF-8") from error
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
-            raise UserError(f"--prompts {options.prompts} contains no prompt; write one a line")
+            raise UserError(f"--prompts {options.prompts} contains no prompt; write one on each line")
         prompts += found
     return prompts

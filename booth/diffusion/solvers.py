@@ -175,8 +175,8 @@ def as_in_pipeline(config: Mapping[str, Any]) -> dict[str, Any]:
     If the file has a `steps_offset` other than 1 or a true `clip_sample`, the pipeline takes this for a mistake and
     corrects it; keys that are not in the file are not added.
     """
-    mended = {"steps_offset": 1, "clip_sample": False}
-    return {**config, **{key: value for key, value in mended.items() if key in config}}
+    corrected = {"steps_offset": 1, "clip_sample": False}
+    return {**config, **{key: value for key, value in corrected.items() if key in config}}
 
 
 def _timesteps(settings: Mapping[str, Any], total: int, steps: int, spread: int) -> np.ndarray:

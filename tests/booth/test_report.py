@@ -262,7 +262,7 @@ def test_by_command_for_a_run_that_was_copied(copied, caplog, quiet):
         record = json.loads((copied / name).read_text())
         record["config"][field] = value
         (copied / name).write_text(json.dumps(record))
-    assert main("torchbooth", ["report", str(copied)]) == 0
+    assert main("torchbooth", ["report", "--run", str(copied)]) == 0
     assert any("'train.from_the_future' does not exist" in message for message in caplog.messages)
     page = page_of(copied)
     assert "They cannot be read in /nowhere/photos." in page.text("p")

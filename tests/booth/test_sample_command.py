@@ -131,7 +131,7 @@ def test_prompts_from_a_file(sample, tmp_path):
     prompts = [read(image.text["parameters"])[0] for name, image in images.items() if name != "grid.png"]
     assert prompts == ["first", "a robot, red", "a lamp # 5"]
     file.write_text("# nothing\n\n")
-    assert sample("--prompts", file).endswith("contains no prompt; write one a line")
+    assert sample("--prompts", file).endswith("contains no prompt; write one on each line")
     file.write_bytes(b"\xff\xfe")
     assert sample("--prompts", file).endswith("is not all UTF-8; save it as UTF-8")
     assert "nowhere" in sample("--prompts", tmp_path / "nowhere")
