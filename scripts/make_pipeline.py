@@ -1,4 +1,4 @@
-"""Make a Stable Diffusion 1.x or 2.x pipeline folder with random weights.
+"""Make a Stable Diffusion 1.x, 2.x or XL pipeline folder with random weights.
 
     python scripts/make_pipeline.py --size tiny --out tiny             # 17 MB: tests, dry runs on a laptop
     python scripts/make_pipeline.py --size tiny-one-level --out one-level    # like tiny, a UNet of one level
@@ -6,8 +6,10 @@
     python scripts/make_pipeline.py --size sd15 --out sd15             # 4.3 GB: the real shapes, for timing
     python scripts/make_pipeline.py --size sd21-512 --out sd21-512     # 5.2 GB: 2.1 base; predicts the noise
     python scripts/make_pipeline.py --size sd21-768 --out sd21-768     # 5.2 GB: 2.1; predicts the velocity
+    python scripts/make_pipeline.py --size tiny-sdxl --out tiny-sdxl   # 20 MB: like tiny, but Stable Diffusion XL
+    python scripts/make_pipeline.py --size sdxl --out sdxl             # 13.9 GB: XL base 1.0
 
-The folder has the same files as a hub repository of its family: `diffusers.StableDiffusionPipeline.from_pretrained`
+The folder has the same files as a hub repository of its family: `diffusers.DiffusionPipeline.from_pretrained`
 loads it and makes meaningless pictures. Weights and tokenizer are made here; nothing is downloaded.
 """
 
@@ -20,12 +22,19 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 
 # Each of these words is one token; all other words are split into smaller pieces, down to single bytes.
 WORDS = """
@@ -141,6 +150,47 @@ _SD21_768 = _SD21_512 | {
     | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
 }
 
+_SDXL = {
+    "unet": _SD15_UNET
+    | {
+        "sample_size": 128,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (320, 640, 1280),
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 1280 + 6 * 256,
+    },
+    "vae": _SD15_VAE | {"sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
+    "text_encoder": _SD15_TEXT_ENCODER,
+    "text_encoder_2": _SD15_TEXT_ENCODER
+    | {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "projection_dim": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "hidden_act": "gelu",
+    },
+    "tokenizer": {"pad_token": END},
+    "tokenizer_2": {"pad_token": "!"},
+    "scheduler": {
+        "_class_name": "EulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "epsilon",
+        "interpolation_type": "linear",
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+    },
+}
+
 _TINY_UNET = {
     "sample_size": 8,
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -164,6 +214,7 @@ _TINY_TEXT_ENCODER = {"vocab_size": 1024, "num_hidden_layers": 2, "intermediate_
 # size -> component -> constructor arguments
 SIZES = {
     "sd15": _SD15,
+    "sdxl": _SDXL,
     "sd21-512": _SD21_512,
     "sd21-768": _SD21_768,
     "tiny": {
@@ -185,6 +236,24 @@ SIZES = {
         "scheduler": _SD21_768["scheduler"],
     },
 }
+SIZES["tiny-sdxl"] = _SDXL | {
+    "unet": _SDXL["unet"]
+    | _TINY_UNET
+    | {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 4),
+        "transformer_layers_per_block": (1, 2),
+        "cross_attention_dim": 64 + 96,
+        "addition_time_embed_dim": 16,
+        "projection_class_embeddings_input_dim": 48 + 6 * 16,
+    },
+    "vae": _SDXL["vae"] | _TINY_VAE,
+    "text_encoder": SIZES["tiny"]["text_encoder"],
+    "text_encoder_2": _SDXL["text_encoder_2"]
+    | _TINY_TEXT_ENCODER
+    | {"hidden_size": 96, "projection_dim": 48, "num_attention_heads": 6},
+}
 SIZES["tiny-one-level"] = SIZES["tiny"] | {"unet": SIZES["tiny"]["unet"] | _ONE_LEVEL}
 
 
@@ -199,8 +268,7 @@ def make_pipeline(size: str, out: str | Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         networks = build_networks(size)
         randomize(networks)
-    tokenizer = build_tokenizer(SIZES[size]["text_encoder"]["vocab_size"], **SIZES[size]["tokenizer"])
-    write_pipeline(out, networks, tokenizer, build_scheduler(SIZES[size]["scheduler"]))
+    write_pipeline(out, networks, build_tokenizers(size), build_scheduler(SIZES[size]["scheduler"]))
     return out
 
 
@@ -209,50 +277,60 @@ def make_configs(size: str, out: str | Path) -> Path:
     out = Path(out)
     with torch.device("meta"):
         networks = build_networks(size)
-    tokenizer = build_tokenizer(SIZES[size]["text_encoder"]["vocab_size"], **SIZES[size]["tokenizer"])
-    pipeline = assemble(networks, tokenizer, build_scheduler(SIZES[size]["scheduler"]))
+    tokenizers = build_tokenizers(size)
+    pipeline = assemble(networks, tokenizers, build_scheduler(SIZES[size]["scheduler"]))
     pipeline.save_config(out)
     for name, part in pipeline.components.items():
-        if name in networks and name != "text_encoder":
+        if name in networks and name not in TEXT_ENCODERS:
             part.save_config(out / name)
         elif part is not None:
-            (part.config if name == "text_encoder" else part).save_pretrained(out / name)
-    complete_tokenizer(out / "tokenizer", tokenizer.pad_token)
+            (part.config if name in TEXT_ENCODERS else part).save_pretrained(out / name)
+    for name, tokenizer in tokenizers.items():
+        complete_tokenizer(out / name, tokenizer.pad_token)
     return out
 
 
 def write_pipeline(
-    out: Path, networks: dict[str, torch.nn.Module], tokenizer: CLIPTokenizer, scheduler: diffusers.SchedulerMixin
+    out: Path,
+    networks: dict[str, torch.nn.Module],
+    tokenizers: dict[str, CLIPTokenizer],
+    scheduler: diffusers.SchedulerMixin,
 ) -> None:
     """Write a folder like published ones: all tokenizer files, keys with `text_model.`, and files that all may read."""
-    assemble(networks, tokenizer, scheduler).save_pretrained(out)
-    complete_tokenizer(out / "tokenizer", tokenizer.pad_token)
+    assemble(networks, tokenizers, scheduler).save_pretrained(out)
+    for name, tokenizer in tokenizers.items():
+        complete_tokenizer(out / name, tokenizer.pad_token)
     add_text_model_prefix(out / "text_encoder" / "model.safetensors")
     for weights in out.glob("*/*.safetensors"):  # safetensors creates files with mode 0600, whatever the umask is
         weights.chmod((out / "model_index.json").stat().st_mode)
 
 
 def assemble(
-    networks: dict[str, torch.nn.Module], tokenizer: CLIPTokenizer, scheduler: diffusers.SchedulerMixin
-) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(
-        **networks,
-        tokenizer=tokenizer,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    networks: dict[str, torch.nn.Module], tokenizers: dict[str, CLIPTokenizer], scheduler: diffusers.SchedulerMixin
+) -> DiffusionPipeline:
+    parts = {**networks, **tokenizers, "scheduler": scheduler}
+    if "text_encoder_2" in networks:
+        return StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 def build_networks(size: str) -> dict[str, torch.nn.Module]:
-    """Return the three networks of a size, initialised by their libraries (or empty under a meta device)."""
+    """Return the networks of a size, initialised by their libraries (or empty under a meta device)."""
     configs = SIZES[size]
-    return {
+    networks = {
         "unet": UNet2DConditionModel(**configs["unet"]).eval(),
         "vae": AutoencoderKL(**configs["vae"]).eval(),
-        "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])).eval(),
     }
+    for name, model in TEXT_ENCODERS.items():
+        if name in configs:
+            networks[name] = model(CLIPTextConfig(**configs[name])).eval()
+    return networks
+
+
+def build_tokenizers(size: str) -> dict[str, CLIPTokenizer]:
+    """Return the tokenizers of a size by component."""
+    configs, words = SIZES[size], SIZES[size]["text_encoder"]["vocab_size"]
+    return {name: build_tokenizer(words, **configs[name]) for name in ("tokenizer", "tokenizer_2") if name in configs}
 
 
 def build_scheduler(config: dict) -> diffusers.SchedulerMixin:

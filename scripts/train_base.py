@@ -91,7 +91,7 @@ def write_base(out: Path, networks: Networks, vae: AutoencoderKL, tokenizer: CLI
     parts = {"unet": networks.unet, "vae": vae, "text_encoder": networks.text_encoder}
     with publish(out) as staging:
         halves = {name: network.to("cpu", torch.float16) for name, network in parts.items()}
-        write_pipeline(staging, halves, tokenizer, build_scheduler(SCHEDULER))
+        write_pipeline(staging, halves, {"tokenizer": tokenizer}, build_scheduler(SCHEDULER))
         name_float32(staging / "text_encoder")
         shutil.copyfile(CARD, staging / "README.md")
 

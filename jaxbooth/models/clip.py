@@ -26,6 +26,7 @@ _FREE = {
     "num_attention_heads": 8,
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
+    "projection_dim": 512,
 }
 _FIXED = {
     "add_cross_attention": (False,),
@@ -51,7 +52,6 @@ _IGNORED = {
     "output_hidden_states",
     "pad_token_id",
     "problem_type",
-    "projection_dim",
     "return_dict",
     "torch_dtype",
     "transformers_version",
@@ -117,11 +117,13 @@ class CLIPEncoder(nnx.Module):
         self.layers = nnx.List(CLIPEncoderLayer(c, dtype=dtype) for _ in range(c.num_hidden_layers))
         self.remat = remat
 
-    def __call__(self, x_btd: jax.Array) -> jax.Array:
+    def __call__(self, x_btd: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the outputs of the last layer but one and of the last layer."""
         run = nnx.remat(_run) if self.remat else _run
+        before_btd = x_btd
         for layer in self.layers:
-            x_btd = run(layer, x_btd)
-        return x_btd
+            before_btd, x_btd = x_btd, run(layer, x_btd)
+        return before_btd, x_btd
 
 
 def _run(layer: nnx.Module, x_btd: jax.Array) -> jax.Array:
@@ -148,8 +150,10 @@ class CLIPTextTransformer(nnx.Module):
         self.encoder = CLIPEncoder(c, dtype=dtype, remat=remat)
         self.final_layer_norm = LayerNorm(c.hidden_size, eps=c.layer_norm_eps, dtype=dtype)
 
-    def __call__(self, token_ids_bt: jax.Array) -> jax.Array:
-        return self.final_layer_norm(self.encoder(self.embeddings(token_ids_bt)))
+    def __call__(self, token_ids_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the output of the last layer but one, and that of the last layer after the final norm."""
+        before_btd, last_btd = self.encoder(self.embeddings(token_ids_bt))
+        return before_btd, self.final_layer_norm(last_btd)
 
 
 class CLIPTextModel(nnx.Module):
@@ -159,22 +163,26 @@ class CLIPTextModel(nnx.Module):
         config: the content of transformers' `text_encoder/config.json`.
         dtype: the compute dtype, float32 or bfloat16; parameters are cast to it at use.
         remat: whether the backward pass computes the inside of every layer once more instead of keeping it.
+        penultimate: whether the output of the last layer but one is returned, without a norm, as Stable Diffusion XL
+            takes it. The last layer and the final norm have no effect then.
 
     Raises:
         UserError: if the config asks for something that CLIP's and OpenCLIP's text encoders do not have.
     """
 
-    def __init__(self, config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32, remat: bool = False):
-        c = read_config("text_encoder", config, free=_FREE, fixed=_FIXED, ignored=_IGNORED)
-        if c.hidden_act not in ACTIVATIONS:
-            raise UserError(
-                f"text_encoder config: hidden_act={c.hidden_act!r} is not supported,"
-                f" only {' or '.join(map(repr, ACTIVATIONS))} is"
-            )
-        self.text_model = CLIPTextTransformer(c, dtype=dtype, remat=remat)
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
+        penultimate: bool = False,
+    ):
+        self.text_model = CLIPTextTransformer(_read("text_encoder", config), dtype=dtype, remat=remat)
+        self.penultimate = penultimate
 
     def __call__(self, token_ids_bt: jax.Array) -> jax.Array:
-        """Return the last hidden state after the final layer norm, [b, t, hidden_size] float32.
+        """Return the last hidden state after the final layer norm, or the last but one, [b, t, hidden_size] float32.
 
         Attention is causal and without a padding mask, as Stable Diffusion was trained: padding is encoded as well.
 
@@ -182,4 +190,46 @@ class CLIPTextModel(nnx.Module):
             token_ids_bt: int32 token ids. An id past the vocabulary gives NaN, and so does a position past
                 `max_position_embeddings`.
         """
-        return self.text_model(token_ids_bt).astype(jnp.float32)
+        before_btd, last_btd = self.text_model(token_ids_bt)
+        return (before_btd if self.penultimate else last_btd).astype(jnp.float32)
+
+
+class CLIPTextModelWithProjection(nnx.Module):
+    """Encodes prompts for the UNet of Stable Diffusion XL, and pools each into one vector.
+
+    Args:
+        config: the content of transformers' `text_encoder_2/config.json`.
+        end_token: the id of the token that ends a prompt. The text is pooled at the first of them. (transformers takes
+            the largest id where the config says eos_token_id=2, as older configs do: with tokens that were added
+            later that would be another place.)
+        dtype, remat: as in `CLIPTextModel`.
+
+    Raises:
+        UserError: as `CLIPTextModel`.
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], *, end_token: int, dtype: DTypeLike = jnp.float32, remat: bool = False
+    ):
+        c = _read("text_encoder_2", config)
+        self.text_model = CLIPTextTransformer(c, dtype=dtype, remat=remat)
+        self.text_projection = Linear(c.hidden_size, c.projection_dim, bias=False, dtype=dtype)
+        self.end_token = end_token
+
+    def __call__(self, token_ids_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the hidden state of the last layer but one, [b, t, hidden_size], and the pooled text,
+        [b, projection_dim]; both float32."""
+        before_btd, last_btd = self.text_model(token_ids_bt)
+        ends_b = jnp.argmax(token_ids_bt == self.end_token, axis=1)
+        pooled_bd = jnp.take_along_axis(last_btd, ends_b[:, None, None], axis=1)[:, 0]
+        return before_btd.astype(jnp.float32), self.text_projection(pooled_bd).astype(jnp.float32)
+
+
+def _read(component: str, config: Mapping[str, Any]) -> SimpleNamespace:
+    c = read_config(component, config, free=_FREE, fixed=_FIXED, ignored=_IGNORED)
+    if c.hidden_act not in ACTIVATIONS:
+        raise UserError(
+            f"{component} config: hidden_act={c.hidden_act!r} is not supported,"
+            f" only {' or '.join(map(repr, ACTIVATIONS))} is"
+        )
+    return c

@@ -1,4 +1,5 @@
-"""The UNet of Stable Diffusion 1 and 2 (arXiv 2112.10752), module for module as diffusers names it.
+"""The UNet of Stable Diffusion 1 and 2 (arXiv 2112.10752) and XL (arXiv 2307.01952), module for module as diffusers
+names it.
 
 Shape suffixes as in `jaxbooth.models.layers`.
 """
@@ -26,6 +27,8 @@ from jaxbooth.models.layers import (
     sinusoidal_embedding,
 )
 
+SIZES_AND_TEXT = "text_time"  # diffusers' name for what Stable Diffusion XL adds to the timestep
+
 _FREE = {
     "in_channels": 4,
     "out_channels": 4,
@@ -41,11 +44,13 @@ _FREE = {
     "norm_eps": 1e-5,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
 }
 _PER_LEVEL = {"transformer_layers_per_block", "attention_head_dim"}
 _FIXED = {
     "act_fn": ("silu", "swish"),
-    "addition_embed_type": (None,),
+    "addition_embed_type": (None, SIZES_AND_TEXT),
     "attention_type": ("default",),
     "center_input_sample": (False,),
     "class_embed_type": (None,),
@@ -75,14 +80,8 @@ _FIXED = {
     "timestep_post_act": (None,),
 }
 # `upcast_attention` asks for logits and softmax in float32 while the rest is in half precision; `models.kernels` always
-# does that. The last three keys belong to embeddings that are refused above.
-_IGNORED = {
-    "sample_size",
-    "upcast_attention",
-    "addition_embed_type_num_heads",
-    "addition_time_embed_dim",
-    "projection_class_embeddings_input_dim",
-}
+# does that. The last key belongs to embeddings that are refused above.
+_IGNORED = {"sample_size", "upcast_attention", "addition_embed_type_num_heads"}
 
 Runner = Callable[..., jax.Array]
 # A block that is computed again need not compute its attention again: the output is small, unlike the logits.
@@ -166,7 +165,8 @@ def _per_level(key: str, value: int | Sequence[int], levels: int) -> list[int]:
 
 
 class UNet2DConditionModel(nnx.Module):
-    """Predicts noise or velocity, as it was trained to, from noisy latents, the timestep and the text.
+    """Predicts noise or velocity, as it was trained to, from noisy latents, the timestep and the text; that of Stable
+    Diffusion XL also from a pooled text and from sizes.
 
     Args:
         config: the content of diffusers' `unet/config.json`.
@@ -177,7 +177,7 @@ class UNet2DConditionModel(nnx.Module):
         kernel: how attention is computed.
 
     Raises:
-        UserError: if the config asks for something that Stable Diffusion 1 and 2 do not have.
+        UserError: if the config asks for something that Stable Diffusion 1, 2 and XL do not have.
     """
 
     def __init__(
@@ -225,6 +225,10 @@ class UNet2DConditionModel(nnx.Module):
             "freq_shift": c.freq_shift,
         }
         self.time_embedding = TimestepEmbedding(widths[0], time_features, dtype=dtype)
+        self.size_sinusoids: dict[str, Any] | None = None
+        if config.get("addition_embed_type") == SIZES_AND_TEXT:
+            self.size_sinusoids = {**self.sinusoids, "features": c.addition_time_embed_dim}
+            self.add_embedding = TimestepEmbedding(c.projection_class_embeddings_input_dim, time_features, dtype=dtype)
         self.conv_in = Conv(c.in_channels, widths[0], dtype=dtype)
 
         self.down_blocks: nnx.List[DownBlock2D] = nnx.List()
@@ -257,13 +261,24 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_norm_out = GroupNorm(c.norm_num_groups, width, eps=c.norm_eps, dtype=dtype)
         self.conv_out = Conv(width, c.out_channels, dtype=dtype)
 
-    def __call__(self, latents_bhwc: jax.Array, timesteps_b: jax.Array, context_btd: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        latents_bhwc: jax.Array,
+        timesteps_b: jax.Array,
+        context_btd: jax.Array,
+        pooled_bd: jax.Array | None = None,
+        sizes_bk: jax.Array | None = None,
+    ) -> jax.Array:
         """Predict from a batch of noisy latents.
 
         Args:
             latents_bhwc: noisy, scaled latents.
             timesteps_b: timesteps, integer or floating.
-            context_btd: the text encoder's last hidden state.
+            context_btd: the text encoders' hidden states.
+            pooled_bd: for Stable Diffusion XL, the pooled text.
+            sizes_bk: for Stable Diffusion XL, six numbers of each row, float32: the original height and width of its
+                image, the top and left corner of its crop, and the target height and width (arXiv 2307.01952,
+                section 2.2). bfloat16 could not tell 1365 from 1368.
 
         Return:
             The prediction, [b, h, w, out_channels] float32.
@@ -272,6 +287,11 @@ class UNet2DConditionModel(nnx.Module):
         run = nnx.remat(_run, policy=_KEEP_ATTENTION) if self.remat else _run
         context_btd = context_btd.astype(self.dtype)
         time_bd = self.time_embedding(sinusoidal_embedding(timesteps_b, **self.sinusoids).astype(self.dtype))
+        if self.size_sinusoids:
+            assert pooled_bd is not None and sizes_bk is not None
+            sizes_bd = sinusoidal_embedding(sizes_bk.reshape(-1), **self.size_sinusoids).reshape(len(sizes_bk), -1)
+            added_bd = jnp.concatenate([pooled_bd.astype(jnp.float32), sizes_bd], axis=-1)
+            time_bd = time_bd + self.add_embedding(added_bd.astype(self.dtype))
 
         x_bhwc = self.conv_in(latents_bhwc.astype(self.dtype))
         skips = [x_bhwc]
