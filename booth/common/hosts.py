@@ -137,10 +137,10 @@ def ended_together(hosts: Hosts) -> Iterator[None]:
 
 
 def quiet_unless_first(hosts: Hosts) -> Hosts:
-    """Return the same; on all processes but the first let the log show only warnings, and no progress."""
+    """Return the same; on all processes but the first silence the log, which says the same on all, and progress."""
     log.info("host %d of %d", hosts.index, hosts.count)
     if hosts.index:
-        log.setLevel(logging.WARNING)
+        log.setLevel(logging.ERROR)
     return hosts
 
 

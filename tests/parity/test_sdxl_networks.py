@@ -1,4 +1,4 @@
-"""jaxbooth's networks of Stable Diffusion XL against diffusers' and transformers', with equal random weights, in float32.
+"""jaxbooth's networks of Stable Diffusion XL against diffusers' and transformers', in float32, with random weights.
 
 Every check is also run with one known mistake, and must reject each of them.
 """
