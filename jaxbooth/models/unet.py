@@ -44,8 +44,6 @@ _FREE = {
     "norm_eps": 1e-5,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
 }
 _PER_LEVEL = {"transformer_layers_per_block", "attention_head_dim"}
 _FIXED = {
@@ -80,8 +78,14 @@ _FIXED = {
     "timestep_post_act": (None,),
 }
 # `upcast_attention` asks for logits and softmax in float32 while the rest is in half precision; `models.kernels` always
-# does that. The last key belongs to embeddings that are refused above.
-_IGNORED = {"sample_size", "upcast_attention", "addition_embed_type_num_heads"}
+# does that. The next belongs to embeddings that are refused above; the last two are read where sizes are added.
+_IGNORED = {
+    "sample_size",
+    "upcast_attention",
+    "addition_embed_type_num_heads",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+}
 
 Runner = Callable[..., jax.Array]
 # A block that is computed again need not compute its attention again: the output is small, unlike the logits.
@@ -164,6 +168,14 @@ def _per_level(key: str, value: int | Sequence[int], levels: int) -> list[int]:
     return values
 
 
+def _number(key: str, config: Mapping[str, Any]) -> int:
+    """Return a number that a config with `addition_embed_type` must have."""
+    value = config.get(key)
+    if not isinstance(value, int):
+        raise UserError(f"unet config: {key}={value!r} is not supported beside addition_embed_type, only a number is")
+    return value
+
+
 class UNet2DConditionModel(nnx.Module):
     """Predicts noise or velocity, as it was trained to, from noisy latents, the timestep and the text; that of Stable
     Diffusion XL also from a pooled text and from sizes.
@@ -227,8 +239,9 @@ class UNet2DConditionModel(nnx.Module):
         self.time_embedding = TimestepEmbedding(widths[0], time_features, dtype=dtype)
         self.size_sinusoids: dict[str, Any] | None = None
         if config.get("addition_embed_type") == SIZES_AND_TEXT:
-            self.size_sinusoids = {**self.sinusoids, "features": c.addition_time_embed_dim}
-            self.add_embedding = TimestepEmbedding(c.projection_class_embeddings_input_dim, time_features, dtype=dtype)
+            self.size_sinusoids = {**self.sinusoids, "features": _number("addition_time_embed_dim", config)}
+            added_features = _number("projection_class_embeddings_input_dim", config)
+            self.add_embedding = TimestepEmbedding(added_features, time_features, dtype=dtype)
         self.conv_in = Conv(c.in_channels, widths[0], dtype=dtype)
 
         self.down_blocks: nnx.List[DownBlock2D] = nnx.List()

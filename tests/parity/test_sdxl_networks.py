@@ -90,6 +90,8 @@ def test_the_check_rejects(sdxl_unet: Pair, step: Callable, expected: np.ndarray
 def test_other_additions_are_refused() -> None:
     with pytest.raises(UserError, match="addition_embed_type='image' is not supported, only None or 'text_time' is"):
         Network.build(unet.UNet2DConditionModel, TINY["unet"] | {"addition_embed_type": "image"})
+    with pytest.raises(UserError, match="addition_time_embed_dim=None is not supported beside addition_embed_type"):
+        Network.build(unet.UNet2DConditionModel, TINY["unet"] | {"addition_time_embed_dim": None})
 
 
 # Text encoders
