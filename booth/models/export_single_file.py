@@ -64,7 +64,7 @@ def write(
         with publish(out) as staging:
             file = SafetensorsFile(staging, specs, said)
             _write_weights(source, file, ldm_layout.inverse(ldm_layout.table(configs)), trained, trains)
-            for key, array in ldm_layout.unused(configs["text_encoder"]).items():
+            for key, array in ldm_layout.unused(configs).items():
                 file.write(key, array)
             file.seal()
             if text := modelspec.original_config(configs, resolution):
@@ -130,10 +130,9 @@ def _file_specs(source: PipelineDir, precision: Precision, trains: Collection[st
     for key, piece in ldm_layout.table(configs).items():
         spec = there[piece.component, piece.names[0]]
         code = CODES.get(precision, "F32" if piece.component in trains else spec.dtype)
-        shape = (spec.shape[0] * len(piece.names), *spec.shape[1:])
-        wanted[key] = TensorSpec(code, (*shape[:2], 1, 1) if piece.pointwise else shape)
+        wanted[key] = TensorSpec(code, piece.in_file(spec.shape))
     code = CODES.get(precision, "F32" if "text_encoder" in trains else there[_TEXT_NORM].dtype)
-    for key, array in ldm_layout.unused(configs["text_encoder"]).items():
+    for key, array in ldm_layout.unused(configs).items():
         wanted[key] = TensorSpec("I64" if array.dtype.kind == "i" else code, array.shape)
     return wanted
 

@@ -44,10 +44,7 @@ class FileWeights(Weights):
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         with opened(self.file) as file:
             for name, (key, part, piece) in self.pieces.items():
-                array = file.tensor(key)
-                if len(piece.names) > 1:
-                    array = np.split(array, len(piece.names))[part]
-                yield name, array.reshape(array.shape[:2]) if piece.pointwise else array
+                yield name, piece.weight(file.tensor(key), part)
 
     def tensor(self, path: Path, key: str) -> np.ndarray:
         raise AssertionError("a single file has no buffers")
@@ -140,7 +137,7 @@ def open_single_file(file: Path, config: str, open_configs: Callable[[str], Pipe
             f"{where} says that it predicts {prediction!r}, and model.config={config} does not; give one that fits"
         )
     _check_widths(where, configs, {key: specs[keys[key]] for key in keys}, config)
-    extra = ldm_layout.unused(configs["text_encoder"])
+    extra = ldm_layout.unused(configs)
     table = ldm_layout.table(configs)
     ldm_layout.check_complete(where, keys.keys(), table, extra)
     for key, piece in table.items():

@@ -40,37 +40,38 @@ def file_tensors(size):
     for key, piece in ldm_layout.table(SIZES[size]).items():
         shape = known[piece.component, piece.names[0]]
         assert all(known[piece.component, name] == shape for name in piece.names)
-        shape = (len(piece.names) * shape[0], *shape[1:]) + (1, 1) * piece.pointwise
-        found[key] = torch.empty(shape, device="meta")
-    extra = ldm_layout.unused(SIZES[size]["text_encoder"])
+        found[key] = torch.empty(piece.in_file(shape), device="meta")
+    extra = ldm_layout.unused(SIZES[size])
     assert not found.keys() & extra.keys()
     return found | {key: torch.empty(array.shape, device="meta") for key, array in extra.items()}
 
 
 def as_diffusers_reads(tensors, configs):
     """(component, canonical name) -> tensor."""
-    text = text_model_of(configs)
     read = {
         "unet": convert_ldm_unet_checkpoint(dict(tensors), configs["unet"]),
         "vae": convert_ldm_vae_checkpoint(dict(tensors), configs["vae"]),
-        "text_encoder": convert_open_clip_checkpoint(text, dict(tensors))
-        if ldm_layout.is_open_clip(configs["text_encoder"])
-        else convert_ldm_clip_checkpoint(dict(tensors)),
     }
+    if "text_encoder_2" in configs:
+        second = text_model_of(configs["text_encoder_2"])
+        read["text_encoder"] = convert_ldm_clip_checkpoint(dict(tensors), remove_prefix=ldm_layout.XL_CLIP)
+        read["text_encoder_2"] = convert_open_clip_checkpoint(second, dict(tensors), prefix=ldm_layout.XL_OPEN_CLIP)
+    elif ldm_layout.is_open_clip(configs["text_encoder"]):
+        read["text_encoder"] = convert_open_clip_checkpoint(text_model_of(configs["text_encoder"]), dict(tensors))
+    else:
+        read["text_encoder"] = convert_ldm_clip_checkpoint(dict(tensors))
     last = f".layers.{configs['text_encoder']['num_hidden_layers']}."  # the layer that nothing here has
     return {
         (component, canonical_name(component, name)): tensor
         for component, found in read.items()
         for name, tensor in found.items()
-        if last not in name and "text_projection" not in name and canonical_name(component, name)
+        if (component == "text_encoder_2" or (last not in name and "text_projection" not in name))
+        and canonical_name(component, name)
     }
 
 
-def text_model_of(configs):
-    class Text:
-        config = type("Config", (), configs["text_encoder"])
-
-    return Text
+def text_model_of(config):
+    return type("Text", (), {"config": type("Config", (), config)})
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -108,6 +109,47 @@ def test_full_size_files_have_the_published_keys_and_shapes(size):
          "cond_stage_model.model.ln_final.weight": (1024,), "cond_stage_model.model.positional_embedding": (77, 1024)}
     )  # fmt: skip
     assert {key: tuple(tensors[key].shape) for key in known} == known
+
+
+def test_a_full_size_xl_file_has_the_published_keys_and_shapes():
+    """1680 of the UNet, 248 of the VAE; CLIP's 196 and its positions; OpenCLIP's 389 in 32 layers, and two more."""
+    tensors, configs = file_tensors("sdxl"), SIZES["sdxl"]
+    starts = ("model.diffusion_model.", "first_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
+    counts = [sum(key.startswith(start) for key in tensors) for start in starts]
+    assert counts == [1680, 248, 197, 390] and sum(counts) == len(tensors) == 2515
+    read = as_diffusers_reads(tensors, configs)
+    assert {place: tuple(tensor.shape) for place, tensor in read.items()} == shapes("sdxl")
+    known = {  # by which programs tell the families apart
+        "model.diffusion_model.label_emb.0.0.weight": (1280, 2816),
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight": (640, 2048),
+        "model.diffusion_model.middle_block.1.transformer_blocks.9.norm1.weight": (1280,),
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": (1, 77),
+        "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": (1280,),
+        "conditioner.embedders.1.model.ln_final.weight": (1280,),
+        "conditioner.embedders.1.model.text_projection": (1280, 1280),
+        "conditioner.embedders.1.model.logit_scale": (),
+    }
+    assert {key: tuple(tensors[key].shape) for key in known} == known
+
+
+def test_diffusers_finds_every_weight_of_an_xl_file():
+    """The projection of the second text encoder, too, which the file has transposed."""
+    torch.manual_seed(0)
+    here = {
+        (component, canonical_name(component, name)): tensor
+        for component, network in build_networks("tiny-sdxl").items()
+        for name, tensor in network.state_dict().items()
+    }
+    file = {}
+    for key, piece in ldm_layout.table(SIZES["tiny-sdxl"]).items():
+        tensor = torch.cat([here[piece.component, name] for name in piece.names])
+        tensor = tensor.T if piece.transposed else tensor
+        file[key] = tensor.reshape(piece.in_file(tuple(here[piece.component, piece.names[0]].shape))).contiguous()
+        for part, name in enumerate(piece.names):
+            assert np.array_equal(piece.weight(file[key].numpy(), part), here[piece.component, name].numpy())
+    found = as_diffusers_reads(file, SIZES["tiny-sdxl"])
+    assert found.keys() == here.keys()
+    assert all(torch.equal(tensor, here[place]) for place, tensor in found.items())
 
 
 def read_by_diffusers(folder, size, out):
@@ -166,7 +208,7 @@ def test_what_is_missing_or_left_over_is_listed():
 def test_the_layer_that_nothing_uses_adds_nothing():
     """Zero output projections: the residual stream goes through it unchanged, whatever it is."""
     config = SIZES["tiny-sd2"]["text_encoder"]
-    extra = ldm_layout.unused(config)
+    extra = ldm_layout.unused(SIZES["tiny-sd2"])
     ends = [key for key in extra if key.endswith(("attn.out_proj.weight", "attn.out_proj.bias", "c_proj.weight"))]
     assert len(ends) == 3 and all(".resblocks.2." in key and not extra[key].any() for key in ends)
     assert np.array_equal(extra["cond_stage_model.model.text_projection"], np.eye(config["hidden_size"]))
