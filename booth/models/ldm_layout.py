@@ -3,8 +3,8 @@
 The keys are the module paths of the original code (github.com/CompVis/stable-diffusion and
 github.com/Stability-AI/stablediffusion, for XL github.com/Stability-AI/generative-models), which numbers all blocks in
 one sequence, while diffusers nests them. Four differences are more than names: the VAE's attention consists of 1x1
-convolutions there and of linear layers here; OpenCLIP keeps query, key and value of a layer in one tensor; it transposes
-its projection; and a file has tensors that nothing here uses (`unused`).
+convolutions there and of linear layers here; OpenCLIP keeps query, key and value of a layer in one tensor; its
+projection is transposed; and a file has tensors that nothing here uses (`unused`).
 
 A table of every weight is made from the components' configs, so missing and extra tensors are known by name.
 """
