@@ -75,10 +75,15 @@ def train(
     with ended_together(hosts):
         if publisher:
             from_first(hosts, publisher.check)
-        run = _train(backend_class, hosts, config, workdir, from_step, meant, refresh)
+        shown = refresh if hosts.index == 0 else _nothing
+        run = _train(backend_class, hosts, config, workdir, from_step, meant, shown)
         if publisher:
             from_first(hosts, partial(publisher.push_finished, run.path))
         return run
+
+
+def _nothing(run: Path) -> None:
+    """Show nothing: another process does."""
 
 
 def _train(
@@ -101,13 +106,12 @@ def _train(
             return job.left()
 
         ready = _prepare(backend_class, job)
-        state = _update(job, ready, refresh if run.is_written_here else lambda path: None, began)
+        state = _update(job, ready, refresh, began)
         if job.config.samples.before_after:
             instances = [image.views for image in ready.batches.images["instance"]]
             ready.previews.write_before_after(ready.backend.models(state), ready.base_images, instances)
         write_result(job.config, inputs, run, job.adapter, ready.backend, state, job.last_step)
-        if run.is_written_here:
-            refresh(run.path)
+        refresh(run.path)
         return job.left()
 
 
@@ -203,9 +207,8 @@ def _prepare(backend_class: type[Backend], job: _Job) -> _Ready:
         from_first(hosts, partial(job.checkpoints.set_aside_after, start))
         log.info("resumed from step %d", start)
         # If the run ended after it had saved the step, but before its previews were complete, they are made now.
-        if _due(start, config.samples.every_steps) and from_first(
-            hosts, lambda: not previews.grid_file(start).exists()
-        ):
+        grid = previews.grid_file(start)
+        if _due(start, config.samples.every_steps) and from_first(hosts, lambda: not grid.exists()):
             previews.write_grid(backend.models(state), start)
     from_first(hosts, partial(job.run.record_saved, start))
     if job.start.exported is not None and job.start.exported > job.last_step:
