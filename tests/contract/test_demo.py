@@ -24,6 +24,7 @@ def demo(tiny_pipeline, monkeypatch):
     return config
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_the_demo_leaves_a_pipeline_and_before_and_after(backend_class, demo, tmp_path):
     demo.train.learning_rate = 1e-2
     run = loop.train(backend_class, demo, tmp_path / "run")

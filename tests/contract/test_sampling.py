@@ -97,6 +97,7 @@ def class_image_bytes(backend_class, tiny_config, tmp_path):
     return make
 
 
+@pytest.mark.parametrize("package", ["torchbooth", pytest.param("jaxbooth", marks=pytest.mark.full)])
 def test_a_class_image_is_the_same_however_many_are_asked_for(class_image_bytes, tiny_config):
     folder, three = class_image_bytes("run", 3)
     assert len(set(three.values())) == 3, "each image has its own seed"
