@@ -119,6 +119,7 @@ def test_asked_to_stop_both_stop_after_the_same_update(job, tmp_path, asked):
     assert f"torchbooth: stopped after step {steps[-1]}, which is saved" in error
 
 
+@pytest.mark.full  # jaxbooth's hosts show it too
 def test_a_refusal_ends_all(job, torchrun, tmp_path):
     code, error = torchrun(job(tmp_path / "run", instance__images=tmp_path / "nothing"))
     assert code != 0

@@ -161,6 +161,7 @@ def test_unet_check_rejects_swapped_norm(
     assert output_error(prediction, sd1_expected) > OUTPUT_TOLERANCE
 
 
+@pytest.mark.full  # the training of Stable Diffusion 2 shows the rest
 def test_sd2_unet_prediction_and_gradients_at_an_odd_size(sd2_unet: Pair, sd2_expected: np.ndarray) -> None:
     """Linear projections, heads and depth by level; an odd height is halved up and cut when doubled."""
     prediction, gradients = make_unet_step(sd2_unet, ODD_LATENTS, SD2_CONTEXT)(sd2_unet.params)
