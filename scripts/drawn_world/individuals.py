@@ -1,5 +1,6 @@
 """Individuals: what all pictures of one robot, cat or mug share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,8 @@ PAIRS = (
     ("pink", "purple"), ("purple", "pink"), ("purple", "white"), ("brown", "white"), ("brown", "orange"),
     ("white", "red"), ("white", "blue"), ("grey", "white"), ("grey", "red"), ("grey", "yellow"),
 )  # fmt: skip
-# The example subjects have these, and no training picture shows them.
+ANY = tuple((one, other) for one in COLOURS for other in COLOURS if one != other)
+# The example subjects have these, and no picture that the base learns from shows them.
 RESERVED = (("purple", "yellow"), ("green", "pink"), ("orange", "green"))
 PATTERNS = ("plain", "stripes", "dots")
 CLASSES = ("robot", "cat", "fish", "bird", "car", "house", "boat", "mug")
@@ -45,9 +47,9 @@ class Individual:
         return COLOURS[self.colours[1]]
 
 
-def drawn_individual(class_name: str, rng: np.random.Generator) -> Individual:
-    """Draw an individual of a class, with colours that are not reserved."""
-    colours = PAIRS[rng.integers(len(PAIRS))]
+def drawn_individual(class_name: str, rng: np.random.Generator, pairs: Sequence[tuple[str, str]] = PAIRS) -> Individual:
+    """Draw an individual of a class, with one of these pairs of colours."""
+    colours = pairs[rng.integers(len(pairs))]
     pattern = PATTERNS[rng.integers(len(PATTERNS))]
     first, second, third = (int(form) for form in rng.integers(FORMS, size=3))
     wide, high = (float(value) for value in rng.uniform(0.88, 1.08, 2).round(3))

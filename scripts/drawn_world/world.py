@@ -4,13 +4,14 @@ individual, scene = example(seed=0, index=17)
 picture = render(individual, scene)[..., :3]
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from drawn_world.canvas import Pen
-from drawn_world.individuals import CLASSES, Individual, drawn_individual
+from drawn_world.individuals import CLASSES, PAIRS, Individual, drawn_individual
 from drawn_world.objects import DRAW
 from drawn_world.settings import SETTINGS, draw_setting
 
@@ -28,10 +29,13 @@ class Scene:
     seed: int  # for what is random in the setting
 
 
-def example(seed: int, index: int) -> tuple[Individual, Scene]:
-    """Return example number `index` of world `seed`. Classes and settings are equally frequent."""
+def example(seed: int, index: int, pairs: Sequence[tuple[str, str]] = PAIRS) -> tuple[Individual, Scene]:
+    """Return example number `index` of world `seed`, with one of these pairs of colours.
+
+    Classes and settings are equally frequent.
+    """
     rng = np.random.default_rng([seed, index])
-    individual = drawn_individual(CLASSES[rng.integers(len(CLASSES))], rng)
+    individual = drawn_individual(CLASSES[rng.integers(len(CLASSES))], rng, pairs)
     return individual, drawn_scene(rng)
 
 
