@@ -21,7 +21,7 @@ from booth.data.views import views
 from booth.diffusion.backend import WEIGHT_FIELDS
 from booth.diffusion.objective import dreambooth_loss
 from booth.diffusion.schedule import noise_schedule
-from booth.train import hosts, loop
+from booth.train import loop
 from booth.train.batches import Batches, TrainingImage, _order, made_ahead
 from booth.train.checkpoints import Checkpoints
 
@@ -277,7 +277,7 @@ def test_a_finished_run_trains_no_further_step(tiny_config, tmp_path, monkeypatc
 
     def steps_of_a_repetition(batches):
         folder = tmp_path / batches.__name__
-        monkeypatch.setattr(hosts, "made_ahead", batches)
+        monkeypatch.setattr(loop, "made_ahead", batches)
         tiny_config.export.precision = "source"
         loop.train(FakeBackend, tiny_config, folder)
         tiny_config.export.precision = "fp16"  # so that the repetition has something to do

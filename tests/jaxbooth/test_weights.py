@@ -265,8 +265,8 @@ def test_parameter_count_of_stable_diffusion_2_1_text_encoder() -> None:
     [
         (
             UNet2DConditionModel,
-            {"addition_embed_type": "text_time"},
-            "unet config: addition_embed_type='text_time' is not supported, only None is",
+            {"addition_embed_type": "image"},
+            "unet config: addition_embed_type='image' is not supported, only None or 'text_time' is",
         ),
         (
             UNet2DConditionModel,
