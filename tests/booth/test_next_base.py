@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from drawn_world.world import example, render
 from next_base import autoencoder
 from next_base.autoencoder import object_psnr, through, train_autoencoder
 from next_base.denoiser import networks_begun_from_the_base
 from safetensors.torch import load_file
-from train_next_base import drawn, sheet
+from train_next_base import sheet
 
 from booth.models.embedded import base_path
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return drawn(tmp_path_factory.mktemp("work") / "pictures.npy", 0, 32)
+def pictures():
+    return np.stack([render(*example(0, index)) for index in range(32)])
 
 
 @pytest.mark.full
