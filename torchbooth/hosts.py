@@ -4,6 +4,7 @@ what `booth.common.hosts` asks of them."""
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,10 +26,22 @@ def join() -> Hosts:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_device())
         try:
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **_meeting())
         except (RuntimeError, ValueError) as error:  # no other process came, or an environment variable is missing
             raise UserError(f"the processes do not find each other: {' '.join(str(error).split())}") from error
     return quiet_unless_first(Processes())
+
+
+def _meeting() -> dict[str, Any]:
+    """Return where the processes meet. After a restart torchrun's store still holds the addresses of the processes before
+    it. So each attempt has keys of its own there."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}  # as the environment says
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, count, is_master=False)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {"store": dist.PrefixStore(f"attempt-{attempt}", store), "rank": rank, "world_size": count}
 
 
 class Processes:
