@@ -33,8 +33,11 @@ def join() -> Hosts:
 
 
 def _meeting() -> dict[str, Any]:
-    """Return where the processes meet. After a restart torchrun's store still holds the addresses of the processes before
-    it. So each attempt has keys of its own there."""
+    """Return where the processes meet.
+
+    After a restart torchrun's store still holds the addresses of the processes before it, so each attempt has keys of
+    its own there.
+    """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {}  # as the environment says
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
